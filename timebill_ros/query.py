@@ -1,0 +1,204 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The query: one object that every stage extends and hands on, and the record of its timing.
+
+The enumerations carry the numbers of ``action/Query.action``; a test holds the two together.
+Nothing here knows of ROS or of torch: the node and the engine process both import it.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import nan
+from typing import List, Optional
+
+
+class Outcome(IntEnum):
+    """How a query ended (``Query.Result.OUTCOME_*``)."""
+
+    COMPLETED = 1
+    TRUNCATED = 2
+    DEADLINE_MISSED = 3
+    INFEASIBLE = 4
+    SKIPPED = 5
+    INVALID = 6
+    CANCELED = 7
+    FAILED = 8
+
+
+class FinishReason(IntEnum):
+    """What ended the response (``Query.Result.FINISH_*``)."""
+
+    NONE = 0
+    END_TOKEN = 1
+    CLIENT_CAP = 2
+    SERVER_CAP = 3
+    STOP_STRING = 4
+    LANDED = 5
+    PLANNED_CAP = 6
+
+
+class ErrorCode(IntEnum):
+    """Why a query has no complete answer (``Query.Result`` error codes)."""
+
+    NONE = 0
+    INVALID_PROMPT = 10000
+    INVALID_TIME_ALLOWANCE = 10001
+    INVALID_SENT_AT = 10002
+    INVALID_MAX_NEW_TOKENS = 10003
+    INVALID_ADMISSION = 10004
+    INVALID_OVERRUN = 10005
+    INVALID_ALPHA_MAX = 10006
+    INVALID_MIN_TIER = 10007
+    INVALID_STOP = 10008
+    INVALID_SAMPLING = 10009
+    PROMPT_TOO_LONG = 10010
+    BUDGET_TOO_SMALL = 10020
+    QUEUE_FULL = 10030
+    LATE_JOB_RUNNING = 10031
+    DEADLINE_MISSED = 10040
+    DELIVERED_LATE = 10041
+    ENGINE_NOT_READY = 10050
+    ENGINE_DIED = 10051
+    ENGINE_HUNG = 10052
+    ENGINE_ERROR = 10053
+    OUT_OF_MEMORY = 10054
+    CANCELED_BY_CLIENT = 10060
+    SERVER_SHUTDOWN = 10061
+
+
+class Admission(IntEnum):
+    """Whether a query that might not fit is run at all (``Query.Goal.ADMISSION_*``)."""
+
+    SERVER_DEFAULT = 0
+    BEST_EFFORT = 1
+    GUARANTEED = 2
+
+
+class Overrun(IntEnum):
+    """What happens at the deadline (``Query.Goal.OVERRUN_*``)."""
+
+    SERVER_DEFAULT = 0
+    KILL = 1
+    SKIP_NEXT = 2
+    SOFT_LANDING = 3
+
+
+class Stage(IntEnum):
+    """Where a query stands (``Query.Feedback.STAGE_*``)."""
+
+    QUEUED = 0
+    PREFILL = 1
+    DECODE = 2
+    LATE = 3
+
+
+@dataclass
+class Turn:
+    """One turn of a conversation, as a chat template takes it."""
+
+    role: str
+    content: str
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen; every field is resolved (no "server's default" left).
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is that of
+    transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and response.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: Optional[int] = None
+
+
+@dataclass
+class Query:
+    """What a client asked, with every default resolved by the node.
+
+    Times are nanoseconds of the steady clock (``time.monotonic_ns``; on Linux one clock for all processes).
+    """
+
+    query_id: str                      # hexadecimal goal id
+    messages: List[Turn]               # the whole conversation, system turn included
+    arrival_ns: int                    # when the goal arrived
+    deadline_ns: int                   # hard deadline: the result is at the client by then
+    plan_deadline_ns: int              # deadline - delivery margin: nothing but a miss is handed over after it
+    max_new_tokens: int                # cap on the response: min(client's cap, server's N_max)
+    cap_is_clients: bool               # the cap above is the client's own (finish reason CLIENT_CAP)
+    admission: Admission = Admission.BEST_EFFORT
+    overrun: Overrun = Overrun.KILL
+    alpha_max: float = 0.95
+    min_tier: str = ''
+    stop: List[str] = field(default_factory=list)
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass
+class QueryTiming:
+    """Everything predicted about a query beside everything measured (``msg/QueryTiming``).
+
+    Durations in seconds, lengths in tokens; NaN is "not known". Fields have the message's names, so that one
+    conversion serves all; the message's comments say what each one means.
+    """
+
+    n_prompt: int = 0
+    n_predicted: int = 0
+    n_worst: int = 0
+    n_cap: int = 0
+    n_generated: int = 0
+    n_kept: int = 0
+    n_cached: int = 0
+
+    tier: str = ''
+    alpha: float = 0.0
+    alpha_raw: float = nan
+    feasible: bool = False
+    deadline_at_risk: bool = False
+    pessimistic_factor: float = nan
+    predictor: str = ''
+    policy: str = ''
+    coefficients_source: str = ''
+    coefficients_stamp_ns: int = 0     # system time, nanoseconds
+    plan_elapsed: float = nan
+    law_prefill: List[float] = field(default_factory=list)
+    law_decode_step: List[float] = field(default_factory=list)
+    replans: List[str] = field(default_factory=list)
+
+    time_allowance: float = nan
+    delivery_margin: float = nan
+    slack: float = nan
+
+    predicted_predict: float = nan
+    predicted_prefill: float = nan
+    predicted_evict: float = nan
+    predicted_decode: float = nan
+    predicted_decode_worst: float = nan
+    predicted_overhead: float = nan
+    predicted_total: float = nan
+    predicted_total_worst: float = nan
+    predicted_decode_realised: float = nan
+
+    queued: float = nan
+    tokenize: float = nan
+    predict: float = nan
+    prefill: float = nan
+    evict: float = nan
+    decode: float = nan
+    decode_step_max: float = nan
+    first_token: float = nan
+    total: float = nan
+    last_token_to_result: float = nan
+
+
+@dataclass
+class Ending:
+    """How a query ended, as the engine (or the node in its place) says it."""
+
+    outcome: Outcome
+    finish_reason: FinishReason = FinishReason.NONE
+    error_code: ErrorCode = ErrorCode.NONE
+    error_msg: str = ''

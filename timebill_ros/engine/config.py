@@ -1,0 +1,136 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of a model: what the engine needs to know of a checkpoint's ``config.json``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from timebill_ros.engine.errors import ModelError
+
+FAMILIES = ('llama', 'qwen2', 'qwen3', 'mistral')
+
+# Rotary scalings whose frequencies depend on the length of the running sequence. One table is exact for them only
+# up to the length that they were trained with, so the context is limited to it.
+_LENGTH_DEPENDENT_ROPE = ('dynamic', 'longrope')
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only model with grouped-query attention, rotary positions and a gated SiLU MLP."""
+
+    family: str                   # one of FAMILIES
+    n_layers: int
+    d_model: int
+    n_heads: int                  # query heads
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    vocab_size: int
+    norm_eps: float
+    max_positions: int            # tokens; longest sequence that every layer sees whole
+    eos_ids: Tuple[int, ...]      # tokens that end a response
+    rope: Dict[str, Any]          # rotary parameters as transformers keeps them ("rope_type", "rope_theta", ...)
+    attention_bias: bool          # q, k, v have a bias
+    output_bias: bool             # o has a bias
+    mlp_bias: bool
+    qk_norm: bool                 # RMS norm per head on q and k before the rotation
+    tie_embeddings: bool
+    sliding_window: Optional[int] = None    # the window that limited max_positions, if one did
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that the KV cache holds for each token, over all layers."""
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """
+    Read ``config.json`` and ``generation_config.json`` of a checkpoint.
+
+    Raises ModelError for an architecture that the engine does not compute exactly.
+    """
+    raw = _read_json(directory / 'config.json')
+    if raw is None:
+        raise ModelError(f'{directory} has no config.json: it is not a model in the Hugging Face layout')
+    _refuse_unsupported(raw, directory)
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    family = config.model_type
+    max_positions, window = _limit_positions(config)
+    qkv_bias = family == 'qwen2' or bool(getattr(config, 'attention_bias', False))
+    return ModelConfig(
+        family=family,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
+        d_ff=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        norm_eps=config.rms_norm_eps,
+        max_positions=max_positions,
+        eos_ids=_eos_ids(_read_json(directory / 'generation_config.json'), config),
+        rope=dict(config.rope_parameters),
+        attention_bias=qkv_bias,
+        output_bias=qkv_bias and family != 'qwen2',
+        mlp_bias=bool(getattr(config, 'mlp_bias', False)),
+        qk_norm=family == 'qwen3',
+        tie_embeddings=bool(config.tie_word_embeddings),
+        sliding_window=window)
+
+
+def _read_json(path: Path) -> Optional[Dict[str, Any]]:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding='utf-8')))
+    except ValueError as error:
+        raise ModelError(f'{path} is not valid JSON: {error}') from error
+
+
+def _refuse_unsupported(raw: Dict[str, Any], directory: Path) -> None:
+    family = raw.get('model_type')
+    if family not in FAMILIES:
+        raise ModelError(
+            f'{directory}: architecture {family!r} is not supported; supported are {", ".join(FAMILIES)}')
+    for architecture in raw.get('architectures') or []:
+        if not architecture.endswith('ForCausalLM'):
+            raise ModelError(
+                f'{directory}: {architecture} does not generate text; a ...ForCausalLM checkpoint is needed')
+    quantization = raw.get('quantization_config')
+    if quantization:
+        method = quantization.get('quant_method', 'unknown')
+        raise ModelError(
+            f'{directory}: quantised checkpoints ({method}) are not supported; use the unquantised one or a GGUF file')
+    if raw.get('hidden_act', 'silu') != 'silu':
+        raise ModelError(f'{directory}: activation {raw["hidden_act"]!r} is not supported; supported is silu')
+
+
+def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
+    """Return the longest exact context, and the sliding window if that is what limits it."""
+    limit = int(config.max_position_embeddings)
+    rope = config.rope_parameters
+    if rope.get('rope_type') in _LENGTH_DEPENDENT_ROPE:
+        limit = min(limit, int(rope.get('original_max_position_embeddings') or limit))
+    window = getattr(config, 'sliding_window', None)
+    layer_types = getattr(config, 'layer_types', None)
+    if layer_types is not None and 'sliding_attention' not in layer_types:
+        window = None
+    if window is not None and window < limit:
+        return int(window), int(window)
+    return limit, None
+
+
+def _eos_ids(generation: Optional[Dict[str, Any]], config: Any) -> Tuple[int, ...]:
+    """End tokens of the generation config, else of the model config (a tokenizer's may be wrong, so not that)."""
+    for source in ((generation or {}).get('eos_token_id'), getattr(config, 'eos_token_id', None)):
+        if source is not None:
+            return tuple(source) if isinstance(source, (list, tuple)) else (int(source),)
+    return ()

@@ -1,0 +1,19 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in the engine room; every message is for the person who runs the robot."""
+
+
+class EngineError(Exception):
+    """Base of all errors that the engine raises on purpose."""
+
+
+class ModelError(EngineError):
+    """The model cannot be loaded: not found, not supported or not safe. The message says how to mend it."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt plus one token exceeds the context."""
+
+
+class OutOfMemory(EngineError):
+    """The KV cache of a query does not fit; the message says how much it needs and how much there is."""

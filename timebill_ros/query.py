@@ -104,8 +104,9 @@ class Turn:
 class Sampling:
     """How the next token is chosen; every field is resolved (no "server's default" left).
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is that of
-    transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and response.
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is
+    that of transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and
+    response.
     """
 
     temperature: float = 0.0
@@ -119,16 +120,17 @@ class Sampling:
 class Query:
     """What a client asked, with every default resolved by the node.
 
-    Times are nanoseconds of the steady clock (``time.monotonic_ns``; on Linux one clock for all processes).
+    Times are nanoseconds of the steady clock (``time.monotonic_ns``; on Linux one clock for all
+    processes).
     """
 
     query_id: str                      # hexadecimal goal id
     messages: List[Turn]               # the whole conversation, system turn included
     arrival_ns: int                    # when the goal arrived
     deadline_ns: int                   # hard deadline: the result is at the client by then
-    plan_deadline_ns: int              # deadline - delivery margin: nothing but a miss is handed over after it
+    plan_deadline_ns: int              # deadline - delivery margin: later only a miss goes out
     max_new_tokens: int                # cap on the response: min(client's cap, server's N_max)
-    cap_is_clients: bool               # the cap above is the client's own (finish reason CLIENT_CAP)
+    cap_is_clients: bool               # that cap is the client's own (finish reason CLIENT_CAP)
     admission: Admission = Admission.BEST_EFFORT
     overrun: Overrun = Overrun.KILL
     alpha_max: float = 0.95
@@ -141,8 +143,8 @@ class Query:
 class QueryTiming:
     """Everything predicted about a query beside everything measured (``msg/QueryTiming``).
 
-    Durations in seconds, lengths in tokens; NaN is "not known". Fields have the message's names, so that one
-    conversion serves all; the message's comments say what each one means.
+    Durations in seconds, lengths in tokens; NaN is "not known". Fields have the message's names,
+    so that one conversion serves all; the message's comments say what each one means.
     """
 
     n_prompt: int = 0

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between the node process and the engine process, and their frames.
 
-A frame is a 4-byte little-endian length and that many bytes of JSON: ``{"type": name, ...fields}``. JSON and
-not pickle: the two sides may be different interpreters with different libraries, and neither may run what the
-other sends. Times are nanoseconds of the steady clock, which both processes share.
+A frame is a 4-byte little-endian length and that many bytes of JSON: ``{"type": name,
+...fields}``. JSON and not pickle: the two sides may be different interpreters with different libraries, and
+neither may run what the other sends. Times are nanoseconds of the steady clock, which both
+processes share.
 """
 
 import functools
@@ -21,11 +22,11 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct('<I')
 
 
-# --- node to engine -----------------------------------------------------------------------------------------
+# --- node to engine ------------------------------------------------------------------------------
 
 @dataclass
 class Load:
-    """The first message: what to load and where. The engine answers Loading…, then Ready or LoadFailed."""
+    """The first message: what to load, and where. Answer: Loading…, then Ready or LoadFailed."""
 
     model: str                               # directory, GGUF file, hub name, or "embedded"
     device: str = 'auto'                     # "auto", "cpu", "cuda", "cuda:1"
@@ -36,8 +37,8 @@ class Load:
     kv_memory_bytes: int = 0                 # memory for KV caches; 0 = what the machine has free
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
     allow_download: bool = False
-    cache_dir: str = ''                      # converted models and profiles; "" = the user's cache directory
-    policy: Dict[str, Any] = field(default_factory=dict)   # planner parameters, see budget.planner.PlannerConfig
+    cache_dir: str = ''                      # models and profiles; "" = the user's cache directory
+    policy: Dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Submit:
 
 @dataclass
 class Drop:
-    """The node has ended this query (cancel, deadline): stop working on it within one step or chunk."""
+    """The node has ended this query (cancel, deadline): stop within one step or chunk."""
 
     query_id: str
 
@@ -80,7 +81,7 @@ class Shutdown:
     """End the process once the current step is done."""
 
 
-# --- engine to node -----------------------------------------------------------------------------------------
+# --- engine to node ------------------------------------------------------------------------------
 
 @dataclass
 class Loading:
@@ -132,7 +133,7 @@ class LoadFailed:
 
 @dataclass
 class Alive:
-    """Sign of life while there is nothing else to say, at least once a second; with gauges for the status."""
+    """Sign of life while there is nothing else to say, once a second; gauges for the status."""
 
     device_memory_bytes: int = 0
     busy_s: float = 0.0                      # seconds of model work since the start
@@ -146,7 +147,7 @@ class Progress:
 
     query_id: str
     stage: Stage
-    text: str                                # new text since the last Progress; "" during the prefill
+    text: str                                # new text since the last Progress
     n_generated: int
     predicted_finish_ns: int                 # steady clock, worst case; 0 = not known yet
     deadline_at_risk: bool
@@ -195,7 +196,8 @@ class ProfileDone:
 _TYPES = {
     cls.__name__: cls for cls in (
         Load, Submit, Drop, Adopt, RunProfile, CancelProfile, Shutdown,
-        Loading, Ready, LoadFailed, Alive, Progress, Planned, Finished, ProfileProgress, ProfileDone)
+        Loading, Ready, LoadFailed, Alive, Progress, Planned, Finished, ProfileProgress,
+        ProfileDone)
 }
 
 
@@ -220,7 +222,7 @@ def write_message(stream: BinaryIO, message: Any) -> None:
 
 
 def read_message(stream: BinaryIO) -> Any:
-    """Read one frame; blocks. Raises ChannelClosed at the end of the stream, ValueError on a bad frame."""
+    """Read one frame; blocks. Raises ChannelClosed at the end, ValueError on a bad frame."""
     size, = _HEADER.unpack(_read_exactly(stream, _HEADER.size))
     if size > MAX_FRAME_BYTES:
         raise ValueError(f'frame of {size} bytes exceeds {MAX_FRAME_BYTES}')
@@ -244,7 +246,7 @@ def _hints(cls: Any) -> Dict[str, Any]:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """Turn decoded JSON back into the annotated type; unknown fields are an error, so versions cannot mix."""
+    """Turn decoded JSON back into the annotated type; an unknown field is an error."""
     origin = typing.get_origin(kind)
     if origin is list:
         item, = typing.get_args(kind)

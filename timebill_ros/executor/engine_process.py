@@ -1,0 +1,137 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One engine process with its two pipes and the threads that serve them."""
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from typing import Any, BinaryIO, Callable, List, Mapping, Optional
+
+from timebill_ros.executor.messages import ChannelClosed, read_message, write_message
+
+# A process that a driver holds in the kernel does not die at once; the node goes on without it.
+REAP_S = 5.0
+
+CommandLine = Callable[[int, int], List[str]]
+
+
+class EngineProcess:
+    """
+    A started engine: messages go in through a queue, come out through a callback, and ``last_heard_ns`` says when.
+
+    Sending never blocks: a writer thread does it, because a stopped engine reads nothing and its pipe fills up.
+    ``on_message`` and ``on_line`` are called in threads of this object.
+    """
+
+    def __init__(
+        self,
+        command_line: CommandLine,
+        environment: Mapping[str, str],
+        on_message: Callable[['EngineProcess', Any], None],
+        on_line: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """
+        Start the process in a session of its own; raises OSError if it cannot be started.
+
+        ``command_line(read_fd, write_fd)`` gives the arguments; ``on_message(process, message)`` gets every message,
+        ``on_line`` each line of its stdout and stderr, ``on_end`` is called once when its pipe ends.
+        """
+        self.last_heard_ns = time.monotonic_ns()
+        self.fault = ''                      # what was wrong with what it sent; '' = nothing
+        self._on_message = on_message
+        self._on_line = on_line
+        self._on_end = on_end
+        self._outgoing: 'queue.SimpleQueue[Optional[Any]]' = queue.SimpleQueue()
+        engine_reads, we_write = os.pipe()
+        we_read, engine_writes = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                command_line(engine_reads, engine_writes), env=dict(environment),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                pass_fds=(engine_reads, engine_writes), start_new_session=True)
+        except OSError:
+            os.close(we_write)
+            os.close(we_read)
+            raise
+        finally:
+            os.close(engine_reads)
+            os.close(engine_writes)
+        self._threads = [
+            threading.Thread(target=self._read, args=(os.fdopen(we_read, 'rb'),), daemon=True),
+            threading.Thread(target=self._write, args=(os.fdopen(we_write, 'wb'),), daemon=True),
+            threading.Thread(target=self._forward_lines, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is also the id of its group."""
+        return self._process.pid
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, for people; '' while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return ''
+        if code >= 0:
+            return f'exit status {code}'
+        return f'signal {signal.Signals(-code).name}'
+
+    def send(self, message: Any) -> None:
+        """Queue a message for the engine; returns at once, also when it is dead or stopped."""
+        self._outgoing.put(message)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the process to end; False if it still runs."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End the process and whatever it started, with SIGKILL, which a stopped process obeys too; reap it."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.wait(REAP_S)
+        self._outgoing.put(None)
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+
+    def _read(self, stream: BinaryIO) -> None:
+        with stream:
+            try:
+                while True:
+                    message = read_message(stream)
+                    self.last_heard_ns = time.monotonic_ns()
+                    self._on_message(self, message)
+            except ChannelClosed:
+                pass
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                self.fault = f'sent a bad frame: {error}'
+        self._on_end()
+
+    def _write(self, stream: BinaryIO) -> None:
+        try:
+            with stream:
+                while (message := self._outgoing.get()) is not None:
+                    write_message(stream, message)
+        except (ChannelClosed, OSError):
+            return      # the reader sees the same end and reports it
+
+    def _forward_lines(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        with output:
+            for line in output:
+                text = line.decode('utf-8', 'replace').rstrip()
+                if text:
+                    self._on_line(text)

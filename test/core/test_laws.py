@@ -1,0 +1,80 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The laws against term-by-term sums and numeric derivatives, and what is refused as a law."""
+
+import json
+import math
+import random
+
+import pytest
+
+from timebill_ros.time_estimator.laws import Law
+
+QUADRATIC = Law('prefill', 'quadratic', (2e-9, 3e-5, 0.01))
+AFFINE = Law('decode_step', 'affine', (1e-6, 0.02))
+CONSTANT = Law('overhead', 'constant', (0.003,))
+FLOOR = Law('decode_step', 'piecewise', (0.02, 0.02, 0.05), knots=(100.0, 512.0, 4096.0))
+ONE_KNOT = Law('evict', 'piecewise', (0.004,), knots=(10.0,))
+ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT)
+
+
+@pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
+def test_the_sum_is_that_of_the_single_terms(law: Law) -> None:
+    rng = random.Random(3)
+    for _ in range(300):
+        first = rng.choice([0.0, float(rng.randrange(6000)), rng.uniform(0, 6000)])
+        steps = rng.choice([0, 1, 2, rng.randrange(5000)])
+        terms = math.fsum(law.seconds(first + j) for j in range(steps))
+        assert law.sum_steps(first, steps) == pytest.approx(terms, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
+def test_the_slope_is_the_derivative(law: Law) -> None:
+    for n_tokens in (3.0, 57.5, 300.0, 2000.0, 9000.0):
+        numeric = (law.seconds(n_tokens + 0.01) - law.seconds(n_tokens - 0.01)) / 0.02
+        assert law.slope(n_tokens) == pytest.approx(numeric, rel=1e-5, abs=1e-12)
+
+
+def test_the_sum_of_an_affine_law_is_the_papers_formula() -> None:
+    p, q, n_prompt, alpha, n = 1e-6, 0.02, 1000, 0.25, 77
+    paper = (n - 1) * (p * ((1 - alpha) * n_prompt + (n - 2) / 2) + q)
+    assert AFFINE.sum_steps((1 - alpha) * n_prompt, n - 1) == pytest.approx(paper)
+
+
+def test_a_piecewise_law_is_flat_before_its_first_knot_and_goes_on_after_its_last() -> None:
+    assert FLOOR.seconds(0) == FLOOR.seconds(511) == 0.02
+    assert FLOOR.seconds(4096 + 3584) == pytest.approx(0.08)
+    assert AFFINE.is_affine and CONSTANT.is_affine
+    assert not FLOOR.is_affine and not QUADRATIC.is_affine
+
+
+@pytest.mark.parametrize('fields, named', [
+    (('prefil', 'affine', (1.0, 1.0)), 'prefil'),
+    (('prefill', 'cubic', (1.0,)), 'cubic'),
+    (('prefill', 'affine', (1.0,)), 'coefficients'),
+    (('prefill', 'affine', (1.0, -1e-9)), '>= 0'),
+    (('prefill', 'affine', (1.0, math.nan)), 'finite'),
+    (('prefill', 'affine', (1.0, math.inf)), 'finite'),
+    (('prefill', 'affine', (1.0, 1.0), (3.0,)), 'knots'),
+    (('prefill', 'piecewise', (1.0, 1.0), (3.0, 3.0)), 'ascending'),
+    (('prefill', 'piecewise', (2.0, 1.0), (3.0, 4.0)), 'decrease'),
+    (('prefill', 'piecewise', ()), 'coefficients'),
+    (('prefill', 'constant', (1.0,), (), '', 0.5), 'worst_ratio'),
+    (('prefill', 'constant', (1.0,), (), '', math.nan), 'worst_ratio'),
+    (('prefill', 'constant', (1.0,), (), '', 1.0, -0.1), 'mape'),
+])
+def test_an_impossible_law_is_refused_by_name(fields: tuple, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Law(*fields)
+
+
+@pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
+def test_a_law_survives_json(law: Law) -> None:
+    again = Law.from_dict(json.loads(json.dumps(law.to_dict(), allow_nan=False)))
+    assert again.to_dict() == law.to_dict()
+
+
+def test_a_scaled_law_takes_that_much_longer_everywhere() -> None:
+    for law in ALL:
+        for n_tokens in (0, 99, 3000):
+            assert law.scaled(1.5).seconds(n_tokens) == pytest.approx(1.5 * law.seconds(n_tokens))

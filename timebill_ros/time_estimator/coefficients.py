@@ -1,0 +1,136 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The timing laws that a server plans with, and the machine and model they are valid for."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+import json
+from math import isfinite
+import os
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from timebill_ros.time_estimator.laws import CONSTANT, DECODE_STEP, Law, PREFILL
+
+FROM_PROFILE = 'profile'    # measured by this process
+FROM_FILE = 'file'          # loaded from an earlier profile of this key
+FROM_TOPIC = 'topic'        # published by the calibration node
+
+
+class Drift(IntEnum):
+    """How far the machine is from its profile (``msg/TimingCoefficients`` DRIFT_*)."""
+
+    NONE = 0
+    TRACKED = 1
+    HIGH = 2
+
+
+class CoefficientsError(ValueError):
+    """Coefficients that nothing may be planned with; the message says what is wrong."""
+
+
+def key_of(device: str, model: str, dtype: str, engine_version: str) -> str:
+    """Return what timings are valid for, as one readable line."""
+    return ' | '.join((device, model, dtype, f'engine {engine_version}'))
+
+
+@dataclass(frozen=True)
+class TimingCoefficients:
+    """Everything the estimator knows about one machine and model (``msg/TimingCoefficients``)."""
+
+    stamp_ns: int                      # system time at which these values were fitted or last moved
+    device: str
+    model: str
+    dtype: str
+    engine_version: str
+    laws: Tuple[Law, ...]
+    worst_quantile: float = 0.99       # the share of samples that each worst_ratio covers
+    drift_state: Drift = Drift.NONE
+    drift_ratio: float = 1.0           # measured / predicted of the newest queries
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be planned with; raises CoefficientsError that names the field."""
+        if not 0.0 < self.worst_quantile <= 1.0:
+            raise CoefficientsError(f'worst_quantile {self.worst_quantile} is not in (0, 1]')
+        if not (isfinite(self.drift_ratio) and self.drift_ratio > 0.0):
+            raise CoefficientsError(f'drift_ratio {self.drift_ratio} is not a positive number')
+        pairs = [(law.tier, law.law) for law in self.laws]
+        for pair in pairs:
+            if pairs.count(pair) > 1:
+                raise CoefficientsError(f'law {pair[1]!r} of tier {pair[0]!r} is given twice')
+        for needed in (PREFILL, DECODE_STEP):
+            if not any(law.law == needed for law in self.laws):
+                raise CoefficientsError(f'law {needed!r} is missing')
+
+    @property
+    def key(self) -> str:
+        """Return the key of ``key_of``."""
+        return key_of(self.device, self.model, self.dtype, self.engine_version)
+
+    def law(self, name: str, tier: str) -> Law:
+        """Return a law for a tier: its own, else the one of every tier, else zero seconds."""
+        found: Optional[Law] = None
+        for law in self.laws:
+            if law.law == name and (law.tier == tier or (law.tier == '' and found is None)):
+                found = law
+        if found is None and name in (PREFILL, DECODE_STEP):
+            raise CoefficientsError(f'law {name!r} is missing for tier {tier!r}')
+        return found or Law(name, CONSTANT, (0.0,))
+
+    def require_key(self, key: str) -> None:
+        """Raise CoefficientsError, naming both keys, unless these are valid for ``key``."""
+        if self.key != key:
+            raise CoefficientsError(f'coefficients are for "{self.key}", this server is "{key}"')
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the fields as JSON knows them."""
+        return {
+            'stamp_ns': self.stamp_ns, 'device': self.device, 'model': self.model,
+            'dtype': self.dtype, 'engine_version': self.engine_version,
+            'worst_quantile': self.worst_quantile, 'drift_state': int(self.drift_state),
+            'drift_ratio': self.drift_ratio,
+            'laws': [law.to_dict() for law in self.laws]}
+
+    @staticmethod
+    def from_dict(fields: Dict[str, Any]) -> 'TimingCoefficients':
+        """Build them from ``to_dict``; raises CoefficientsError on a wrong field."""
+        try:
+            return TimingCoefficients(
+                int(fields['stamp_ns']), str(fields['device']), str(fields['model']),
+                str(fields['dtype']), str(fields['engine_version']),
+                tuple(Law.from_dict(law) for law in fields['laws']),
+                float(fields['worst_quantile']), Drift(fields['drift_state']),
+                float(fields['drift_ratio']))
+        except CoefficientsError:
+            raise
+        except KeyError as error:
+            raise CoefficientsError(f'coefficients lack the field {error.args[0]!r}') from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CoefficientsError(f'coefficients cannot be read: {error}') from error
+
+
+def save(
+        path: Path, coefficients: TimingCoefficients,
+        raw: Optional[Dict[str, Any]] = None) -> None:
+    """Write a profile file, in one step: the fit, and beside it the raw samples it came from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {'key': coefficients.key, 'coefficients': coefficients.to_dict(), 'raw': raw or {}}
+    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+    partial.write_text(json.dumps(body, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    os.replace(partial, path)
+
+
+def load(path: Path) -> TimingCoefficients:
+    """Read a profile file; raises CoefficientsError if damaged, FileNotFoundError if not there."""
+    return TimingCoefficients.from_dict(load_profile(path)['coefficients'])
+
+
+def load_profile(path: Path) -> Dict[str, Any]:
+    """Read a whole profile file: key, coefficients and raw samples, as plain dictionaries."""
+    try:
+        body = json.loads(path.read_text(encoding='utf-8'))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CoefficientsError(f'{path} is not a profile: {error}') from error
+    if not isinstance(body, dict) or not isinstance(body.get('coefficients'), dict):
+        raise CoefficientsError(f'{path} is not a profile: it has no coefficients')
+    return body

@@ -3,9 +3,9 @@
 """The messages between the node process and the engine process, and their frames.
 
 A frame is a 4-byte little-endian length and that many bytes of JSON: ``{"type": name,
-...fields}``. JSON and not pickle: the two sides may be different interpreters with different libraries, and
-neither may run what the other sends. Times are nanoseconds of the steady clock, which both
-processes share.
+...fields}``. JSON and not pickle: the two sides may be different interpreters with different
+libraries, and neither may run what the other sends. Times are nanoseconds of the steady clock,
+which both processes share.
 """
 
 import functools

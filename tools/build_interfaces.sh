@@ -33,7 +33,8 @@ cmake --build "$build/cmake" >>"$log" 2>&1 || fail
 echo "    installing into $2/prefix"
 # Links to files that are gone from the source tree would stay behind.
 [ ! -d "$build/prefix" ] || find "$build/prefix" -xtype l -delete
-cmake --install "$build/cmake" >>"$log" 2>&1 || fail
+# (from there, because ament leaves a list of the links in the working directory)
+(cd "$build/cmake" && cmake --install . >>"$log" 2>&1) || fail
 
 packages=$build/prefix/$("$venv/bin/python" -c 'import sys
 print(f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")')

@@ -4,7 +4,6 @@
 
 import math
 import random
-from typing import Optional, Tuple
 
 import pytest
 
@@ -42,7 +41,7 @@ def decode_s(law: Law, n_kept: int, n_worst: int) -> float:
 
 
 def brute_force(law: Law, n_prompt: int, n_worst: int, budget_s: float, alpha_max: float,
-                evict_s: float) -> Optional[int]:
+                evict_s: float) -> int | None:
     """Return the most positions whose worst case fits, trying each; None = none does."""
     for n_kept in range(n_prompt, kept_tokens(n_prompt, alpha_max, WINDOW) - 1, -1):
         cost_s = decode_s(law, n_kept, n_worst) + (evict_s if n_kept < n_prompt else 0.0)
@@ -51,7 +50,7 @@ def brute_force(law: Law, n_prompt: int, n_worst: int, budget_s: float, alpha_ma
     return None
 
 
-def random_case(rng: random.Random) -> Tuple[Law, int, int, float, float, float]:
+def random_case(rng: random.Random) -> tuple[Law, int, int, float, float, float]:
     law = random_law(rng)
     edge = [0, 1, WINDOW, WINDOW + 1, WINDOW + 2]
     n_prompt = rng.choice(edge) if rng.random() < 0.2 else rng.randrange(33, 400)

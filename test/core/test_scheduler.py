@@ -3,7 +3,6 @@
 """The scheduler on a virtual clock: order, admission, expiry, and promises kept."""
 
 import random
-from typing import Dict, List, Optional
 
 import pytest
 
@@ -26,7 +25,7 @@ def job(
     return Job(query, Needs(10, 10, least_s, least_s, worst_s - least_s, 0.95, unit_s), [1, 2])
 
 
-def name_of(chosen: Optional[Job]) -> Optional[str]:
+def name_of(chosen: Job | None) -> str | None:
     return None if chosen is None else chosen.query.query_id
 
 
@@ -125,15 +124,15 @@ def test_no_promise_is_broken_whatever_arrives(seed: int) -> None:
         assert sorted(endings) == sorted(str(i) for i in range(25))
 
 
-def _simulate(rng: random.Random, n_jobs: int) -> Dict[str, str]:
+def _simulate(rng: random.Random, n_jobs: int) -> dict[str, str]:
     arrivals = sorted(rng.uniform(0, 30) for _ in range(n_jobs))
-    jobs: List[Job] = [
+    jobs: list[Job] = [
         job(str(i), at + rng.uniform(0.1, 12), worst_s=rng.uniform(0.3, 4), least_s=0.2,
             guaranteed=rng.random() < 0.5, arrival_s=at, unit_s=0.3)
         for i, at in enumerate(arrivals)]
     scheduler, endings, free_ns = Scheduler(), {}, 0
 
-    def run_until(until_ns: Optional[int]) -> None:
+    def run_until(until_ns: int | None) -> None:
         nonlocal free_ns
         while until_ns is None or free_ns < until_ns:
             for lost, _ in scheduler.take_lost(free_ns):
@@ -157,7 +156,7 @@ def _simulate(rng: random.Random, n_jobs: int) -> Dict[str, str]:
         now_ns = each.query.arrival_ns
         run_until(now_ns)
         free_ns = max(free_ns, now_ns)
-        refusal: Optional[Ending] = scheduler.submit(each, now_ns)
+        refusal: Ending | None = scheduler.submit(each, now_ns)
         if refusal is not None:
             endings[each.query.query_id] = refusal.outcome.name
     run_until(None)

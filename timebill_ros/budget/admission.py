@@ -53,7 +53,8 @@ def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerC
 def refusal_message(
         need: Needs, guaranteed: bool, waiting_s: float, allowance_s: float,
         margin_s: float) -> str:
-    """Say why a budget is too small and which would do.
+    """
+    Say why a budget is too small and which would do.
 
     ``waiting_s`` passes between arrival and the moment at which the engine can begin, ``margin_s``
     is kept back for delivery.

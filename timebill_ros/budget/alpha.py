@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest eviction ratio with which the worst case fits the budget (TimeBill, Eq. 11).
+"""
+The smallest eviction ratio with which the worst case fits the budget (TimeBill, Eq. 11).
 
 Solving  B = (N-1) * [p * ((1 - alpha)*N_x + (N-2)/2) + q]  for alpha, with N the worst-case
 response length and B the time left for decoding once everything else is paid:
@@ -14,9 +15,9 @@ a separate answer, checked with that sum at the whole number of positions that t
 keep.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
-from typing import Callable
 
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
 from timebill_ros.time_estimator.laws import Law
@@ -37,7 +38,8 @@ class AlphaChoice:
 def select_alpha(
         step: Law, n_prompt: int, n_worst: int, budget_s: float, alpha_max: float,
         evict_s: float = 0.0, window: int = SNAPKV_WINDOW) -> AlphaChoice:
-    """Return the smallest alpha whose worst case fits, else the cheapest and ``fits`` = False.
+    """
+    Return the smallest alpha whose worst case fits, else the cheapest and ``fits`` = False.
 
     ``step`` is the decode-step law to plan with (scaled to the worst case by the caller),
     ``n_worst`` >= 1 the worst-case response length in tokens, of which the prefill gives the
@@ -93,7 +95,8 @@ def _raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
 
 def _most_that_fits(
         fits: Callable[[int], bool], fewest: int, n_prompt: int, raw: float) -> int:
-    """Return the largest number in [fewest, n_prompt) that fits, knowing that ``fewest`` does.
+    """
+    Return the largest number in [fewest, n_prompt) that fits, knowing that ``fewest`` does.
 
     Starts from the real solution ``raw``, so that two or three looks suffice; the last word has
     the sum itself.

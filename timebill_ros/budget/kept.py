@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How many prompt positions an eviction ratio keeps: the one place that says so.
+"""
+How many prompt positions an eviction ratio keeps: the one place that says so.
 
 SnapKV (arXiv 2404.14469) always keeps its observation window, the last tokens of the prompt. The
 planner predicts with this number and the engine evicts to it.
@@ -13,7 +14,8 @@ _ROUNDING = 1e-6    # alpha = 1 - k/n must keep k, although (1 - alpha)*n comes 
 
 
 def kept_tokens(n_prompt: int, alpha: float, window: int = SNAPKV_WINDOW) -> int:
-    """Return max(window + 1, ceil((1 - alpha) * n_prompt)), never more than the prompt has.
+    """
+    Return max(window + 1, ceil((1 - alpha) * n_prompt)), never more than the prompt has.
 
     A prompt not longer than the window is never evicted, nor is anything at ``alpha`` = 0.
     """

@@ -6,7 +6,8 @@ from math import ceil
 
 
 def worst_length(n_predicted: int, factor: float, cap: int) -> int:
-    """Return min(ceil(k * predicted length), cap) in tokens, at least 1.
+    """
+    Return min(ceil(k * predicted length), cap) in tokens, at least 1.
 
     ``factor`` is the paper's pessimistic factor k >= 1; ``n_predicted`` 0 = no
     predictor ran, then the worst case is the cap.

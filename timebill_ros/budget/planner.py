@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The decision theta = (tier, alpha, cap) for one query: a pure function of its recorded inputs.
+"""
+The decision theta = (tier, alpha, cap) for one query: a pure function of its recorded inputs.
 
 Policies: ``paper`` turns the one knob of TimeBill, the smallest eviction ratio with which the
 worst case fits; ``fixed`` evicts the same share of every prompt. Both decide once the prefill is
@@ -9,7 +10,7 @@ over, with the time that is really left then (the paper decides with the predict
 
 from dataclasses import dataclass, fields
 from math import nan
-from typing import Any, Dict
+from typing import Any
 
 from timebill_ros.budget.alpha import AlphaChoice, select_alpha
 from timebill_ros.budget.kept import kept_tokens, SNAPKV_WINDOW
@@ -40,7 +41,7 @@ class PlannerConfig:
             raise ValueError(f'pessimistic_factor is {self.pessimistic_factor}, must be at least 1')
 
     @staticmethod
-    def from_dict(values: Dict[str, Any]) -> 'PlannerConfig':
+    def from_dict(values: dict[str, Any]) -> 'PlannerConfig':
         """Build it from ``Load.policy``; raises ValueError on an unknown name."""
         unknown = set(values) - {each.name for each in fields(PlannerConfig)}
         if unknown:

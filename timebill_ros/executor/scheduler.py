@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Whose turn: earliest deadline first, with admission of guaranteed queries.
+"""
+Whose turn: earliest deadline first, with admission of guaranteed queries.
 
 Pure: the clock is passed in.
 One query runs at a time. A best-effort query never delays an admitted guaranteed one beyond its
@@ -8,7 +9,6 @@ deadline: it waits, however early its own deadline is, if starting it now would 
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
 
 from timebill_ros.budget.admission import Needs, refusal_message
 from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query
@@ -22,7 +22,7 @@ class Job:
 
     query: Query
     needs: Needs
-    prompt_ids: List[int]
+    prompt_ids: list[int]
     tokenize_s: float = 0.0
 
     @property
@@ -36,8 +36,8 @@ class Scheduler:
 
     def __init__(self) -> None:
         """Start with an empty queue and an idle engine."""
-        self._waiting: Dict[str, Job] = {}
-        self._running: Optional[Job] = None
+        self._waiting: dict[str, Job] = {}
+        self._running: Job | None = None
         self._running_until_ns = 0
 
     @property
@@ -50,7 +50,7 @@ class Scheduler:
         """Queries whose work has begun."""
         return 0 if self._running is None else 1
 
-    def submit(self, job: Job, now_ns: int) -> Optional[Ending]:
+    def submit(self, job: Job, now_ns: int) -> Ending | None:
         """Queue a job, or refuse it: the ending says why and what budget would do."""
         if now_ns >= job.query.plan_deadline_ns:
             return missed_while_waiting()
@@ -59,18 +59,19 @@ class Scheduler:
             self._waiting[job.query.query_id] = job
         return refusal
 
-    def drop(self, query_id: str) -> Optional[Job]:
+    def drop(self, query_id: str) -> Job | None:
         """Take a waiting job out; None = it does not wait."""
         return self._waiting.pop(query_id, None)
 
-    def drop_all(self) -> List[Job]:
+    def drop_all(self) -> list[Job]:
         """Take every waiting job out."""
         jobs = list(self._waiting.values())
         self._waiting.clear()
         return jobs
 
-    def take_lost(self, now_ns: int) -> List[Tuple[Job, Ending]]:
-        """Take out the jobs that waited too long, with their endings; they never start.
+    def take_lost(self, now_ns: int) -> list[tuple[Job, Ending]]:
+        """
+        Take out the jobs that waited too long, with their endings; they never start.
 
         A job is lost once its plan deadline has passed, a best-effort one already when prefill and
         one token no longer fit.
@@ -85,8 +86,9 @@ class Scheduler:
                 lost.append((job, ending))
         return lost
 
-    def next_run(self, now_ns: int) -> Optional[Job]:
-        """Return the job whose turn it is and mark it as running; None = busy, or nobody waits.
+    def next_run(self, now_ns: int) -> Job | None:
+        """
+        Return the job whose turn it is and mark it as running; None = busy, or nobody waits.
 
         Call ``take_lost`` first; a job past its deadline is never returned.
         """
@@ -108,14 +110,14 @@ class Scheduler:
         """Say that the running query has ended."""
         self._running = None
 
-    def _choose(self, by_deadline: List[Job], now_ns: int) -> Job:
+    def _choose(self, by_deadline: list[Job], now_ns: int) -> Job:
         first = by_deadline[0]
         promised = [job for job in by_deadline if job.guaranteed]
         if first.guaranteed or _all_fit(promised, _latest_end(first, now_ns)):
             return first
         return promised[0]
 
-    def _refuse(self, job: Job, now_ns: int) -> Optional[Ending]:
+    def _refuse(self, job: Job, now_ns: int) -> Ending | None:
         if job.guaranteed:
             begin_ns = now_ns if self._running is None else max(now_ns, self._running_until_ns)
             promised = [each for each in self._waiting.values() if each.guaranteed]
@@ -159,7 +161,7 @@ def _killed_by(job: Job) -> int:
     return job.query.plan_deadline_ns + round(job.needs.unit_s * _NS)
 
 
-def _all_fit(promised: List[Job], begin_ns: int) -> bool:
+def _all_fit(promised: list[Job], begin_ns: int) -> bool:
     """Tell whether the promised jobs, in a row from ``begin_ns`` on, all meet their deadlines."""
     end_ns = begin_ns
     for job in promised:
@@ -169,8 +171,9 @@ def _all_fit(promised: List[Job], begin_ns: int) -> bool:
     return True
 
 
-def _earliest_promise(job: Job, promised: List[Job], begin_ns: int) -> int:
-    """Return the earliest plan deadline that could be promised to ``job`` beside ``promised``.
+def _earliest_promise(job: Job, promised: list[Job], begin_ns: int) -> int:
+    """
+    Return the earliest plan deadline that could be promised to ``job`` beside ``promised``.
 
     Tries each place in the queue, the first in front of all: there it ends after what goes before,
     must not push what comes after beyond its deadline, and needs a deadline not before the one in

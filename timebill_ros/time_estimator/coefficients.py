@@ -8,7 +8,7 @@ import json
 from math import isfinite
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from timebill_ros.time_estimator.laws import CONSTANT, DECODE_STEP, Law, PREFILL
 
@@ -43,7 +43,7 @@ class TimingCoefficients:
     model: str
     dtype: str
     engine_version: str
-    laws: Tuple[Law, ...]
+    laws: tuple[Law, ...]
     worst_quantile: float = 0.99       # the share of samples that each worst_ratio covers
     drift_state: Drift = Drift.NONE
     drift_ratio: float = 1.0           # measured / predicted of the newest queries
@@ -69,7 +69,7 @@ class TimingCoefficients:
 
     def law(self, name: str, tier: str) -> Law:
         """Return a law for a tier: its own, else the one of every tier, else zero seconds."""
-        found: Optional[Law] = None
+        found: Law | None = None
         for law in self.laws:
             if law.law == name and (law.tier == tier or (law.tier == '' and found is None)):
                 found = law
@@ -82,7 +82,7 @@ class TimingCoefficients:
         if self.key != key:
             raise CoefficientsError(f'coefficients are for "{self.key}", this server is "{key}"')
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON knows them."""
         return {
             'stamp_ns': self.stamp_ns, 'device': self.device, 'model': self.model,
@@ -92,7 +92,7 @@ class TimingCoefficients:
             'laws': [law.to_dict() for law in self.laws]}
 
     @staticmethod
-    def from_dict(fields: Dict[str, Any]) -> 'TimingCoefficients':
+    def from_dict(fields: dict[str, Any]) -> 'TimingCoefficients':
         """Build them from ``to_dict``; raises CoefficientsError on a wrong field."""
         try:
             return TimingCoefficients(
@@ -111,7 +111,7 @@ class TimingCoefficients:
 
 def save(
         path: Path, coefficients: TimingCoefficients,
-        raw: Optional[Dict[str, Any]] = None) -> None:
+        raw: dict[str, Any] | None = None) -> None:
     """Write a profile file, in one step: the fit, and beside it the raw samples it came from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {'key': coefficients.key, 'coefficients': coefficients.to_dict(), 'raw': raw or {}}
@@ -125,7 +125,7 @@ def load(path: Path) -> TimingCoefficients:
     return TimingCoefficients.from_dict(load_profile(path)['coefficients'])
 
 
-def load_profile(path: Path) -> Dict[str, Any]:
+def load_profile(path: Path) -> dict[str, Any]:
     """Read a whole profile file: key, coefficients and raw samples, as plain dictionaries."""
     try:
         body = json.loads(path.read_text(encoding='utf-8'))

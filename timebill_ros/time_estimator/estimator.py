@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The execution time estimator: seconds for each stage of a query, expected and worst case.
+"""
+The execution time estimator: seconds for each stage of a query, expected and worst case.
 
 Worst case. A law's ``worst_ratio`` r is the upper quantile (0.99) of measured / law over *single*
 samples. One prefill or one eviction is one sample: its worst case is r times the law. A decoding
@@ -33,7 +34,8 @@ def worst_factor(law: Law, samples: int) -> float:
 
 @dataclass(frozen=True)
 class TimeEstimator:
-    """Seconds for each stage, for one set of coefficients and one precision tier.
+    """
+    Seconds for each stage, for one set of coefficients and one precision tier.
 
     ``worst`` = True asks for the worst case as defined above, False for the expected time.
     """

@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The timing laws: seconds as functions of token counts, their derivatives and their sums.
+"""
+The timing laws: seconds as functions of token counts, their derivatives and their sums.
 
 The paper's laws (TimeBill, arXiv 2512.21859, execution time estimator):
 
@@ -16,7 +17,7 @@ derivative and one sum serve them all. Nowhere else is a law evaluated, differen
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf, isfinite, isnan, nan
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 PREFILL = 'prefill'            # of the prompt's length
 DECODE_STEP = 'decode_step'    # of the tokens in the KV cache before the step
@@ -32,7 +33,7 @@ CONSTANT = 'constant'          # [c]
 PIECEWISE = 'piecewise'        # values at the knots; flat before the first, the last slope goes on
 _N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
 
-Piece = Tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
+Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Law:
 
     law: str                             # one of NAMES
     form: str                            # QUADRATIC, AFFINE, CONSTANT or PIECEWISE
-    coefficients: Tuple[float, ...]      # in the order of the form, none negative
-    knots: Tuple[float, ...] = ()        # tokens, ascending; only for PIECEWISE
+    coefficients: tuple[float, ...]      # in the order of the form, none negative
+    knots: tuple[float, ...] = ()        # tokens, ascending; only for PIECEWISE
     tier: str = ''                       # precision tier it holds for; '' = every tier
     worst_ratio: float = 1.0             # upper quantile of measured / law of single samples
     mape: float = nan                    # mean absolute error / measured, held out; NaN = none
@@ -59,7 +60,7 @@ class Law:
             raise ValueError(f'{self.law}: mape {self.mape} is neither NaN nor >= 0')
 
     @cached_property
-    def pieces(self) -> Tuple[Piece, ...]:
+    def pieces(self) -> tuple[Piece, ...]:
         """Return the polynomials of the law, each with the token count from which it holds."""
         if self.form == PIECEWISE:
             return _lines(self.knots, self.coefficients)
@@ -82,7 +83,8 @@ class Law:
         return 2.0 * a * n_tokens + b
 
     def sum_steps(self, n_first: float, steps: int) -> float:
-        """Return the sum of ``steps`` terms of the law, at ``n_first``, ``n_first + 1``, ... (s).
+        """
+        Return the sum of ``steps`` terms of the law, at ``n_first``, ``n_first + 1``, ... (s).
 
         With the decode-step law, ``n_first`` = tokens cached before the first step and ``steps`` =
         N - 1 this is the paper's decode time (N-1) * [p * (n_first + (N-2)/2) + q].
@@ -102,15 +104,16 @@ class Law:
         times = tuple(factor * value for value in self.coefficients)
         return replace(self, coefficients=times)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON knows them (an unknown mape is null)."""
         return {
             'tier': self.tier, 'law': self.law, 'form': self.form,
             'coefficients': list(self.coefficients), 'knots': list(self.knots),
-            'worst_ratio': self.worst_ratio, 'mape': None if isnan(self.mape) else self.mape, 'samples': self.samples}
+            'worst_ratio': self.worst_ratio,
+            'mape': None if isnan(self.mape) else self.mape, 'samples': self.samples}
 
     @staticmethod
-    def from_dict(fields: Dict[str, Any]) -> 'Law':
+    def from_dict(fields: dict[str, Any]) -> 'Law':
         """Build a law from ``to_dict``; raises ValueError on a wrong field."""
         known = {'tier', 'law', 'form', 'coefficients', 'knots', 'worst_ratio', 'mape', 'samples'}
         if not isinstance(fields, dict) or set(fields) != known:
@@ -130,7 +133,7 @@ class Law:
         return self.pieces[0]
 
 
-def _floats(values: List[Any]) -> Tuple[float, ...]:
+def _floats(values: list[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
@@ -153,13 +156,13 @@ def _check_coefficients(law: Law) -> None:
         raise ValueError(f'{law.law}: values at the knots decrease')
 
 
-def _ascending(values: Tuple[float, ...], strictly: bool) -> bool:
+def _ascending(values: tuple[float, ...], strictly: bool) -> bool:
     pairs = zip(values, values[1:])
     return all(low < high or (not strictly and low == high) for low, high in pairs)
 
 
-def _lines(knots: Tuple[float, ...], values: Tuple[float, ...]) -> Tuple[Piece, ...]:
-    pieces: List[Piece] = [(-inf, 0.0, 0.0, values[0])]
+def _lines(knots: tuple[float, ...], values: tuple[float, ...]) -> tuple[Piece, ...]:
+    pieces: list[Piece] = [(-inf, 0.0, 0.0, values[0])]
     for left, right, low, high in zip(knots, knots[1:], values, values[1:]):
         slope = (high - low) / (right - left)
         pieces.append((left, 0.0, slope, low - slope * left))

@@ -5,4 +5,12 @@
 # an installation of nothing else.
 set(client_modules
   __init__.py
-  query.py)
+  query.py
+  client.py
+  nodes/__init__.py
+  nodes/answer.py
+  nodes/conversions.py
+  nodes/deadline_timer.py
+  nodes/event_inbox.py
+  nodes/guarded.py
+  nodes/qos.py)

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which interpreter the engine runs in, its command line, and the environment it is given."""
 
+from collections.abc import Mapping
 import os
+from pathlib import Path
 import shutil
 import sys
-from pathlib import Path
-from typing import Dict, List, Mapping
 
 ENGINE_MAIN = Path(__file__).resolve().parent / 'engine_main.py'
 
@@ -16,7 +16,7 @@ _NODE_ONLY_PREFIXES = ('AMENT_', 'COLCON_', '_ROS_WHEELS_')
 
 
 def engine_environment_dir() -> Path:
-    """Return where ``timebill setup-engine`` puts its virtual environment: under the user's data directory."""
+    """Return where ``timebill setup-engine`` puts its environment: the user's data directory."""
     base = os.environ.get('XDG_DATA_HOME', '')
     return (Path(base) if base else Path.home() / '.local' / 'share') / 'timebill_ros' / 'engine'
 
@@ -25,8 +25,10 @@ def engine_python(configured: str = '') -> str:
     """
     Return the interpreter that the engine runs in.
 
-    ``configured`` if given (a path, or a name on PATH), else $TIMEBILL_ENGINE_PYTHON, else the environment made by
-    ``timebill setup-engine`` if it exists, else the running interpreter. Raises FileNotFoundError if there is none.
+    ``configured`` if given (a path, or a name on PATH), else $TIMEBILL_ENGINE_PYTHON, else the
+    environment made by
+    ``timebill setup-engine`` if it exists, else the running interpreter. Raises FileNotFoundError
+    if there is none.
     """
     chosen = configured or os.environ.get('TIMEBILL_ENGINE_PYTHON', '')
     if not chosen:
@@ -35,30 +37,38 @@ def engine_python(configured: str = '') -> str:
     found = shutil.which(os.path.expanduser(chosen))
     if found is None:
         raise FileNotFoundError(
-            f'engine_python {chosen!r} is not an executable; make one with: timebill setup-engine')
-    # Not resolved: a virtual environment's python is a symbolic link, and its path is what selects the environment.
+            f'engine_python {chosen!r} is not an executable; make one with: timebill setup-engine'
+        )
+    # Not resolved: a virtual environment's python is a symbolic link, and its path is what selects
+    # the environment.
     return os.path.abspath(found)
 
 
-def engine_argv(python: str, read_fd: int, write_fd: int) -> List[str]:
+def engine_argv(python: str, read_fd: int, write_fd: int) -> list[str]:
     """Return the engine's command line; the descriptors are its ends of the two pipes."""
     return [python, str(ENGINE_MAIN), '--read-fd', str(read_fd), '--write-fd', str(write_fd)]
 
 
-def engine_environment(environ: Mapping[str, str]) -> Dict[str, str]:
+def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """
-    Return the node's environment without what belongs to the node's interpreter and its ROS installation.
+    Return the node's environment without what belongs to its interpreter and its ROS.
 
-    OpenMP and CUDA settings stay; of LD_LIBRARY_PATH only the directories of the ROS installation go, because on
-    some machines the accelerator's libraries are found through it.
+    OpenMP and CUDA settings stay; of LD_LIBRARY_PATH only the directories of the ROS installation
+    go, because on some machines the accelerator's libraries are found through it.
     """
-    kept = {name: value for name, value in environ.items()
-            if name not in _NODE_ONLY and not name.startswith(_NODE_ONLY_PREFIXES)}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in _NODE_ONLY and not name.startswith(_NODE_ONLY_PREFIXES)
+    }
     ros_prefixes = [sys.prefix] if sys.prefix != sys.base_prefix else []
     for name in ('AMENT_PREFIX_PATH', 'COLCON_PREFIX_PATH'):
         ros_prefixes += [prefix for prefix in environ.get(name, '').split(os.pathsep) if prefix]
-    libraries = [path for path in environ.get('LD_LIBRARY_PATH', '').split(os.pathsep)
-                 if path and not any(_is_under(path, prefix) for prefix in ros_prefixes)]
+    libraries = [
+        path
+        for path in environ.get('LD_LIBRARY_PATH', '').split(os.pathsep)
+        if path and not any(_is_under(path, prefix) for prefix in ros_prefixes)
+    ]
     kept.pop('LD_LIBRARY_PATH', None)
     if libraries:
         kept['LD_LIBRARY_PATH'] = os.pathsep.join(libraries)

@@ -2,28 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine process with its two pipes and the threads that serve them."""
 
+from collections.abc import Callable, Mapping
 import os
 import queue
 import signal
 import subprocess
 import threading
 import time
-from typing import Any, BinaryIO, Callable, List, Mapping, Optional
+from typing import Any, BinaryIO
 
 from timebill_ros.executor.messages import ChannelClosed, read_message, write_message
 
 # A process that a driver holds in the kernel does not die at once; the node goes on without it.
 REAP_S = 5.0
 
-CommandLine = Callable[[int, int], List[str]]
+CommandLine = Callable[[int, int], list[str]]
 
 
 class EngineProcess:
     """
-    A started engine: messages go in through a queue, come out through a callback, and ``last_heard_ns`` says when.
+    A started engine; messages go in through a queue and come out through a callback.
 
-    Sending never blocks: a writer thread does it, because a stopped engine reads nothing and its pipe fills up.
-    ``on_message`` and ``on_line`` are called in threads of this object.
+    Sending never blocks: a writer thread does it, because a stopped engine reads nothing and its
+    pipe fills up. ``on_message`` and ``on_line`` are called in threads of this object.
+    ``last_heard_ns`` is when the last message came.
     """
 
     def __init__(
@@ -37,22 +39,29 @@ class EngineProcess:
         """
         Start the process in a session of its own; raises OSError if it cannot be started.
 
-        ``command_line(read_fd, write_fd)`` gives the arguments; ``on_message(process, message)`` gets every message,
-        ``on_line`` each line of its stdout and stderr, ``on_end`` is called once when its pipe ends.
+        ``command_line(read_fd, write_fd)`` gives the arguments; ``on_message(process, message)``
+        gets every message,
+        ``on_line`` each line of its stdout and stderr, ``on_end`` is called once when its pipe
+        ends.
         """
         self.last_heard_ns = time.monotonic_ns()
-        self.fault = ''                      # what was wrong with what it sent; '' = nothing
+        self.fault = ''  # what was wrong with what it sent; '' = nothing
         self._on_message = on_message
         self._on_line = on_line
         self._on_end = on_end
-        self._outgoing: 'queue.SimpleQueue[Optional[Any]]' = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Any | None] = queue.SimpleQueue()
         engine_reads, we_write = os.pipe()
         we_read, engine_writes = os.pipe()
         try:
             self._process = subprocess.Popen(
-                command_line(engine_reads, engine_writes), env=dict(environment),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                pass_fds=(engine_reads, engine_writes), start_new_session=True)
+                command_line(engine_reads, engine_writes),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(engine_reads, engine_writes),
+                start_new_session=True,
+            )
         except OSError:
             os.close(we_write)
             os.close(we_read)
@@ -96,7 +105,7 @@ class EngineProcess:
         return True
 
     def kill(self) -> None:
-        """End the process and whatever it started, with SIGKILL, which a stopped process obeys too; reap it."""
+        """End the process group with SIGKILL, which a stopped process obeys too, and reap it."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -125,7 +134,7 @@ class EngineProcess:
                 while (message := self._outgoing.get()) is not None:
                     write_message(stream, message)
         except (ChannelClosed, OSError):
-            return      # the reader sees the same end and reports it
+            return  # the reader sees the same end and reports it
 
     def _forward_lines(self) -> None:
         output = self._process.stdout

@@ -1,16 +1,18 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the engine process, watches it, kills it when it hangs, and replaces it.
+"""
+Starts the engine process, watches it, kills it when it hangs, and replaces it.
 
-Everything the node hears from it is an event, handed to ``post`` in a thread of the supervisor; the node queues
-events and handles them in its own thread. Nothing here imports ROS or torch.
+Everything the node hears from it is an event, handed to ``post`` in a thread of the supervisor;
+the node queues events and handles them in its own thread. Nothing here imports ROS or torch.
 """
 
-import threading
-import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Callable, Mapping, Optional
+import threading
+import time
+from typing import Any
 
 from timebill_ros.executor.engine_process import CommandLine, EngineProcess
 from timebill_ros.executor.messages import Load, LoadFailed, Ready, Shutdown
@@ -45,9 +47,9 @@ class EngineLost:
     """The engine process of this generation is gone, and so is all its work."""
 
     generation: int
-    error_code: ErrorCode                    # ENGINE_DIED or ENGINE_HUNG; ENGINE_NOT_READY: it never got ready
+    error_code: ErrorCode  # ENGINE_DIED or ENGINE_HUNG; ENGINE_NOT_READY: it never got ready
     error_msg: str
-    retry_s: float                           # until the next start
+    retry_s: float  # until the next start
 
 
 @dataclass
@@ -61,15 +63,16 @@ class EngineLine:
 class Limits:
     """How long the engine may be silent, in seconds."""
 
-    timeout_s: float = 10.0                  # once it is ready; longer than the longest chunk or step
-    start_timeout_s: float = 120.0           # while it loads
+    timeout_s: float = 10.0  # once it is ready; longer than the longest chunk or step
+    start_timeout_s: float = 120.0  # while it loads
 
 
 class Supervisor:
     """
     Keeps one engine process running until ``stop``.
 
-    ``state`` and ``generation`` may be read from any thread; a generation is one process, counted from 1.
+    ``state`` and ``generation`` may be read from any thread; a generation is one process, counted
+    from 1.
     """
 
     def __init__(
@@ -80,20 +83,20 @@ class Supervisor:
         post: Callable[[Any], None],
         limits: Limits,
     ) -> None:
-        """Prepare; ``start`` starts. ``post`` receives EngineSaid, EngineLost and EngineLine events."""
+        """Prepare; ``start`` starts. ``post`` gets EngineSaid, EngineLost and EngineLine events."""
         self.limits = limits
         self.state = EngineState.STARTING
-        self.message = ''                    # one line for the operator; '' = all is well
+        self.message = ''  # one line for the operator; '' = all is well
         self.generation = 0
         self._command_line = command_line
         self._environment = environment
         self._load = load
         self._post = post
-        self._process: Optional[EngineProcess] = None
-        self._was_ready = False              # this generation
+        self._process: EngineProcess | None = None
+        self._was_ready = False  # this generation
         self._load_error = ''
         self._backoff_s = FIRST_BACKOFF_S
-        self._wake = threading.Event()       # something about the process changed
+        self._wake = threading.Event()  # something about the process changed
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name='engine supervisor', daemon=True)
 
@@ -113,7 +116,7 @@ class Supervisor:
         self._thread.start()
 
     def send(self, generation: int, message: Any) -> None:
-        """Send a message to the engine process of this generation; never blocks, and is lost if the process is."""
+        """Send to the engine process of this generation; never blocks, and is lost if that is."""
         process = self._process
         if process is not None and generation == self.generation:
             process.send(message)
@@ -125,7 +128,8 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join()
 
-    # --- the watch, in its own thread ----------------------------------------------------------------------
+    # --- the watch, in its own thread
+    # ----------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -145,8 +149,12 @@ class Supervisor:
         self._wake.clear()
         try:
             process = EngineProcess(
-                self._command_line, self._environment, self._heard,
-                lambda line: self._post(EngineLine(line)), self._wake.set)
+                self._command_line,
+                self._environment,
+                self._heard,
+                lambda line: self._post(EngineLine(line)),
+                self._wake.set,
+            )
         except OSError as error:
             self._load_error = f'the engine process cannot be started: {error}'
             return self._lost(ErrorCode.ENGINE_NOT_READY, self._load_error)
@@ -162,7 +170,7 @@ class Supervisor:
             process.kill()
 
     def _watch(self, process: EngineProcess) -> EngineLost:
-        """Return when the process has ended, sent nonsense, was silent for too long, or is no longer wanted."""
+        """Return when the process has ended, sent nonsense, hangs, or is no longer wanted."""
         suspected = False
         while True:
             left_s = SECOND_LOOK_S if suspected else self._silence_left_s(process)
@@ -187,21 +195,28 @@ class Supervisor:
             limit_s = self.limits.start_timeout_s
             return self._lost(
                 ErrorCode.ENGINE_NOT_READY,
-                f'the engine said nothing for engine_start_timeout_s = {limit_s:g} s while starting')
+                f'the engine said nothing for engine_start_timeout_s = {limit_s:g} s at its start',
+            )
         return self._lost(
             ErrorCode.ENGINE_HUNG,
-            f'the engine gave no sign of life for engine_timeout_s = {self.limits.timeout_s:g} s and is replaced')
+            f'the engine gave no sign of life for engine_timeout_s = {self.limits.timeout_s:g} s '
+            'and is replaced',
+        )
 
     def _ended(self, process: EngineProcess) -> EngineLost:
         if not process.fault:
-            process.wait(SHUTDOWN_GRACE_S)   # its pipe closes a moment before it is dead
+            process.wait(SHUTDOWN_GRACE_S)  # its pipe closes a moment before it is dead
         how = process.fault or process.exit_text or 'closed its pipe'
         if self._load_error:
             return self._lost(ErrorCode.ENGINE_NOT_READY, self._load_error)
         if not self._was_ready:
             return self._lost(
-                ErrorCode.ENGINE_NOT_READY, f'the engine process ended while starting ({how}); see the log')
-        return self._lost(ErrorCode.ENGINE_DIED, f'the engine process ended ({how}) and is replaced')
+                ErrorCode.ENGINE_NOT_READY,
+                f'the engine process ended while starting ({how}); see the log',
+            )
+        return self._lost(
+            ErrorCode.ENGINE_DIED, f'the engine process ended ({how}) and is replaced'
+        )
 
     def _lost(self, error_code: ErrorCode, error_msg: str) -> EngineLost:
         """Describe the loss; the waits between starts grow until an engine got ready."""
@@ -211,7 +226,8 @@ class Supervisor:
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
         return EngineLost(self.generation, error_code, error_msg, retry_s)
 
-    # --- in the process's reader thread --------------------------------------------------------------------
+    # --- in the process's reader thread
+    # --------------------------------------------------------------------
 
     def _heard(self, process: EngineProcess, message: Any) -> None:
         if isinstance(message, Ready):

@@ -1,3 +1,3 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS 2 nodes; the only rooms, beside the client library and the command line, that import rclpy."""
+"""The ROS 2 nodes; only they, the client library and the command line import rclpy."""

@@ -1,11 +1,11 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where ROS messages are built from our objects, and our objects from ROS messages."""
+"""The one place where ROS messages are built from our objects, and the other way round."""
 
+from dataclasses import dataclass, fields
 import math
 import time
-from dataclasses import dataclass, fields
-from typing import Any, Dict
+from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
 from unique_identifier_msgs.msg import UUID
@@ -55,13 +55,23 @@ def time_msg(nanoseconds: int) -> Time:
 def timing_msg(timing: QueryTiming, ending: Ending, identity: Identity) -> QueryTimingMsg:
     """Return the timing message of a query that has ended."""
     message = QueryTimingMsg(
-        stamp=time_msg(identity.ended_system_ns), arrived=time_msg(identity.arrived_system_ns),
-        goal_id=identity.goal_id, model=identity.model, device=identity.device,
-        outcome=int(ending.outcome), finish_reason=int(ending.finish_reason), error_code=int(ending.error_code),
-        coefficients_stamp=time_msg(timing.coefficients_stamp_ns))
+        stamp=time_msg(identity.ended_system_ns),
+        arrived=time_msg(identity.arrived_system_ns),
+        goal_id=identity.goal_id,
+        model=identity.model,
+        device=identity.device,
+        outcome=int(ending.outcome),
+        finish_reason=int(ending.finish_reason),
+        error_code=int(ending.error_code),
+        coefficients_stamp=time_msg(timing.coefficients_stamp_ns),
+    )
     for each in fields(timing):
         if hasattr(message, each.name):
-            setattr(message, each.name, _field_value(getattr(message, each.name), getattr(timing, each.name)))
+            setattr(
+                message,
+                each.name,
+                _field_value(getattr(message, each.name), getattr(timing, each.name)),
+            )
     return message
 
 
@@ -82,7 +92,11 @@ def timing_from_msg(message: QueryTimingMsg) -> QueryTiming:
     for each in fields(timing):
         if hasattr(message, each.name):
             value = getattr(message, each.name)
-            setattr(timing, each.name, value if isinstance(value, (bool, int, float, str)) else list(value))
+            setattr(
+                timing,
+                each.name,
+                value if isinstance(value, (bool, int, float, str)) else list(value),
+            )
     return timing
 
 
@@ -90,31 +104,48 @@ def _time_ns(stamp: Any) -> int:
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 
-def result_msg(ending: Ending, response: str, elapsed_ns: int, timing: QueryTimingMsg) -> QueryAction.Result:
+def result_msg(
+    ending: Ending, response: str, elapsed_ns: int, timing: QueryTimingMsg
+) -> QueryAction.Result:
     """Return the result of a query that has ended."""
     return QueryAction.Result(
-        response=_encodable(response), outcome=int(ending.outcome), finish_reason=int(ending.finish_reason),
-        error_code=int(ending.error_code), error_msg=_encodable(ending.error_msg),
-        total_elapsed_time=duration_msg(elapsed_ns), timing=timing)
+        response=_encodable(response),
+        outcome=int(ending.outcome),
+        finish_reason=int(ending.finish_reason),
+        error_code=int(ending.error_code),
+        error_msg=_encodable(ending.error_msg),
+        total_elapsed_time=duration_msg(elapsed_ns),
+        timing=timing,
+    )
 
 
 def feedback_msg(
-    stage: Stage, text: str, n_generated: int, time_left_ns: int, predicted_left_ns: int, at_risk: bool,
+    stage: Stage,
+    text: str,
+    n_generated: int,
+    time_left_ns: int,
+    predicted_left_ns: int,
+    at_risk: bool,
 ) -> QueryAction.Feedback:
     """Return one feedback message; ``predicted_left_ns`` 0 is "not known yet"."""
     return QueryAction.Feedback(
-        stage=int(stage), text=_encodable(text), n_generated=n_generated,
-        time_left=duration_msg(time_left_ns), predicted_finish=duration_msg(predicted_left_ns),
-        deadline_at_risk=at_risk, deadline_missed=time_left_ns <= 0)
+        stage=int(stage),
+        text=_encodable(text),
+        n_generated=n_generated,
+        time_left=duration_msg(time_left_ns),
+        predicted_finish=duration_msg(predicted_left_ns),
+        deadline_at_risk=at_risk,
+        deadline_missed=time_left_ns <= 0,
+    )
 
 
 def _encodable(text: str) -> str:
-    """Return text that a ROS string can carry: lone surrogates, which are not UTF-8, become question marks."""
+    """Return text that a ROS string can carry: lone surrogates become question marks."""
     return text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def json_value(value: Any) -> Any:
-    """Return a message, or a field of one, as what ``json.dumps`` takes; not-a-number becomes null."""
+    """Return a message, or a field of one, for ``json.dumps``; not-a-number becomes null."""
     if isinstance(value, UUID):
         return bytes(value.uuid.tolist()).hex()
     if isinstance(value, (Duration, Time)):
@@ -128,5 +159,7 @@ def json_value(value: Any) -> Any:
     return [json_value(each) for each in value]
 
 
-def _json_fields(message: Any) -> Dict[str, Any]:
-    return {name: json_value(getattr(message, name)) for name in message.get_fields_and_field_types()}
+def _json_fields(message: Any) -> dict[str, Any]:
+    return {
+        name: json_value(getattr(message, name)) for name in message.get_fields_and_field_types()
+    }

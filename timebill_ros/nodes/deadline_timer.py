@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A timer that fires once at a moment of the steady clock, and can be set again at any time."""
 
+from collections.abc import Callable
 import time
-from typing import Callable, Optional
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -17,11 +17,13 @@ class DeadlineTimer:
     def __init__(self, node: Node, callback: Callable[[], None]) -> None:
         """Create it unarmed; neither /clock nor use_sim_time moves it."""
         self._callback = callback
-        self._due_ns: Optional[int] = None
-        self._timer = node.create_timer(_IDLE_NS / 1e9, self._fired, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._due_ns: int | None = None
+        self._timer = node.create_timer(
+            _IDLE_NS / 1e9, self._fired, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
         self._timer.cancel()
 
-    def arm(self, due_ns: Optional[int]) -> None:
+    def arm(self, due_ns: int | None) -> None:
         """Fire at this moment (``time.monotonic_ns``), or never; call from the node's thread."""
         if due_ns == self._due_ns:
             return
@@ -38,7 +40,9 @@ class DeadlineTimer:
     def _fired(self) -> None:
         if self._due_ns is None:
             return
-        if time.monotonic_ns() < self._due_ns:      # the period was rounded, or the two clocks differ by a little
+        if (
+            time.monotonic_ns() < self._due_ns
+        ):  # the period was rounded, or the two clocks differ by a little
             self._restart()
             return
         self._due_ns = None

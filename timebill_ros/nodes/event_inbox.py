@@ -3,23 +3,24 @@
 """Brings what other threads have to say into the node's one thread."""
 
 from collections import deque
-from typing import Any, Callable, Deque
+from collections.abc import Callable
+from typing import Any
 
 from rclpy.node import Node
 
 
 class EventInbox:
     """
-    A queue of events that any thread may fill; they are handled one by one in the thread that spins the node.
+    A queue of events that any thread may fill, emptied in the thread that spins the node.
 
-    A guard condition wakes the executor. It works alike on every rclpy, and needs no lock of ours: appending to and
-    popping from a deque are atomic.
+    A guard condition wakes the executor. It works alike on every rclpy, and needs no lock of ours:
+    appending to and popping from a deque are atomic.
     """
 
     def __init__(self, node: Node, handle: Callable[[Any], None]) -> None:
         """Attach to a node; ``handle(event)`` must not raise."""
         self._handle = handle
-        self._events: Deque[Any] = deque()
+        self._events: deque[Any] = deque()
         self._guard = node.create_guard_condition(self._drain)
 
     def post(self, event: Any) -> None:
@@ -28,6 +29,7 @@ class EventInbox:
         self._guard.trigger()
 
     def _drain(self) -> None:
-        # Only what is there now: deadlines and cancels must have their turn between two bursts of events.
+        # Only what is there now: deadlines and cancels must have their turn between two bursts of
+        # events.
         for _ in range(len(self._events)):
             self._handle(self._events.popleft())

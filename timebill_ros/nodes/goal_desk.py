@@ -1,12 +1,14 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Takes goals, and ends every one of them once: by the engine, the deadline, a cancel, or the engine's loss.
+"""
+Takes goals and ends each of them once: by engine, deadline, cancel or the engine's loss.
 
 All of it runs in the one thread that spins the node.
 """
 
+from collections.abc import Callable
 import time
-from typing import Any, Callable, Optional, Union
+from typing import Any
 
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.executor.messages import Drop, Finished, ModelInfo, Planned, Progress, Submit
@@ -26,25 +28,27 @@ class GoalDesk:
         self,
         parameters: ServerParameters,
         send: Callable[[int, Any], None],
-        arm_deadline: Callable[[Optional[int]], None],
+        arm_deadline: Callable[[int | None], None],
         handed_over: Callable[[GoalRecord], None],
         publish_timing: Callable[[QueryTimingMsg], None],
     ) -> None:
         """
         Open the desk, for an engine that is not ready.
 
-        ``send(generation, message)`` reaches the engine; ``arm_deadline(steady_ns)`` has ``end_due`` called then;
-        ``handed_over(record)`` hears of every result at the moment it is built, and must call ``close`` later.
+        ``send(generation, message)`` reaches the engine; ``arm_deadline(steady_ns)`` has
+        ``end_due`` called then;
+        ``handed_over(record)`` hears of every result at the moment it is built, and must call
+        ``close`` later.
         """
         self.parameters = parameters
         self.book = GoalBook()
-        self.handing_over = 0                # goals that have ended but whose result is not out
+        self.handing_over = 0  # goals that have ended but whose result is not out
         self._send = send
         self._arm_deadline = arm_deadline
         self._handed_over = handed_over
         self._publish_timing = publish_timing
-        self._model: Optional[ModelInfo] = None
-        self._generation = 0                 # engine process that is ready; 0 = none is
+        self._model: ModelInfo | None = None
+        self._generation = 0  # engine process that is ready; 0 = none is
         self._not_ready_because = 'it starts'
 
     def engine_ready(self, generation: int, model: ModelInfo) -> None:
@@ -53,13 +57,16 @@ class GoalDesk:
         self._model = model
 
     def engine_lost(self, event: EngineLost) -> None:
-        """End the queries of an engine process that is gone; new goals fail until the next one is ready."""
+        """End the queries of an engine process that is gone; until another is ready all fail."""
         self._generation = 0
         self._not_ready_because = event.error_msg
         for record in self.book.all():
             if record.engine_has_it and record.generation <= event.generation:
                 record.engine_has_it = False
-                self.end(record, Ending(Outcome.FAILED, error_code=event.error_code, error_msg=event.error_msg))
+                self.end(
+                    record,
+                    Ending(Outcome.FAILED, error_code=event.error_code, error_msg=event.error_msg),
+                )
                 self.close(record)
 
     def accept(self, handle: Any, arrival_ns: int) -> None:
@@ -70,7 +77,9 @@ class GoalDesk:
         try:
             record.query = resolve(handle.request, record.query_id, arrival_ns, self._defaults())
         except InvalidGoal as error:
-            self.end(record, Ending(Outcome.INVALID, error_code=error.error_code, error_msg=str(error)))
+            self.end(
+                record, Ending(Outcome.INVALID, error_code=error.error_code, error_msg=str(error))
+            )
             return
         refusal = self._refusal(record, full)
         if refusal is not None:
@@ -85,8 +94,14 @@ class GoalDesk:
         """End a goal because its client asks; one that has ended a moment ago keeps its ending."""
         record = self.book.find(query_id_of(handle))
         if record is not None:
-            self.end(record, Ending(
-                Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT, error_msg='the client canceled the query'))
+            self.end(
+                record,
+                Ending(
+                    Outcome.CANCELED,
+                    error_code=ErrorCode.CANCELED_BY_CLIENT,
+                    error_msg='the client canceled the query',
+                ),
+            )
 
     def end_due(self) -> None:
         """End the goals whose time is up, whatever the engine does."""
@@ -102,7 +117,7 @@ class GoalDesk:
             self.end(record, ending)
 
     def end(self, record: GoalRecord, ending: Ending) -> None:
-        """End a goal, the first time it is called for it; the result goes out in the executor's next turn."""
+        """End a goal that is open; its result goes out in the executor's next turn."""
         if not record.is_open:
             return
         record.ending = ending
@@ -119,7 +134,8 @@ class GoalDesk:
         assert record is not None
         ending = record.hand_over(time.monotonic_ns())
         result = conversions.result_msg(
-            ending, record.text, record.ended_ns - record.arrival_ns, self._timing_msg(record))
+            ending, record.text, record.ended_ns - record.arrival_ns, self._timing_msg(record)
+        )
         if ending.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED):
             handle.succeed()
         elif ending.outcome == Outcome.CANCELED:
@@ -129,7 +145,7 @@ class GoalDesk:
         self._handed_over(record)
         return result
 
-    def engine_said(self, generation: int, message: Union[Progress, Planned, Finished]) -> None:
+    def engine_said(self, generation: int, message: Progress | Planned | Finished) -> None:
         """Take in what the engine says about a query."""
         record = self.book.find(message.query_id)
         if record is None or record.generation != generation:
@@ -145,55 +161,84 @@ class GoalDesk:
             self._feed_back(record, changed)
 
     def close(self, record: GoalRecord) -> None:
-        """Publish the timing of a goal whose result is out and on which the engine has said its last word."""
-        if record.ended_ns and not record.engine_has_it and self.book.find(record.query_id) is record:
+        """Publish the timing of a goal once its result is out and the engine has done with it."""
+        if (
+            record.ended_ns
+            and not record.engine_has_it
+            and self.book.find(record.query_id) is record
+        ):
             self.book.forget(record)
             self._publish_timing(self._timing_msg(record))
 
-    def _refusal(self, record: GoalRecord, full: bool) -> Optional[Ending]:
+    def _refusal(self, record: GoalRecord, full: bool) -> Ending | None:
         """Return how a valid goal ends at once; None if it is taken."""
         assert record.query is not None
         if time.monotonic_ns() >= record.query.plan_deadline_ns:
             return record.missed()
         if not self._generation:
             return Ending(
-                Outcome.FAILED, error_code=ErrorCode.ENGINE_NOT_READY,
-                error_msg=f'the engine is not ready: {self._not_ready_because}')
+                Outcome.FAILED,
+                error_code=ErrorCode.ENGINE_NOT_READY,
+                error_msg=f'the engine is not ready: {self._not_ready_because}',
+            )
         if full:
             return Ending(
-                Outcome.SKIPPED, error_code=ErrorCode.QUEUE_FULL,
-                error_msg=f'max_queue = {self.parameters.max_queue} queries wait already')
+                Outcome.SKIPPED,
+                error_code=ErrorCode.QUEUE_FULL,
+                error_msg=f'max_queue = {self.parameters.max_queue} queries wait already',
+            )
         return None
 
     def _defaults(self) -> ServerDefaults:
         values, model = self.parameters, self._model
-        assert model is not None             # there is no action server before the engine was ready once
+        assert model is not None  # there is no action server before the engine was ready once
         return ServerDefaults(
-            n_max=model.n_max, max_context=model.max_context, max_prompt_bytes=values.max_prompt_bytes,
-            admission=ADMISSIONS[values.default_admission], overrun=OVERRUNS[values.default_overrun],
-            alpha_max=values.alpha_max, delivery_margin_s=values.delivery_margin_s, sampling=model.sampling)
+            n_max=model.n_max,
+            max_context=model.max_context,
+            max_prompt_bytes=values.max_prompt_bytes,
+            admission=ADMISSIONS[values.default_admission],
+            overrun=OVERRUNS[values.default_overrun],
+            alpha_max=values.alpha_max,
+            delivery_margin_s=values.delivery_margin_s,
+            sampling=model.sampling,
+        )
 
     def _feed_back(self, record: GoalRecord, changed: bool) -> None:
         now_ns = time.monotonic_ns()
-        due_ns = record.last_feedback_ns + round(self.parameters.feedback_period_s * conversions.NS_PER_S)
+        due_ns = record.last_feedback_ns + round(
+            self.parameters.feedback_period_s * conversions.NS_PER_S
+        )
         if not changed and now_ns < due_ns and not (record.stream and record.unsent_text):
             return
         assert record.query is not None
         left_ns = record.predicted_finish_ns - now_ns if record.predicted_finish_ns else 0
-        record.handle.publish_feedback(conversions.feedback_msg(
-            record.stage, record.unsent_text if record.stream else '', record.n_generated,
-            record.query.deadline_ns - now_ns, max(0, left_ns), record.deadline_at_risk))
+        record.handle.publish_feedback(
+            conversions.feedback_msg(
+                record.stage,
+                record.unsent_text if record.stream else '',
+                record.n_generated,
+                record.query.deadline_ns - now_ns,
+                max(0, left_ns),
+                record.deadline_at_risk,
+            )
+        )
         record.unsent_text = ''
         record.last_feedback_ns = now_ns
 
     def _timing_msg(self, record: GoalRecord) -> QueryTimingMsg:
         assert record.ending is not None
         model = self._model
-        return conversions.timing_msg(record.final_timing(), record.ending, conversions.Identity(
-            goal_id=record.handle.goal_id,
-            arrived_system_ns=conversions.system_ns(record.arrival_ns),
-            ended_system_ns=conversions.system_ns(record.ended_ns),
-            model='' if model is None else model.name, device='' if model is None else model.device))
+        return conversions.timing_msg(
+            record.final_timing(),
+            record.ending,
+            conversions.Identity(
+                goal_id=record.handle.goal_id,
+                arrived_system_ns=conversions.system_ns(record.arrival_ns),
+                ended_system_ns=conversions.system_ns(record.ended_ns),
+                model='' if model is None else model.name,
+                device='' if model is None else model.device,
+            ),
+        )
 
     def _rearm(self) -> None:
         self._arm_deadline(self.book.earliest_plan_deadline_ns())

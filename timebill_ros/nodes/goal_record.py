@@ -1,10 +1,10 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the node knows about each goal, and the book that holds them. Pure: no ROS, the clock is passed in."""
+"""What the node knows about each goal, and the book that holds them; no ROS."""
 
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming, Stage
@@ -15,23 +15,23 @@ class GoalRecord:
     """One goal from its arrival to its last word. Times are nanoseconds of the steady clock."""
 
     query_id: str
-    handle: Any                              # the action server's goal handle
+    handle: Any  # the action server's goal handle
     arrival_ns: int
     stream: bool
-    query: Optional[Query] = None            # None: the goal was never valid
-    generation: int = 0                      # engine process that works on it; 0 = none was asked
+    query: Query | None = None  # None: the goal was never valid
+    generation: int = 0  # engine process that works on it; 0 = none was asked
     stage: Stage = Stage.QUEUED
     text: str = ''
-    unsent_text: str = ''                    # not yet in a feedback message
+    unsent_text: str = ''  # not yet in a feedback message
     n_generated: int = 0
     predicted_finish_ns: int = 0
     deadline_at_risk: bool = False
     last_feedback_ns: int = 0
     last_token_ns: int = 0
     timing: QueryTiming = field(default_factory=QueryTiming)
-    engine_has_it: bool = False              # the engine has not yet said its last word on it
-    ending: Optional[Ending] = None
-    ended_ns: int = 0                        # when its result was handed over; 0 = not yet
+    engine_has_it: bool = False  # the engine has not yet said its last word on it
+    ending: Ending | None = None
+    ended_ns: int = 0  # when its result was handed over; 0 = not yet
 
     @property
     def is_open(self) -> bool:
@@ -56,7 +56,7 @@ class GoalRecord:
         self.timing = message.timing
 
     def finished(self, message: Finished) -> None:
-        """Take in the engine's last word; after the result is out only its measurements still count."""
+        """Take in the engine's last word; once the goal has ended only the measurements count."""
         self.engine_has_it = False
         self.timing = message.timing
         if self.is_open:
@@ -67,11 +67,16 @@ class GoalRecord:
         """
         Return the ending that the client is told now, and close the record.
 
-        The one place that keeps the promise: from the plan deadline on it is DEADLINE_MISSED, whatever happened.
+        The one place that keeps the promise: from the plan deadline on it is DEADLINE_MISSED,
+        whatever happened.
         """
         assert self.ending is not None
         query = self.query
-        if query is not None and now_ns >= query.plan_deadline_ns and self.ending.outcome != Outcome.DEADLINE_MISSED:
+        if (
+            query is not None
+            and now_ns >= query.plan_deadline_ns
+            and self.ending.outcome != Outcome.DEADLINE_MISSED
+        ):
             self.ending = self.missed()
         self.ended_ns = now_ns
         return self.ending
@@ -82,18 +87,24 @@ class GoalRecord:
         budget_s = (self.query.deadline_ns - self.query.arrival_ns) / 1e9
         margin_s = (self.query.deadline_ns - self.query.plan_deadline_ns) / 1e9
         where = {Stage.QUEUED: 'waiting for the engine', Stage.PREFILL: 'reading the prompt'}.get(
-            self.stage, f'{self.n_generated} tokens into the response')
+            self.stage, f'{self.n_generated} tokens into the response'
+        )
         return Ending(
-            Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED,
-            error_msg=f'time_allowance = {budget_s:g} s (less delivery_margin_s = {margin_s:g} s) ran out {where}')
+            Outcome.DEADLINE_MISSED,
+            error_code=ErrorCode.DEADLINE_MISSED,
+            error_msg=f'time_allowance = {budget_s:g} s (less delivery_margin_s = {margin_s:g} s) '
+            f'ran out {where}',
+        )
 
     def final_timing(self) -> QueryTiming:
-        """Return the timing record with what only the node knows; the record must have been handed over."""
+        """Return the timing record with what only the node knows, once it was handed over."""
         timing = self.timing
         timing.total = (self.ended_ns - self.arrival_ns) / 1e9
         timing.deadline_at_risk = timing.deadline_at_risk or self.deadline_at_risk
         timing.n_generated = max(timing.n_generated, self.n_generated)
-        timing.last_token_to_result = (self.ended_ns - self.last_token_ns) / 1e9 if self.last_token_ns else nan
+        timing.last_token_to_result = (
+            (self.ended_ns - self.last_token_ns) / 1e9 if self.last_token_ns else nan
+        )
         if self.query is not None:
             timing.time_allowance = (self.query.deadline_ns - self.arrival_ns) / 1e9
             timing.delivery_margin = (self.query.deadline_ns - self.query.plan_deadline_ns) / 1e9
@@ -107,13 +118,13 @@ class GoalBook:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._records: Dict[str, GoalRecord] = {}
+        self._records: dict[str, GoalRecord] = {}
 
     def add(self, record: GoalRecord) -> None:
         """Take a record in."""
         self._records[record.query_id] = record
 
-    def find(self, query_id: str) -> Optional[GoalRecord]:
+    def find(self, query_id: str) -> GoalRecord | None:
         """Return the record of a goal; None if it is over."""
         return self._records.get(query_id)
 
@@ -121,11 +132,11 @@ class GoalBook:
         """Drop a record whose last word is said."""
         self._records.pop(record.query_id, None)
 
-    def open(self) -> List[GoalRecord]:
+    def open(self) -> list[GoalRecord]:
         """Return the goals that nothing has ended yet, oldest first."""
         return [record for record in self._records.values() if record.is_open]
 
-    def all(self) -> List[GoalRecord]:
+    def all(self) -> list[GoalRecord]:
         """Return every record, oldest first."""
         return list(self._records.values())
 
@@ -134,14 +145,16 @@ class GoalBook:
         return sum(record.stage != Stage.QUEUED for record in self.open())
 
     def waiting(self) -> int:
-        """Return how many open goals wait beside the one that the engine works on, or is about to."""
+        """Return how many open goals wait beside the one that the engine works on or begins."""
         return max(0, len(self.open()) - max(1, self.running()))
 
     def is_full(self, max_queue: int) -> bool:
         """Return whether one more goal would be one too many to wait."""
         return len(self.open()) >= max_queue + max(1, self.running())
 
-    def earliest_plan_deadline_ns(self) -> Optional[int]:
+    def earliest_plan_deadline_ns(self) -> int | None:
         """Return the next moment at which a goal has to end; None if none is open."""
-        return min((record.query.plan_deadline_ns for record in self.open() if record.query is not None),
-                   default=None)
+        return min(
+            (record.query.plan_deadline_ns for record in self.open() if record.query is not None),
+            default=None,
+        )

@@ -1,13 +1,17 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of the node ``timebill``: declared with type, default, description and range, and validated."""
+"""The parameters of the node ``timebill``: type, default, description, range, validation."""
 
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any
 
 from rcl_interfaces.msg import (
-    FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult)
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -27,49 +31,154 @@ class _Spec:
     """One parameter: a tuple of strings as ``limits`` is a choice, a pair of numbers a range."""
 
     name: str
-    default: Union[bool, int, float, str]
+    default: bool | int | float | str
     description: str
-    limits: Optional[Tuple[Any, ...]] = None
+    limits: tuple[Any, ...] | None = None
     read_only: bool = False
 
 
 _SPECS = (
     # What the engine loads: fixed while it runs.
-    _Spec('model', 'embedded', 'Model directory, GGUF file, hub name, or "embedded" (SmolLM2-135M-Instruct).',
-          read_only=True),
-    _Spec('device', 'auto', 'Device of the engine: "auto", "cpu", "cuda" or "cuda:N".', read_only=True),
-    _Spec('dtype', 'auto', 'Type of weights and cache.', ('auto', 'float32', 'bfloat16', 'float16'), True),
+    _Spec(
+        'model',
+        'embedded',
+        'Model directory, GGUF file, hub name, or "embedded" (SmolLM2-135M-Instruct).',
+        read_only=True,
+    ),
+    _Spec(
+        'device', 'auto', 'Device of the engine: "auto", "cpu", "cuda" or "cuda:N".', read_only=True
+    ),
+    _Spec(
+        'dtype',
+        'auto',
+        'Type of weights and cache.',
+        ('auto', 'float32', 'bfloat16', 'float16'),
+        True,
+    ),
     _Spec('threads', 0, 'CPU threads of the engine; 0 = chosen by the engine.', (0, 1024), True),
-    _Spec('max_context', 0, 'Tokens per query, prompt and response; 0 = what the model allows.', (0, INT_MAX), True),
+    _Spec(
+        'max_context',
+        0,
+        'Tokens per query, prompt and response; 0 = what the model allows.',
+        (0, INT_MAX),
+        True,
+    ),
     _Spec('n_max', 512, 'Cap on any response in tokens (N_max).', (1, INT_MAX), True),
-    _Spec('kv_memory_bytes', 0, 'Memory for KV caches in bytes; 0 = what the machine has free.', (0, 2**62), True),
-    _Spec('prefill_chunk', 0, 'Tokens per prefill chunk; 0 = chosen by the engine.', (0, INT_MAX), True),
-    _Spec('allow_download', False, 'Fetch a missing model over the network; nothing else ever uses it.',
-          read_only=True),
-    _Spec('cache_dir', '', 'Converted models and timing profiles; empty = the user\'s cache directory.',
-          read_only=True),
-    _Spec('engine_python', '', 'Interpreter of the engine process; empty = $TIMEBILL_ENGINE_PYTHON, else the '
-          'environment made by "timebill setup-engine", else the node\'s own.', read_only=True),
-    _Spec('policy', 'paper', 'Planning policy: the paper\'s, or the same eviction ratio for every query.', POLICIES, True),
-    _Spec('fixed_alpha', 0.0, 'Eviction ratio of the policy "fixed".', (0.0, ALPHA_MAX_LIMIT), True),
-    _Spec('pessimistic_factor', 5.0, 'k: worst-case response length over predicted length.', (1.0, 100.0), True),
-    _Spec('worst_case_times', True, 'Plan with worst-case times; false = with expected ones, as the paper does.',
-          read_only=True),
+    _Spec(
+        'kv_memory_bytes',
+        0,
+        'Memory for KV caches in bytes; 0 = what the machine has free.',
+        (0, 2**62),
+        True,
+    ),
+    _Spec(
+        'prefill_chunk',
+        0,
+        'Tokens per prefill chunk; 0 = chosen by the engine.',
+        (0, INT_MAX),
+        True,
+    ),
+    _Spec(
+        'allow_download',
+        False,
+        'Fetch a missing model over the network; nothing else ever uses it.',
+        read_only=True,
+    ),
+    _Spec(
+        'cache_dir',
+        '',
+        "Converted models and timing profiles; empty = the user's cache directory.",
+        read_only=True,
+    ),
+    _Spec(
+        'engine_python',
+        '',
+        'Interpreter of the engine process; empty = $TIMEBILL_ENGINE_PYTHON, else the '
+        'environment made by "timebill setup-engine", else the node\'s own.',
+        read_only=True,
+    ),
+    _Spec(
+        'policy',
+        'paper',
+        "Planning policy: the paper's, or the same eviction ratio for every query.",
+        POLICIES,
+        True,
+    ),
+    _Spec(
+        'fixed_alpha', 0.0, 'Eviction ratio of the policy "fixed".', (0.0, ALPHA_MAX_LIMIT), True
+    ),
+    _Spec(
+        'pessimistic_factor',
+        5.0,
+        'k: worst-case response length over predicted length.',
+        (1.0, 100.0),
+        True,
+    ),
+    _Spec(
+        'worst_case_times',
+        True,
+        'Plan with worst-case times; false = with expected ones, as the paper does.',
+        read_only=True,
+    ),
     # How queries are taken: may change at any time, holds from the next query on.
-    _Spec('max_queue', 8, 'Queries that may wait beside the running one; further ones end SKIPPED.', (0, 10000)),
-    _Spec('max_prompt_bytes', 1048576, 'Largest prompt, all turns together, in bytes of UTF-8.', (1, 2**25)),
-    _Spec('default_admission', 'best_effort', 'Admission of goals that leave it to the server.', tuple(ADMISSIONS)),
-    _Spec('default_overrun', 'kill', 'Overrun strategy of goals that leave it to the server.', tuple(OVERRUNS)),
-    _Spec('alpha_max', 0.95, 'Largest KV cache eviction ratio of goals that leave it to the server.', 
-          (0.0, ALPHA_MAX_LIMIT)),
-    _Spec('delivery_margin_s', 0.03, 'Part of every budget kept back for the way from the node to the client, in '
-          'seconds; see docs/ for how the default was measured.', (0.0, 10.0)),
-    _Spec('feedback_period_s', 0.1, 'Least time between two feedback messages of a query that does not stream; a '
-          'change of stage or risk is told at once.', (0.0, 60.0)),
+    _Spec(
+        'max_queue',
+        8,
+        'Queries that may wait beside the running one; further ones end SKIPPED.',
+        (0, 10000),
+    ),
+    _Spec(
+        'max_prompt_bytes',
+        1048576,
+        'Largest prompt, all turns together, in bytes of UTF-8.',
+        (1, 2**25),
+    ),
+    _Spec(
+        'default_admission',
+        'best_effort',
+        'Admission of goals that leave it to the server.',
+        tuple(ADMISSIONS),
+    ),
+    _Spec(
+        'default_overrun',
+        'kill',
+        'Overrun strategy of goals that leave it to the server.',
+        tuple(OVERRUNS),
+    ),
+    _Spec(
+        'alpha_max',
+        0.95,
+        'Largest KV cache eviction ratio of goals that leave it to the server.',
+        (0.0, ALPHA_MAX_LIMIT),
+    ),
+    _Spec(
+        'delivery_margin_s',
+        0.03,
+        'Part of every budget kept back for the way from the node to the client, in '
+        'seconds; see docs/ for how the default was measured.',
+        (0.0, 10.0),
+    ),
+    _Spec(
+        'feedback_period_s',
+        0.1,
+        'Least time between two feedback messages of a query that does not stream; a '
+        'change of stage or risk is told at once.',
+        (0.0, 60.0),
+    ),
     # The watch over the engine.
-    _Spec('engine_timeout_s', 10.0, 'A ready engine that gives no sign of life for so long is killed and replaced; '
-          'above the longest prefill chunk and decode step.', (0.1, 3600.0)),
-    _Spec('engine_start_timeout_s', 120.0, 'The same while it loads, warms up and profiles.', (1.0, 86400.0)),
+    _Spec(
+        'engine_timeout_s',
+        10.0,
+        'A ready engine that gives no sign of life for so long is killed and replaced; '
+        'above the longest prefill chunk and decode step.',
+        (0.1, 3600.0),
+    ),
+    _Spec(
+        'engine_start_timeout_s',
+        120.0,
+        'The same while it loads, warms up and profiles.',
+        (1.0, 86400.0),
+    ),
 )
 
 
@@ -104,9 +213,13 @@ class ServerParameters:
 
     def load_message(self) -> Load:
         """Return what the engine is told to load."""
-        shared = {each.name for each in fields(Load)} & {each.name for each in fields(self)} - {'policy'}
-        policy = {name: getattr(self, name)
-                  for name in ('policy', 'fixed_alpha', 'pessimistic_factor', 'worst_case_times')}
+        shared = {each.name for each in fields(Load)} & {each.name for each in fields(self)} - {
+            'policy'
+        }
+        policy = {
+            name: getattr(self, name)
+            for name in ('policy', 'fixed_alpha', 'pessimistic_factor', 'worst_case_times')
+        }
         return Load(policy=policy, **{name: getattr(self, name) for name in shared})
 
 
@@ -114,24 +227,25 @@ def declare_parameters(node: Node) -> ServerParameters:
     """
     Declare everything on the node and return the values.
 
-    Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException, which name the parameter.
+    Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException, which name the
+    parameter.
     """
     node.add_on_set_parameters_callback(check_parameters)
-    values: Dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for spec in _SPECS:
         values[spec.name] = node.declare_parameter(spec.name, spec.default, _descriptor(spec)).value
     return ServerParameters(**values)
 
 
-def apply_parameters(current: ServerParameters, changed: List[Parameter]) -> None:
+def apply_parameters(current: ServerParameters, changed: list[Parameter]) -> None:
     """Take over values that were validated and set."""
     for parameter in changed:
         if hasattr(current, parameter.name):
             setattr(current, parameter.name, parameter.value)
 
 
-def check_parameters(changed: List[Parameter]) -> SetParametersResult:
-    """Refuse values that type and range alone let through; the reason names parameter, value and limit."""
+def check_parameters(changed: list[Parameter]) -> SetParametersResult:
+    """Refuse what type and range let through; the reason names parameter, value and limit."""
     specs = {spec.name: spec for spec in _SPECS}
     for parameter in changed:
         spec = specs.get(parameter.name)
@@ -159,7 +273,9 @@ def _descriptor(spec: _Spec) -> ParameterDescriptor:
         descriptor.additional_constraints = 'One of: ' + ', '.join(spec.limits)
     elif isinstance(spec.default, float):
         low, high = spec.limits
-        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=low, to_value=high, step=0.0)
+        ]
     else:
         low, high = spec.limits
         descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of service of everything that the node and the client library open."""
 
-from typing import Dict
-
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 ACTION_NAME = 'timebill/query'
@@ -18,10 +16,14 @@ _TIMING_DEPTH = 1024
 
 def _reliable(depth: int, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE) -> QoSProfile:
     return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.RELIABLE, durability=durability)
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=durability,
+    )
 
 
-def service_qos() -> Dict[str, QoSProfile]:
+def service_qos() -> dict[str, QoSProfile]:
     """Return the profiles of the three services of an action, for its server and for its client."""
     return {
         'goal_service_qos_profile': _reliable(_SERVICE_DEPTH),
@@ -36,7 +38,7 @@ def feedback_qos() -> QoSProfile:
 
 
 def timing_qos() -> QoSProfile:
-    """Return the profile of the timing topic: one message a query, and a burst of queries must not lose one."""
+    """Return the profile of the timing topic: a burst of queries must not lose a message."""
     return _reliable(_TIMING_DEPTH)
 
 

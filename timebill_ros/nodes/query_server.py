@@ -1,14 +1,16 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The node ``timebill``: the action server ``timebill/query`` in front of one engine process.
+"""
+The node ``timebill``: the action server ``timebill/query`` in front of one engine process.
 
-One thread, that of the executor which spins the node, owns all goals. The supervisor's threads only post events.
+One thread, that of the executor which spins the node, owns all goals. The supervisor's threads
+only post events.
 """
 
 import os
 import sys
 import time
-from typing import Any, List, Optional
+from typing import Any
 
 import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -35,7 +37,7 @@ from timebill_ros.nodes.signals import StopSignals
 from timebill_ros.nodes.status import StatusReport
 from timebill_ros.query import Ending, ErrorCode, Outcome
 
-RESULT_TIMEOUT_S = 60       # how long a result waits for a client to ask for it
+RESULT_TIMEOUT_S = 60  # how long a result waits for a client to ask for it
 STATUS_PERIOD_S = 1.0
 # When the node is stopped: for the results of open goals, and then for DDS to send them.
 DRAIN_S = 1.0
@@ -54,7 +56,8 @@ class QueryServer(Node):
         """
         Declare the parameters and start the engine; the arguments are those of rclpy's Node.
 
-        Raises rclpy's ParameterException, or FileNotFoundError for an interpreter that does not exist.
+        Raises rclpy's ParameterException, or FileNotFoundError for an interpreter that does not
+        exist.
         """
         super().__init__('timebill', **node_arguments)
         log = self.get_logger()
@@ -62,36 +65,55 @@ class QueryServer(Node):
         self.add_post_set_parameters_callback(guarded(log, self._on_parameters))
         self.stop_asked = False
         self._arrival_ns = 0
+        self._loading_logged: tuple[str, int] = ('', 0)
         self._report = StatusReport()
-        self._server: Optional[ActionServer] = None
+        self._server: ActionServer | None = None
         self._timing = self.create_publisher(QueryTimingMsg, qos.TIMING_TOPIC, qos.timing_qos())
         self._status = self.create_publisher(ExecutorStatus, qos.STATUS_TOPIC, qos.status_qos())
         self._inbox = EventInbox(self, guarded(log, self._on_event))
         self._deadline = DeadlineTimer(self, guarded(log, self._on_deadline))
         self.create_timer(STATUS_PERIOD_S, guarded(log, self._publish_status))
-        self._limits = Limits(self.parameters.engine_timeout_s, self.parameters.engine_start_timeout_s)
+        self._limits = Limits(
+            self.parameters.engine_timeout_s, self.parameters.engine_start_timeout_s
+        )
         python = engine_python(self.parameters.engine_python)
         self._supervisor = Supervisor(
             lambda read_fd, write_fd: engine_argv(python, read_fd, write_fd),
-            engine_environment(os.environ), self.parameters.load_message(), self._inbox.post, self._limits)
+            engine_environment(os.environ),
+            self.parameters.load_message(),
+            self._inbox.post,
+            self._limits,
+        )
         self._desk = GoalDesk(
-            self.parameters, self._supervisor.send, self._deadline.arm, self._inbox.post, self._timing.publish)
+            self.parameters,
+            self._supervisor.send,
+            self._deadline.arm,
+            self._inbox.post,
+            self._timing.publish,
+        )
         log.info(f'engine starts: model {self.parameters.model}, interpreter {python}')
         self._supervisor.start()
 
-    # --- goals ---------------------------------------------------------------------------------------------
+    # --- goals
+    # ---------------------------------------------------------------------------------------------
 
     def _open_server(self) -> None:
         log = self.get_logger()
         self._server = ActionServer(
-            self, QueryAction, qos.ACTION_NAME, execute_callback=self._desk.hand_over,
+            self,
+            QueryAction,
+            qos.ACTION_NAME,
+            execute_callback=self._desk.hand_over,
             goal_callback=guarded(log, self._on_goal, GoalResponse.REJECT),
             handle_accepted_callback=guarded(log, self._on_accepted),
             cancel_callback=guarded(log, self._on_cancel, CancelResponse.REJECT),
-            feedback_pub_qos_profile=qos.feedback_qos(), result_timeout=RESULT_TIMEOUT_S, **qos.service_qos())
+            feedback_pub_qos_profile=qos.feedback_qos(),
+            result_timeout=RESULT_TIMEOUT_S,
+            **qos.service_qos(),
+        )
 
     def _on_goal(self, _goal: QueryAction.Goal) -> GoalResponse:
-        """Accept whatever comes, because a rejection cannot say why; only a node that is being stopped rejects."""
+        """Accept all, because a rejection cannot say why, unless the node is being stopped."""
         self._arrival_ns = time.monotonic_ns()
         return GoalResponse.REJECT if self.stop_asked else GoalResponse.ACCEPT
 
@@ -100,14 +122,16 @@ class QueryServer(Node):
         self._desk.accept(handle, self._arrival_ns)
 
     def _on_cancel(self, handle: Any) -> CancelResponse:
-        # Always accepted: while CANCELING every final state is allowed, so no transition can be invalid later.
+        # Always accepted: while CANCELING every final state is allowed, so no transition can be
+        # invalid later.
         self._desk.cancel(handle)
         return CancelResponse.ACCEPT
 
     def _on_deadline(self) -> None:
         self._desk.end_due()
 
-    # --- events --------------------------------------------------------------------------------------------
+    # --- events
+    # --------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, EngineSaid):
@@ -123,8 +147,13 @@ class QueryServer(Node):
             self._desk.close(event)
         elif isinstance(event, _StopAsked) and not self.stop_asked:
             self.stop_asked = True
-            self._desk.end_all(Ending(
-                Outcome.FAILED, error_code=ErrorCode.SERVER_SHUTDOWN, error_msg='the node was asked to stop'))
+            self._desk.end_all(
+                Ending(
+                    Outcome.FAILED,
+                    error_code=ErrorCode.SERVER_SHUTDOWN,
+                    error_msg='the node was asked to stop',
+                )
+            )
 
     def _on_engine_said(self, event: EngineSaid) -> None:
         message = event.message
@@ -133,26 +162,42 @@ class QueryServer(Node):
         elif isinstance(message, Alive):
             self._report.engine_alive(message)
         elif isinstance(message, Loading):
-            self.get_logger().info(f'engine: {message.what} ({message.fraction:.0%})')
+            self._log_loading(message)
         elif isinstance(message, Ready):
             info = message.info
             self.get_logger().info(
-                f'engine ready: {info.name} on {info.device} ({info.dtype}), loaded in {message.load_s:.1f} s, '
-                f'profiled in {message.profile_s:.1f} s (coefficients: {message.coefficients_source})')
+                f'engine ready: {info.name} on {info.device} ({info.dtype}), '
+                f'loaded in {message.load_s:.1f} s, '
+                f'profiled in {message.profile_s:.1f} s ({message.coefficients_source})'
+            )
             self._desk.engine_ready(event.generation, info)
             if self._server is None:
                 self._open_server()
 
-    def _on_parameters(self, changed: List[Parameter]) -> None:
+    def _log_loading(self, message: Loading) -> None:
+        """Log each step and each tenth of it; the engine repeats itself to show that it lives."""
+        step = (message.what, int(message.fraction * 10))
+        if step != self._loading_logged:
+            self._loading_logged = step
+            self.get_logger().info(f'engine: {message.what} ({message.fraction:.0%})')
+
+    def _on_parameters(self, changed: list[Parameter]) -> None:
         apply_parameters(self.parameters, changed)
         self._limits.timeout_s = self.parameters.engine_timeout_s
         self._limits.start_timeout_s = self.parameters.engine_start_timeout_s
 
     def _publish_status(self) -> None:
-        self._status.publish(self._report.message(
-            self._supervisor, self._desk.book, self.parameters.max_queue, self.parameters.pessimistic_factor))
+        self._status.publish(
+            self._report.message(
+                self._supervisor,
+                self._desk.book,
+                self.parameters.max_queue,
+                self.parameters.pessimistic_factor,
+            )
+        )
 
-    # --- the end -------------------------------------------------------------------------------------------
+    # --- the end
+    # -------------------------------------------------------------------------------------------
 
     def ask_to_stop(self) -> None:
         """Have the node end its goals and then itself; any thread may call it."""
@@ -175,12 +220,12 @@ def serve(node: QueryServer, executor: SingleThreadedExecutor) -> None:
     executor.add_node(node)
     spin_while(executor, log, lambda: not node.stop_asked)
     end_s = time.monotonic() + DRAIN_S
-    spin_while(executor, log, lambda: not node.drained and time.monotonic() < end_s)
+    spin_while(executor, log, lambda: not node.drained and time.monotonic() < end_s, LINGER_S)
     end_s = time.monotonic() + LINGER_S
-    spin_while(executor, log, lambda: time.monotonic() < end_s)
+    spin_while(executor, log, lambda: time.monotonic() < end_s, LINGER_S)
 
 
-def main(args: Optional[List[str]] = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
     context = rclpy.Context()
     rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGINT and SIGTERM, heard at once although the main thread waits inside the middleware."""
 
+from collections.abc import Callable
 import os
 import signal
 import threading
 from types import TracebackType
-from typing import Callable, Optional, Type
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,6 +23,7 @@ class StopSignals:
         self._callback = callback
 
     def __enter__(self) -> 'StopSignals':
+        """Install the handlers."""
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
@@ -32,8 +33,12 @@ class StopSignals:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType],
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
+        """Put back the handlers that were there."""
         for each, previous in zip(_SIGNALS, self._previous):
             signal.signal(each, previous)
         signal.set_wakeup_fd(self._previous_fd)

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of the executor, as ``timebill/status`` tells it once a second."""
 
-import resource
-import time
 from collections import deque
 from math import nan
-from typing import Deque, Tuple
+import resource
+import time
 
 from timebill_ros.executor.messages import Alive
 from timebill_ros.executor.supervisor import Supervisor
@@ -23,8 +22,10 @@ class StatusReport:
 
     def __init__(self) -> None:
         """Start with nothing seen."""
-        self._ended: Deque[Tuple[float, bool]] = deque()          # (when, was it a miss)
-        self._busy: Deque[Tuple[float, float]] = deque()          # (when, engine's seconds of work since its start)
+        self._ended: deque[tuple[float, bool]] = deque()  # (when, was it a miss)
+        self._busy: deque[tuple[float, float]] = (
+            deque()
+        )  # (when, engine's seconds of work since its start)
         self._device_memory_bytes = 0
 
     def query_ended(self, outcome: Outcome) -> None:
@@ -41,18 +42,28 @@ class StatusReport:
         self._busy.clear()
         self._device_memory_bytes = 0
 
-    def message(self, supervisor: Supervisor, book: GoalBook, queue_limit: int, factor: float) -> ExecutorStatus:
+    def message(
+        self, supervisor: Supervisor, book: GoalBook, queue_limit: int, factor: float
+    ) -> ExecutorStatus:
         """Return the status as of now; ``factor`` is the pessimistic factor k."""
         self._forget_old()
         misses = [missed for _, missed in self._ended]
         return ExecutorStatus(
-            stamp=time_msg(time.time_ns()), engine_state=int(supervisor.state), engine_message=supervisor.message,
-            engine_restarts=supervisor.restarts, queue_depth=book.waiting(), queue_limit=queue_limit,
-            running=book.running(), busy_ratio=self._busy_ratio(),
-            miss_ratio=sum(misses) / len(misses) if misses else nan, window_s=WINDOW_S, pessimistic_factor=factor,
+            stamp=time_msg(time.time_ns()),
+            engine_state=int(supervisor.state),
+            engine_message=supervisor.message,
+            engine_restarts=supervisor.restarts,
+            queue_depth=book.waiting(),
+            queue_limit=queue_limit,
+            running=book.running(),
+            busy_ratio=self._busy_ratio(),
+            miss_ratio=sum(misses) / len(misses) if misses else nan,
+            window_s=WINDOW_S,
+            pessimistic_factor=factor,
             node_memory_bytes=resident_bytes('self'),
             engine_memory_bytes=resident_bytes(str(supervisor.pid)) if supervisor.pid else 0,
-            device_memory_bytes=self._device_memory_bytes)
+            device_memory_bytes=self._device_memory_bytes,
+        )
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - WINDOW_S

@@ -1,14 +1,15 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Is a goal within its limits, and what does it ask for once every default is resolved.
+"""
+Is a goal within its limits, and what does it ask for once every default is resolved.
 
 Pure: a goal is any object with the fields of ``Query.Goal``, so nothing here imports ROS.
 """
 
+from dataclasses import dataclass
 import json
 import math
-from dataclasses import dataclass
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, NoReturn
 
 from timebill_ros.query import Admission, ErrorCode, Overrun, Query, Sampling, Turn
 
@@ -33,30 +34,33 @@ class InvalidGoal(ValueError):
 
 @dataclass(frozen=True)
 class ServerDefaults:
-    """What stands in for the fields that a goal leaves to the server, and the server's own limits."""
+    """What stands in for the fields that a goal leaves to the server, and its own limits."""
 
     n_max: int
-    max_context: int                         # tokens
+    max_context: int  # tokens
     max_prompt_bytes: int
     admission: Admission
     overrun: Overrun
     alpha_max: float
     delivery_margin_s: float
-    sampling: Dict[str, Any]                 # of the model: temperature, top_p, top_k, repetition_penalty
+    sampling: dict[str, Any]  # of the model: temperature, top_p, top_k, repetition_penalty
 
 
 def resolve(goal: Any, query_id: str, arrival_ns: int, defaults: ServerDefaults) -> Query:
     """
     Check every field of a goal and return the query it asks for.
 
-    ``arrival_ns`` is the steady clock's nanoseconds. Raises InvalidGoal for the first field out of its limits.
+    ``arrival_ns`` is the steady clock's nanoseconds. Raises InvalidGoal for the first field out of
+    its limits.
     """
     budget_ns = time_allowance_ns(goal.time_allowance)
     messages = _messages(goal, defaults.max_prompt_bytes)
     _check_sent_at(goal.sent_at)
     cap = _max_new_tokens(goal.max_new_tokens, defaults)
     if goal.min_tier:
-        _fail(ErrorCode.INVALID_MIN_TIER, 'min_tier', goal.min_tier, 'is not served: leave it empty')
+        _fail(
+            ErrorCode.INVALID_MIN_TIER, 'min_tier', goal.min_tier, 'is not served: leave it empty'
+        )
     return Query(
         query_id=query_id,
         messages=messages,
@@ -69,11 +73,12 @@ def resolve(goal: Any, query_id: str, arrival_ns: int, defaults: ServerDefaults)
         overrun=_overrun(goal.overrun, defaults),
         alpha_max=_alpha_max(goal.alpha_max, defaults),
         stop=_stops(goal.stop),
-        sampling=_sampling(goal, defaults.sampling))
+        sampling=_sampling(goal, defaults.sampling),
+    )
 
 
 def time_allowance_ns(duration: Any) -> int:
-    """Return the budget in nanoseconds; raises InvalidGoal unless it is a positive, well-formed Duration."""
+    """Return the budget in nanoseconds; raises InvalidGoal unless it is well-formed and > 0."""
     sec, nanosec = duration.sec, duration.nanosec
     code = ErrorCode.INVALID_TIME_ALLOWANCE
     if nanosec >= NS_PER_S:
@@ -90,11 +95,16 @@ def _fail(code: ErrorCode, field: str, value: Any, limit: str) -> NoReturn:
     raise InvalidGoal(code, f'{field} = {shown} {limit}')
 
 
-def _messages(goal: Any, max_bytes: int) -> List[Turn]:
+def _messages(goal: Any, max_bytes: int) -> list[Turn]:
     code = ErrorCode.INVALID_PROMPT
     turns = [Turn(each.role, each.content) for each in goal.messages]
     if goal.prompt and turns:
-        _fail(code, 'prompt', goal.prompt, f'and {len(turns)} messages are both given; give exactly one of them')
+        _fail(
+            code,
+            'prompt',
+            goal.prompt,
+            f'and {len(turns)} messages are both given; give exactly one of them',
+        )
     if goal.prompt:
         turns = [Turn('user', goal.prompt)]
     if not turns:
@@ -105,49 +115,87 @@ def _messages(goal: Any, max_bytes: int) -> List[Turn]:
         if turn.role == 'system' and index > 0:
             _fail(code, f'messages[{index}].role', turn.role, 'is allowed in messages[0] only')
         if not turn.content.strip():
-            _fail(code, f'messages[{index}].content' if goal.messages else 'prompt', turn.content, 'is blank')
+            _fail(
+                code,
+                f'messages[{index}].content' if goal.messages else 'prompt',
+                turn.content,
+                'is blank',
+            )
     if turns[-1].role != 'user':
-        _fail(code, f'messages[{len(turns) - 1}].role', turns[-1].role, 'is not user, as the last turn has to be')
+        _fail(
+            code,
+            f'messages[{len(turns) - 1}].role',
+            turns[-1].role,
+            'is not user, as the last turn has to be',
+        )
     if goal.system_prompt:
         if turns[0].role == 'system':
-            _fail(code, 'system_prompt', goal.system_prompt,
-                  'and a system turn in messages[0] are both given; give at most one of them')
+            _fail(
+                code,
+                'system_prompt',
+                goal.system_prompt,
+                'and a system turn in messages[0] are both given; give at most one of them',
+            )
         turns.insert(0, Turn('system', goal.system_prompt))
     size = sum(len(turn.content.encode('utf-8', 'surrogatepass')) for turn in turns)
     if size > max_bytes:
-        _fail(code, 'prompt' if goal.prompt else 'messages', f'{size} bytes',
-              f'exceeds the server\'s max_prompt_bytes = {max_bytes}')
+        _fail(
+            code,
+            'prompt' if goal.prompt else 'messages',
+            f'{size} bytes',
+            f"exceeds the server's max_prompt_bytes = {max_bytes}",
+        )
     return turns
 
 
 def _check_sent_at(sent_at: Any) -> None:
     if sent_at.sec != 0 or sent_at.nanosec != 0:
-        _fail(ErrorCode.INVALID_SENT_AT, 'sent_at', f'{sent_at.sec}.{sent_at.nanosec:09d}',
-              'is not supported yet: leave it zero, and the budget runs from the goal\'s arrival')
+        _fail(
+            ErrorCode.INVALID_SENT_AT,
+            'sent_at',
+            f'{sent_at.sec}.{sent_at.nanosec:09d}',
+            "is not supported yet: leave it zero, and the budget runs from the goal's arrival",
+        )
 
 
 def _max_new_tokens(asked: int, defaults: ServerDefaults) -> int:
     if asked > defaults.max_context:
-        _fail(ErrorCode.INVALID_MAX_NEW_TOKENS, 'max_new_tokens', asked,
-              f'exceeds the context of {defaults.max_context} tokens')
+        _fail(
+            ErrorCode.INVALID_MAX_NEW_TOKENS,
+            'max_new_tokens',
+            asked,
+            f'exceeds the context of {defaults.max_context} tokens',
+        )
     return min(asked, defaults.n_max) if asked else defaults.n_max
 
 
 def _admission(value: int, defaults: ServerDefaults) -> Admission:
     if value not in set(Admission):
-        _fail(ErrorCode.INVALID_ADMISSION, 'admission', value,
-              f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Admission)}')
+        _fail(
+            ErrorCode.INVALID_ADMISSION,
+            'admission',
+            value,
+            f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Admission)}',
+        )
     return defaults.admission if value == Admission.SERVER_DEFAULT else Admission(value)
 
 
 def _overrun(value: int, defaults: ServerDefaults) -> Overrun:
     code = ErrorCode.INVALID_OVERRUN
     if value not in set(Overrun):
-        _fail(code, 'overrun', value,
-              f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Overrun)}')
+        _fail(
+            code,
+            'overrun',
+            value,
+            f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Overrun)}',
+        )
     if value in (Overrun.SKIP_NEXT, Overrun.SOFT_LANDING):
-        _fail(code, 'overrun', value,
-              f'({Overrun(value).name}) is not supported yet: use KILL = {Overrun.KILL.value} or leave it 0')
+        _fail(
+            code,
+            'overrun',
+            value,
+            f'({Overrun(value).name}) is not supported yet: use KILL = {Overrun.KILL.value} or 0',
+        )
     return defaults.overrun if value == Overrun.SERVER_DEFAULT else Overrun(value)
 
 
@@ -155,47 +203,77 @@ def _alpha_max(value: float, defaults: ServerDefaults) -> float:
     if value == -1.0:
         return defaults.alpha_max
     if not 0.0 <= value <= ALPHA_MAX_LIMIT:
-        _fail(ErrorCode.INVALID_ALPHA_MAX, 'alpha_max', value,
-              f'is not within 0..{ALPHA_MAX_LIMIT} (or -1, the server\'s)')
+        _fail(
+            ErrorCode.INVALID_ALPHA_MAX,
+            'alpha_max',
+            value,
+            f"is not within 0..{ALPHA_MAX_LIMIT} (or -1, the server's)",
+        )
     return value
 
 
-def _stops(stops: Any) -> List[str]:
+def _stops(stops: Any) -> list[str]:
     code = ErrorCode.INVALID_STOP
     if len(stops) > MAX_STOPS:
         _fail(code, 'stop', f'{len(stops)} strings', f'exceeds {MAX_STOPS}')
     for index, text in enumerate(stops):
         size = len(text.encode('utf-8', 'surrogatepass'))
         if not 1 <= size <= MAX_STOP_BYTES:
-            _fail(code, f'stop[{index}]', f'{size} bytes', f'is not within 1..{MAX_STOP_BYTES} bytes')
+            _fail(
+                code, f'stop[{index}]', f'{size} bytes', f'is not within 1..{MAX_STOP_BYTES} bytes'
+            )
     return list(stops)
 
 
-def _sampling(goal: Any, model: Dict[str, Any]) -> Sampling:
+def _sampling(goal: Any, model: dict[str, Any]) -> Sampling:
     temperature = _number(
-        'temperature', goal.temperature, -1.0, model.get('temperature', 0.0),
-        0.0 <= goal.temperature <= MAX_TEMPERATURE, f'0..{MAX_TEMPERATURE:g} (or -1, the server\'s)')
+        'temperature',
+        goal.temperature,
+        -1.0,
+        model.get('temperature', 0.0),
+        0.0 <= goal.temperature <= MAX_TEMPERATURE,
+        f"0..{MAX_TEMPERATURE:g} (or -1, the server's)",
+    )
     top_p = _number(
-        'top_p', goal.top_p, 0.0, model.get('top_p', 1.0),
-        0.0 < goal.top_p <= 1.0, '(0, 1] (or 0, the server\'s)')
+        'top_p',
+        goal.top_p,
+        0.0,
+        model.get('top_p', 1.0),
+        0.0 < goal.top_p <= 1.0,
+        "(0, 1] (or 0, the server's)",
+    )
     penalty = _number(
-        'repetition_penalty', goal.repetition_penalty, 0.0, model.get('repetition_penalty', 1.0),
+        'repetition_penalty',
+        goal.repetition_penalty,
+        0.0,
+        model.get('repetition_penalty', 1.0),
         0.0 < goal.repetition_penalty <= MAX_REPETITION_PENALTY,
-        f'(0, {MAX_REPETITION_PENALTY:g}] (or 0, the server\'s)')
+        f"(0, {MAX_REPETITION_PENALTY:g}] (or 0, the server's)",
+    )
     if goal.top_k < -1:
-        _fail(ErrorCode.INVALID_SAMPLING, 'top_k', goal.top_k, 'is not 0 or above (or -1, the server\'s)')
+        _fail(
+            ErrorCode.INVALID_SAMPLING,
+            'top_k',
+            goal.top_k,
+            "is not 0 or above (or -1, the server's)",
+        )
     if goal.seed < -1:
-        _fail(ErrorCode.INVALID_SAMPLING, 'seed', goal.seed, 'is not 0 or above (or -1: one is drawn)')
+        _fail(
+            ErrorCode.INVALID_SAMPLING, 'seed', goal.seed, 'is not 0 or above (or -1: one is drawn)'
+        )
     return Sampling(
         temperature=temperature,
         top_p=top_p,
         top_k=int(model.get('top_k', 0)) if goal.top_k == -1 else goal.top_k,
         repetition_penalty=penalty,
-        seed=_seed(goal.seed))
+        seed=_seed(goal.seed),
+    )
 
 
-def _number(field: str, value: float, unset: float, default: float, valid: bool, limit: str) -> float:
-    """Return the value, or the default where it is the one that means "the server's"; NaN is never valid."""
+def _number(
+    field: str, value: float, unset: float, default: float, valid: bool, limit: str
+) -> float:
+    """Return the value, or the default where it means "the server's"; NaN is never valid."""
     if value == unset:
         return float(default)
     if not valid or not math.isfinite(value):
@@ -203,5 +281,5 @@ def _number(field: str, value: float, unset: float, default: float, valid: bool,
     return value
 
 
-def _seed(value: int) -> Optional[int]:
+def _seed(value: int) -> int | None:
     return None if value == -1 else value

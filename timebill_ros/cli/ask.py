@@ -1,0 +1,157 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill ask``: one question, one answer, in time."""
+
+import argparse
+import json
+import sys
+from typing import Any, TextIO
+
+from unique_identifier_msgs.msg import UUID
+
+from timebill_ros.action import Query as QueryAction
+from timebill_ros.client import Answer, TimeBillClient
+from timebill_ros.nodes.conversions import Identity, json_value, timing_msg
+from timebill_ros.query import Admission, Ending, Outcome, QueryTiming
+
+# 0 = an answer in time; 2 is a wrong command line.
+EXIT_STATUS = {
+    Outcome.COMPLETED: 0,
+    Outcome.TRUNCATED: 0,
+    Outcome.DEADLINE_MISSED: 3,
+    Outcome.INFEASIBLE: 4,
+    Outcome.SKIPPED: 5,
+    Outcome.INVALID: 6,
+    Outcome.CANCELED: 7,
+    Outcome.FAILED: 8,
+}
+_ADMISSIONS = {
+    'default': Admission.SERVER_DEFAULT,
+    'best-effort': Admission.BEST_EFFORT,
+    'guaranteed': Admission.GUARANTEED,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.epilog = 'Exit status: ' + ', '.join(
+        f'{code} {each.name}' for each, code in EXIT_STATUS.items()
+    )
+    parser.add_argument('prompt', help='the question; "-" reads it from standard input')
+    parser.add_argument(
+        '--within', type=float, required=True, metavar='SECONDS', help='hard budget'
+    )
+    parser.add_argument('--stream', action='store_true', help='print text as it comes')
+    parser.add_argument(
+        '--json', action='store_true', help='print one JSON object: timing, outcome and response'
+    )
+    parser.add_argument(
+        '--system', default='', metavar='TEXT', help='instructions put before the question'
+    )
+    parser.add_argument(
+        '--max-new-tokens', type=int, default=0, metavar='N', help='cap on the response'
+    )
+    parser.add_argument('--admission', choices=_ADMISSIONS, default='default')
+    parser.add_argument(
+        '--alpha-max', type=float, default=-1.0, metavar='A', help='largest eviction ratio, 0..0.95'
+    )
+    parser.add_argument('--temperature', type=float, default=-1.0, metavar='T', help='0 = greedy')
+    parser.add_argument('--seed', type=int, default=-1)
+    parser.add_argument(
+        '--stop', action='append', default=[], metavar='TEXT', help='end at this text; repeatable'
+    )
+    parser.add_argument('--namespace', default='', help='ROS namespace of the server')
+    parser.add_argument(
+        '--server-wait',
+        type=float,
+        default=2.0,
+        metavar='SECONDS',
+        help='how long to look for the server, before the budget begins',
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, print, and return the exit status of the outcome."""
+    try:
+        prompt = _prompt(arguments.prompt)
+    except UnicodeDecodeError as error:
+        print(f'timebill ask: standard input is not valid UTF-8: {error}', file=sys.stderr)
+        return 2
+    # Under --json standard output holds one object and nothing else.
+    stream = _Stream(sys.stderr if arguments.json else sys.stdout)
+    with TimeBillClient(namespace=arguments.namespace) as client:
+        client.wait_for_server(arguments.server_wait)
+        try:
+            answer = client.ask(
+                prompt,
+                within=arguments.within,
+                on_feedback=stream.print_new,
+                stream=arguments.stream,
+                system_prompt=arguments.system,
+                max_new_tokens=arguments.max_new_tokens,
+                admission=_ADMISSIONS[arguments.admission],
+                alpha_max=arguments.alpha_max,
+                temperature=arguments.temperature,
+                seed=arguments.seed,
+                stop=arguments.stop,
+            )
+        except ValueError as error:
+            print(f'timebill ask: {error}', file=sys.stderr)
+            return 2
+    if arguments.stream:
+        stream.end(answer.response)
+    if arguments.json:
+        print(json.dumps(answer_fields(answer), ensure_ascii=False))
+    else:
+        _print_answer(answer, streamed=arguments.stream)
+    return EXIT_STATUS[answer.outcome]
+
+
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    """Return the fields of QueryTiming and of the answer for ``json.dumps``; NaN is null."""
+    message = answer.message
+    if message is None:
+        message = timing_msg(QueryTiming(), Ending(answer.outcome), Identity(UUID(), 0, 0, '', ''))
+    return {
+        **json_value(message),
+        'outcome': answer.outcome.name,
+        'finish_reason': answer.finish_reason.name,
+        'error_code': int(answer.error_code),
+        'error_name': answer.error_code.name,
+        'error_msg': answer.error_msg,
+        'response': answer.response,
+        'within_s': answer.within_s,
+        'elapsed_s': answer.elapsed_s,
+    }
+
+
+def _prompt(argument: str) -> str:
+    return sys.stdin.buffer.read().decode('utf-8') if argument == '-' else argument
+
+
+class _Stream:
+    """Prints text as it comes, and in the end what the feedback had not yet brought."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._printed = ''
+
+    def print_new(self, feedback: QueryAction.Feedback) -> None:
+        self._print(feedback.text)
+
+    def end(self, response: str) -> None:
+        self._print(response[len(self._printed) :] + '\n')
+
+    def _print(self, text: str) -> None:
+        self._printed += text
+        print(text, end='', flush=True, file=self._output)
+
+
+def _print_answer(answer: Answer, streamed: bool) -> None:
+    if not streamed:
+        print(answer.response)
+    line = f'[{answer.outcome.name} in {answer.elapsed_s:.2f} of {answer.within_s:g} s'
+    timing = answer.timing
+    if timing.n_generated:
+        line += f'; {timing.n_prompt} + {timing.n_generated} tokens, alpha {timing.alpha:.2f}'
+    print(line + ']' + (f' {answer.error_msg}' if answer.error_msg else ''), file=sys.stderr)

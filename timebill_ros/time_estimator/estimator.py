@@ -26,10 +26,12 @@ STEP_CORRELATION = 0.1      # rho above
 
 def worst_factor(law: Law, samples: int) -> float:
     """Return how much longer than the law ``samples`` of it in a row may take together, >= 1."""
-    if samples < 1:
-        return 1.0
-    spread = sqrt((1.0 + (samples - 1) * STEP_CORRELATION) / samples)
-    return 1.0 + (law.worst_ratio - 1.0) * spread
+    return 1.0 + (law.worst_ratio - 1.0) * spread_of_mean(samples) if samples >= 1 else 1.0
+
+
+def spread_of_mean(samples: int) -> float:
+    """Return how far the mean of ``samples`` (>= 1) in a row strays, relative to a single one."""
+    return sqrt((1.0 + (samples - 1) * STEP_CORRELATION) / samples)
 
 
 @dataclass(frozen=True)

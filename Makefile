@@ -18,6 +18,7 @@ PIP_ARGS ?=
 ENGINE := .venv/engine
 ROS := .venv/$(ROS_DISTRO)
 BUILD := build/$(ROS_DISTRO)
+ROS_TESTS := test/ros test/package test/launch
 PIP_INSTALL = bin/python -m pip install --disable-pip-version-check $(if $(CI),--progress-bar off) $(PIP_ARGS)
 
 .PHONY: help demo build test test-engine test-ros test-launch lint doctor clean FORCE
@@ -38,11 +39,11 @@ test: test-engine test-ros
 
 #:   make test-engine  the tests that need no ROS
 test-engine: $(ENGINE)/.made-test
-	$(ENGINE)/bin/python -m pytest $(or $(TESTS),test/core test/engine)
+	$(ENGINE)/bin/python -m pytest $(or $(TESTS),test $(addprefix --ignore=,$(ROS_TESTS)))
 
 #:   make test-ros     the tests of nodes, builds, style and launch file on ROS_DISTRO
 test-ros: build $(ENGINE)/.made-test $(ROS)/.made-test
-	. $(BUILD)/env.sh && pytest $(or $(TESTS),test/ros test/package test/launch)
+	. $(BUILD)/env.sh && pytest $(or $(TESTS),$(ROS_TESTS))
 
 #:   make test-launch  the tests of the launch file, on a ROS 2 installation (after sourcing its workspace)
 test-launch:

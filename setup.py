@@ -8,13 +8,13 @@ install with ``pip install . --no-build-isolation``. $CMAKE_ARGS is passed on, f
 ``CMAKE_ARGS=-DTIMEBILL_INTERFACES_ONLY=ON``.
 """
 
+from collections import defaultdict
 import os
+from pathlib import Path
 import shlex
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
-from pathlib import Path
 
 from setuptools import Distribution, setup
 from setuptools.command.build import build

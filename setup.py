@@ -3,8 +3,8 @@
 """
 Build a wheel by running CMakeLists.txt, the one description of the build.
 
-Metadata is in pyproject.toml. The interfaces are generated and compiled against the ROS of the environment, so
-install with ``pip install . --no-build-isolation``. $CMAKE_ARGS is passed on, for example
+Metadata is in pyproject.toml. The interfaces are generated and compiled against the ROS of the
+environment, so install with ``pip install . --no-build-isolation``. $CMAKE_ARGS is passed on:
 ``CMAKE_ARGS=-DTIMEBILL_INTERFACES_ONLY=ON``.
 """
 

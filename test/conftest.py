@@ -27,7 +27,8 @@ def ros_domain() -> Iterator[int]:
 
     No two test sessions of this machine use one domain at once: an abstract socket stands for each.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim, pytest.MonkeyPatch.context() as patch:
+    with (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim,
+          pytest.MonkeyPatch.context() as patch):
         domain_id = _claim_domain(claim)
         patch.setenv('ROS_DOMAIN_ID', str(domain_id))
         yield domain_id

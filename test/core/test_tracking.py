@@ -1,0 +1,157 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Drift tracking on synthetic queries: moves with the machine, and only with it."""
+
+from dataclasses import replace
+import json
+from math import nan
+
+import numpy as np
+import pytest
+
+from timebill_ros.query import QueryTiming
+from timebill_ros.time_estimator.coefficients import (
+    CoefficientsError, Drift, TimingCoefficients)
+from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, EVICT, Law, PREFILL, QUADRATIC
+from timebill_ros.time_estimator.tracking import DriftTracker, Sample
+
+LAWS = (
+    Law(PREFILL, QUADRATIC, (2e-8, 7e-4, 0.01), worst_ratio=1.15),
+    Law(DECODE_STEP, AFFINE, (1e-5, 0.02), worst_ratio=1.3),
+    Law(EVICT, AFFINE, (2e-6, 0.002), worst_ratio=1.5))
+BASE = TimingCoefficients(1_000, 'cpu', 'model', 'float32', '1', LAWS)
+TRACKED = ((PREFILL, ''), (DECODE_STEP, ''), (EVICT, ''))
+
+
+class Machine:
+    """Makes the records of queries on a machine that is ``slow`` times as slow as profiled."""
+
+    def __init__(self, seed: int, noise: float = 0.03) -> None:
+        self.random = np.random.default_rng(seed)
+        self.noise = noise
+
+    def query(self, slow: float = 1.0) -> QueryTiming:
+        n_prompt = int(self.random.integers(40, 3000))
+        alpha = float(self.random.choice([0.0, 0.5]))
+        timing = QueryTiming(
+            n_prompt=n_prompt, n_kept=int((1 - alpha) * n_prompt), tier='fp32',
+            n_generated=int(self.random.integers(5, 300)))
+        took = [slow * float(np.exp(self.noise * self.random.standard_normal())) for _ in LAWS]
+        steps = timing.n_generated - 1
+        timing.prefill = took[0] * LAWS[0].seconds(n_prompt)
+        timing.decode = took[1] * LAWS[1].sum_steps(timing.n_kept, steps)
+        if alpha:
+            timing.evict = took[2] * LAWS[2].seconds(n_prompt)
+        return timing
+
+
+def run(tracker: DriftTracker, machine: Machine, queries: int, slow: float) -> float:
+    """Return the share of stages that exceeded what was published when they were planned."""
+    planned_with = tracker.publish(0)
+    exceeded, stages = 0, 0
+    for _ in range(queries):
+        timing = machine.query(slow)
+        exceeded += len(tracker.observe(timing, planned_with))
+        stages += 2 + (timing.n_kept < timing.n_prompt)
+        if tracker.moved:
+            planned_with = tracker.publish(planned_with.stamp_ns + 1)
+    return exceeded / stages
+
+
+def test_as_long_as_the_machine_is_as_profiled_nothing_is_told() -> None:
+    tracker = DriftTracker(BASE)
+    assert tracker.publish(1_000) == BASE
+    assert run(tracker, Machine(1, noise=0.01), 200, 1.0) <= 0.01
+    assert tracker.drift_state == Drift.NONE
+    assert tracker.levels() == pytest.approx(dict.fromkeys(TRACKED, 1.0), abs=0.02)
+
+
+def test_twenty_queries_follow_a_slow_machine_and_twenty_more_its_recovery() -> None:
+    for seed in range(5):
+        tracker, machine = DriftTracker(BASE), Machine(seed)
+        run(tracker, machine, 20, 2.0)
+        told = tracker.publish(0)
+        assert told.drift_state == Drift.HIGH
+        for law, base in zip(told.laws, BASE.laws):
+            assert law.seconds(1000) == pytest.approx(2.0 * base.seconds(1000), rel=0.1)
+        assert run(tracker, machine, 300, 2.0) <= 0.01
+        run(tracker, machine, 20, 1.0)
+        for law, base in zip(tracker.publish(0).laws, BASE.laws):
+            assert law.seconds(1000) == pytest.approx(base.seconds(1000), rel=0.1)
+
+
+def test_share_of_underestimated_stages_returns_under_its_target_on_a_noisy_machine() -> None:
+    tracker, machine = DriftTracker(BASE), Machine(3, noise=0.2)
+    run(tracker, machine, 20, 1.8)
+    assert run(tracker, machine, 1000, 1.8) <= 0.012
+
+
+def test_one_outlier_moves_no_law() -> None:
+    tracker, machine = DriftTracker(BASE), Machine(4, noise=0.01)
+    run(tracker, machine, 30, 1.0)
+    for _ in range(10):
+        tracker.observe(machine.query(slow=40.0))
+        assert tracker.levels() == pytest.approx(dict.fromkeys(TRACKED, 1.0), abs=0.03)
+        run(tracker, machine, 8, 1.0)
+
+
+def test_worst_case_is_never_below_that_of_the_profile() -> None:
+    tracker = DriftTracker(BASE)
+    run(tracker, Machine(5, noise=0.0), 100, 1.0)
+    assert [law.worst_ratio for law in tracker.publish(0).laws] == [
+        law.worst_ratio for law in LAWS]
+
+
+def test_what_is_published_does_not_feed_back() -> None:
+    told, silent = DriftTracker(BASE), DriftTracker(BASE)
+    records = [Machine(6).query(1.4) for _ in range(50)]
+    for record in records:
+        told.observe(record, told.publish(0))
+        silent.observe(record, BASE)
+    assert told.levels() == silent.levels()
+
+
+def test_a_restarted_tracker_goes_on_where_the_first_left_off() -> None:
+    first, machine = DriftTracker(BASE), Machine(7)
+    run(first, machine, 25, 1.7)
+    first.publish(5)
+    second = DriftTracker(BASE, state=json.loads(json.dumps(first.state())))
+    assert not second.moved
+    assert second.publish(5) == first.publish(5)
+    timing = machine.query(1.7)
+    first.observe(timing)
+    second.observe(timing)
+    assert second.publish(6) == first.publish(6)
+
+
+def test_a_state_of_another_profile_is_ignored_and_nonsense_is_refused() -> None:
+    tracker = DriftTracker(BASE)
+    run(tracker, Machine(8), 25, 1.7)
+    state = tracker.state()
+    assert DriftTracker(replace(BASE, stamp_ns=2_000), state=state).publish(1_000) == BASE
+    for damage in ({'ratios': []}, {'ratios': ['x']}, {'z': nan}, {'published': [1.0]},
+                   {'ratios': [-1.0], 'spreads': [1.0]}):
+        broken = {**state, 'laws': [{**state['laws'][0], **damage}]}
+        with pytest.raises(CoefficientsError):
+            DriftTracker(BASE, state=broken)
+
+
+@pytest.mark.parametrize('record', [
+    QueryTiming(),                                                          # never began
+    QueryTiming(n_prompt=50, prefill=nan),                                  # ended in its prefill
+    QueryTiming(n_prompt=50, n_kept=50, n_generated=1, prefill=-1.0),
+    QueryTiming(n_prompt=50, n_kept=50, n_generated=2, prefill=nan, decode=9.0),
+    QueryTiming(n_prompt=50, n_kept=50, n_generated=90, prefill=1e9, decode=1e-9)])
+def test_records_that_say_nothing_are_passed_over(record: QueryTiming) -> None:
+    tracker = DriftTracker(BASE)
+    before = tracker.state()
+    assert tracker.observe(record) == []
+    assert tracker.state() == before
+
+
+def test_a_decoding_is_compared_with_the_sum_over_its_steps() -> None:
+    law = LAWS[1]
+    sample = Sample(DECODE_STEP, '', 1.0, n_tokens=100, steps=3)
+    assert sample.seconds(law) == pytest.approx(sum(law.seconds(n) for n in (100, 101, 102)))
+    cached = Sample(PREFILL, '', 1.0, n_tokens=100, n_done=60)
+    assert cached.seconds(LAWS[0]) == pytest.approx(LAWS[0].seconds(100) - LAWS[0].seconds(60))

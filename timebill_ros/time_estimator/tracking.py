@@ -1,0 +1,264 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Drift tracking: how much slower or faster than its profile the machine is now, law by law.
+
+A profile is a base that never changes; what is tracked is one ratio per law, measured / base law at
+the lengths that really came out. It is taken against the base and not against what was planned
+with, so what is published never feeds back into what is observed.
+
+    level   weighted median of the newest ratios, weights halving every few queries: it moves once
+            the deviating queries hold half the weight; one outlier, however far off, moves nothing
+    spread  1.4826 * weighted median of |y|, y = (ratio / level - 1) / spread_of_mean(steps): how
+            far one single sample strays, in the terms in which the estimator takes worst cases
+    worst   1 + z * spread, the spread never below the profile's own; z follows the misses, as in
+            adaptive conformal inference (arXiv 2106.00170): z += gain * (exceeded - target), so
+            that in the long run the worst case is exceeded in the target share of queries
+
+What is published of a law is base * level, with that worst ratio.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, log, log1p
+from typing import Any
+
+import numpy as np
+
+from timebill_ros.query import QueryTiming
+from timebill_ros.time_estimator.coefficients import (
+    CoefficientsError, Drift, TimingCoefficients)
+from timebill_ros.time_estimator.estimator import spread_of_mean, worst_factor
+from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, Law, PREFILL
+
+MAD_TO_SIGMA = 1.4826           # of a normal distribution
+PRIOR_SAMPLES = 3               # samples "as profiled" that every law starts with
+FIRST_Z = 3.0
+LAST_Z = 12.0
+LEAST_SPREAD = 0.005            # what z works on where neither profile nor queries spread
+LAST_WORST_RATIO = 10.0
+LEAST_STEPS = 3                 # shorter decodings say more about the clock than about the law
+LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """How drift is followed, and when it is told."""
+
+    half_life_queries: float = 4.0      # a sample weighs half of one so many queries newer
+    window_queries: int = 32            # samples remembered per law
+    republish_threshold: float = 0.03   # relative change of a law, or its worst case, that is told
+    high_ratio: float = 1.5             # drift is HIGH beyond this level, or below its inverse
+    worst_gain: float = 1.0             # step of z when a query exceeds its worst case
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One stage of one query: what it took, and the lengths to ask a law for."""
+
+    law: str
+    tier: str
+    measured_s: float
+    n_tokens: int                       # the prompt's; at the first step those in the cache
+    n_done: int = 0                     # of which the prefill was saved
+    steps: int = 1                      # decode steps measured together
+
+    def seconds(self, law: Law) -> float:
+        """Return what a law expects for these lengths."""
+        if self.law == DECODE_STEP:
+            return law.sum_steps(self.n_tokens, self.steps)
+        return law.seconds(self.n_tokens) - (law.seconds(self.n_done) if self.n_done else 0.0)
+
+    def worst_s(self, law: Law) -> float:
+        """Return the worst case of a law for these lengths."""
+        return self.seconds(law) * worst_factor(law, self.steps)
+
+
+def samples_of(timing: QueryTiming) -> list[Sample]:
+    """Return what a query's record says about the laws, whatever its outcome."""
+    found = []
+    if timing.n_prompt > timing.n_cached:
+        found.append(Sample(
+            PREFILL, timing.tier, timing.prefill, timing.n_prompt, timing.n_cached))
+    if 0 < timing.n_kept < timing.n_prompt:
+        found.append(Sample(EVICT, timing.tier, timing.evict, timing.n_prompt))
+    if timing.n_generated > LEAST_STEPS and timing.n_kept:
+        found.append(Sample(
+            DECODE_STEP, timing.tier, timing.decode, timing.n_kept, steps=timing.n_generated - 1))
+    return [each for each in found if isfinite(each.measured_s) and each.measured_s > 0.0]
+
+
+@dataclass
+class _Track:
+    """The newest ratios of one law, newest last, and how wide its worst case is."""
+
+    ratios: deque[float]
+    spreads: deque[float]               # spread_of_mean of each
+    z: float = FIRST_Z
+    published: tuple[float, float] = (1.0, 1.0)     # level and worst case as last told
+    weights: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+
+    def level(self) -> float:
+        """Return measured / base now."""
+        return _weighted_median(np.array(self.ratios), self.weights[-len(self.ratios):])
+
+    def spread(self) -> float:
+        """Return how far single samples stray from the level, relative to it."""
+        strays = np.abs(np.array(self.ratios) / self.level() - 1.0) / np.array(self.spreads)
+        return MAD_TO_SIGMA * _weighted_median(strays, self.weights[-len(strays):])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``restore`` needs, as JSON knows it."""
+        return {
+            'ratios': list(self.ratios), 'spreads': list(self.spreads), 'z': self.z,
+            'published': list(self.published)}
+
+    def restore(self, fields: dict[str, Any]) -> None:
+        """Go on where ``to_dict`` left off; raises ValueError on what it cannot have given."""
+        ratios = [float(each) for each in fields['ratios']]
+        spreads = [float(each) for each in fields['spreads']]
+        level, worst = (float(each) for each in fields['published'])
+        z = float(fields['z'])
+        if not all(0.0 < each < inf for each in (*ratios, *spreads, level, worst)):
+            raise ValueError('a ratio is not a positive number')
+        if not ratios or len(ratios) != len(spreads) or not FIRST_Z <= z <= LAST_Z:
+            raise ValueError('the samples are incomplete')
+        self.ratios.clear()
+        self.spreads.clear()
+        self.ratios.extend(ratios)
+        self.spreads.extend(spreads)
+        self.z, self.published = z, (level, worst)
+
+
+class DriftTracker:
+    """Follows one base profile."""
+
+    def __init__(
+            self, base: TimingCoefficients, config: TrackingConfig = TrackingConfig(),
+            state: dict[str, Any] | None = None) -> None:
+        """
+        Start as profiled, or where the ``state()`` of an earlier tracker left off.
+
+        A state of another base is ignored; one that makes no sense raises CoefficientsError.
+        """
+        self.base = base
+        self.config = config
+        ages = np.arange(config.window_queries - 1, -1, -1)
+        self._weights = 0.5 ** (ages / config.half_life_queries)
+        self._tracks: dict[tuple[str, str], _Track] = {}
+        for law in base.laws:
+            if law.law in (PREFILL, EVICT, DECODE_STEP):
+                self._tracks[law.law, law.tier] = self._new_track(law)
+        if state is not None:
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise CoefficientsError(f'not a state of drift tracking: {error!r}') from error
+
+    def observe(
+            self, timing: QueryTiming,
+            planned_with: TimingCoefficients | None = None) -> list[Sample]:
+        """
+        Take in a query's record; returns the stages that exceeded their worst case.
+
+        ``planned_with``: the coefficients that the record names, because a worst case is a promise
+        made when planning; without them, what is tracked now.
+        """
+        exceeded = []
+        for sample in samples_of(timing):
+            base = self.base.law(sample.law, sample.tier)
+            track = self._tracks.get((base.law, base.tier))
+            expected_s = sample.seconds(base)
+            if track is None or not 1.0 / LAST_RATIO < sample.measured_s / max(
+                    expected_s, 1e-12) < LAST_RATIO:
+                continue
+            promised = self.law(base) if planned_with is None else (
+                planned_with.law(sample.law, sample.tier))
+            late = sample.measured_s > sample.worst_s(promised)
+            if late:
+                exceeded.append(sample)
+            step = float(late) - (1.0 - self.base.worst_quantile)
+            track.z = min(max(track.z + self.config.worst_gain * step, FIRST_Z), LAST_Z)
+            track.ratios.append(sample.measured_s / expected_s)
+            track.spreads.append(spread_of_mean(sample.steps))
+        return exceeded
+
+    def law(self, base: Law) -> Law:
+        """Return a law of the base as it is now."""
+        track = self._tracks.get((base.law, base.tier))
+        if track is None:
+            return base
+        profiled = (base.worst_ratio - 1.0) / FIRST_Z
+        spread = max(track.spread(), profiled)
+        ratio = 1.0 + FIRST_Z * spread + (track.z - FIRST_Z) * max(spread, LEAST_SPREAD)
+        ratio = max(base.worst_ratio, min(ratio, LAST_WORST_RATIO))
+        return replace(base.scaled(track.level()), worst_ratio=ratio)
+
+    def levels(self) -> dict[tuple[str, str], float]:
+        """Return measured / base of every law that is tracked, by (law, tier)."""
+        return {name: track.level() for name, track in self._tracks.items()}
+
+    @property
+    def drift_ratio(self) -> float:
+        """Return the level that is furthest from 1."""
+        return max(self.levels().values(), key=lambda level: abs(log(level)), default=1.0)
+
+    @property
+    def drift_state(self) -> Drift:
+        """Tell how far the machine is from its profile."""
+        off = abs(log(self.drift_ratio))
+        if off > log(self.config.high_ratio):
+            return Drift.HIGH
+        return Drift.TRACKED if off > log1p(self.config.republish_threshold) else Drift.NONE
+
+    @property
+    def moved(self) -> bool:
+        """Tell whether a law, or its worst case, is further from what was published than stated."""
+        limit = log1p(self.config.republish_threshold)
+        return any(
+            abs(log(now / then)) > limit
+            for name, track in self._tracks.items()
+            for now, then in zip(self._state_of(name), track.published))
+
+    def publish(self, stamp_ns: int) -> TimingCoefficients:
+        """Return the coefficients as they are now, and take them as told."""
+        for name, track in self._tracks.items():
+            track.published = self._state_of(name)
+        return replace(
+            self.base, stamp_ns=stamp_ns, laws=tuple(self.law(base) for base in self.base.laws),
+            drift_state=self.drift_state, drift_ratio=self.drift_ratio)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later tracker needs to go on, as JSON knows it."""
+        return {
+            'key': self.base.key, 'base_stamp_ns': self.base.stamp_ns,
+            'laws': [
+                {'law': law, 'tier': tier, **track.to_dict()}
+                for (law, tier), track in self._tracks.items()]}
+
+    def _state_of(self, name: tuple[str, str]) -> tuple[float, float]:
+        base = next(each for each in self.base.laws if (each.law, each.tier) == name)
+        level = self._tracks[name].level()
+        return level, level * self.law(base).worst_ratio
+
+    def _new_track(self, law: Law) -> _Track:
+        size = self.config.window_queries
+        return _Track(
+            deque([1.0] * PRIOR_SAMPLES, size), deque([1.0] * PRIOR_SAMPLES, size),
+            published=(1.0, law.worst_ratio), weights=self._weights)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if (state.get('key'), state.get('base_stamp_ns')) != (self.base.key, self.base.stamp_ns):
+            return
+        for fields in state['laws']:
+            track = self._tracks.get((fields['law'], fields['tier']))
+            if track is not None:
+                track.restore(fields)
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Return the value at half of the total weight, between samples by a straight line."""
+    order = np.argsort(values, kind='stable')
+    weights = weights[order]
+    middles = np.cumsum(weights) - weights / 2.0
+    return float(np.interp(weights.sum() / 2.0, middles, values[order]))

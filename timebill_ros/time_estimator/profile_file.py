@@ -1,0 +1,42 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Where the profile of a machine and model is kept, and what happens to a file that is not it."""
+
+import hashlib
+import os
+from pathlib import Path
+import re
+
+from timebill_ros.time_estimator.coefficients import (
+    CoefficientsError, load, TimingCoefficients)
+
+_READABLE = 60      # characters of the key that the file's name shows
+
+
+def profile_path(cache_dir: Path, key: str) -> Path:
+    """Return the file of a key: ``profiles/``, readable, and different for every key."""
+    readable = re.sub(r'[^A-Za-z0-9.]+', '-', key).strip('-')[:_READABLE]
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return cache_dir / 'profiles' / f'{readable}-{digest}.json'
+
+
+def load_for(path: Path, key: str) -> TimingCoefficients:
+    """
+    Read a profile that has to be valid for ``key``.
+
+    Raises FileNotFoundError, or CoefficientsError that names the file and what is wrong with it:
+    damage, or both keys where it is of another machine or model.
+    """
+    try:
+        coefficients = load(path)
+        coefficients.require_key(key)
+    except CoefficientsError as error:
+        raise CoefficientsError(f'{path} cannot be used: {error}') from error
+    return coefficients
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, so that it can be looked at; returns its new place."""
+    aside = path.with_name(path.name + '.bad')
+    os.replace(path, aside)
+    return aside

@@ -14,11 +14,16 @@ from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.errors import ModelError
+from timebill_ros.engine.linear import lay_out
 
 
 @dataclass
 class LayerWeights:
-    """One decoder layer; matrices are [out, in]. d = d_model, Hq/Hkv = query/KV heads, D = head_dim, F = d_ff."""
+    """
+    One decoder layer. d = d_model, Hq/Hkv = query/KV heads, D = head_dim, F = d_ff.
+
+    Matrices are [out, in]; on a CPU some are stored column-major (``linear.lay_out``).
+    """
 
     input_norm: Tensor                 # [d]
     qkv: Tensor                        # [(Hq + 2 Hkv) * D, d], query rows first, then keys, then values
@@ -41,7 +46,7 @@ class Weights:
     embed: Tensor                      # [V, d]
     layers: List[LayerWeights]
     final_norm: Tensor                 # [d]
-    head: Tensor                       # [V, d]; the same tensor as embed where they are tied
+    head: Tensor                       # [V, d]; the same tensor as embed where tied and stored alike
 
     @property
     def nbytes(self) -> int:
@@ -62,14 +67,15 @@ def load_weights(directory: Path, config: ModelConfig, device: torch.device, dty
     """
     with ExitStack() as stack:
         source = _Checkpoint(directory, stack, device, dtype)
-        embed = source.take([('model.embed_tokens.weight', config.vocab_size)], config.d_model)
+        embed = source.stack([('model.embed_tokens.weight', config.vocab_size)], config.d_model)
         layers = []
         for index in range(config.n_layers):
             layers.append(_load_layer(source, config, f'model.layers.{index}.'))
             report((index + 1) / (config.n_layers + 1))
         final_norm = source.take([('model.norm.weight', config.d_model)])
-        head = embed
-        if not config.tie_embeddings:
+        if config.tie_embeddings:
+            head = lay_out(embed)
+        else:
             head = source.take([('lm_head.weight', config.vocab_size)], config.d_model)
     report(1.0)
     return Weights(embed=embed, layers=layers, final_norm=final_norm, head=head)
@@ -115,6 +121,11 @@ class _Checkpoint:
         self._file_of = _index(directory)
 
     def take(self, parts: List[Tuple[str, int]], columns: int = 0) -> Tensor:
+        """Read what ``stack`` reads, a matrix in the layout that products with it want."""
+        tensor = self.stack(parts, columns)
+        return lay_out(tensor) if columns else tensor
+
+    def stack(self, parts: List[Tuple[str, int]], columns: int = 0) -> Tensor:
         """Read tensors of the given rows (and columns, unless 0) into one, stacked along the rows."""
         rows = sum(count for _, count in parts)
         out = torch.empty((rows, columns) if columns else (rows,), dtype=self._dtype, device=self._device)

@@ -1,0 +1,79 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The KV cache: one block of memory with fixed addresses, divided into slots; one slot holds one sequence."""
+
+from dataclasses import dataclass, field
+from typing import List
+
+import torch
+from torch import Tensor
+
+from timebill_ros.engine.config import ModelConfig
+
+
+@dataclass
+class KVCache:
+    """
+    Keys (rotated) and values, [n_layers, n_slots, n_kv_heads, capacity, head_dim] each, head-major.
+
+    The addresses never change, so a captured graph can use them. ``length`` counts the entries in use of a slot
+    (physical), ``position`` is the position of its next token (logical); they differ once entries were evicted.
+    """
+
+    k: Tensor
+    v: Tensor
+    length: List[int] = field(default_factory=list)      # per slot, entries
+    position: List[int] = field(default_factory=list)    # per slot, tokens
+
+    @property
+    def capacity(self) -> int:
+        """Entries that one slot can hold."""
+        return self.k.shape[3]
+
+    @property
+    def n_slots(self) -> int:
+        """Sequences that can be held at once."""
+        return self.k.shape[1]
+
+    def reset(self, slot: int) -> None:
+        """Forget the sequence of a slot."""
+        self.length[slot] = 0
+        self.position[slot] = 0
+
+    def append(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write ``k`` and ``v`` [n_kv_heads, M, head_dim] behind the entries in use; ``advance`` counts them."""
+        start = self.length[slot]
+        end = start + k.shape[1]
+        self.k[layer, slot, :, start:end] = k
+        self.v[layer, slot, :, start:end] = v
+
+    def advance(self, slot: int, count: int) -> None:
+        """Count ``count`` entries that every layer has appended."""
+        self.length[slot] += count
+        self.position[slot] += count
+
+    def keep(self, slot: int, positions: Tensor) -> None:
+        """
+        Keep only the entries at ``positions`` [n_layers, n_kv_heads, kept] (ascending), moved to the front in place.
+
+        The logical position stays: keys remain rotated by the positions that they were written with.
+        """
+        for layer, indices in enumerate(positions):
+            kept = indices.shape[1]
+            gather = indices[:, :, None].expand(-1, -1, self.k.shape[4])
+            for cache in (self.k[layer, slot], self.v[layer, slot]):
+                cache[:, :kept] = cache.gather(1, gather)
+        self.length[slot] = positions.shape[2]
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the memory that one cached token takes over all layers."""
+    return config.kv_values_per_token * dtype.itemsize
+
+
+def allocate(config: ModelConfig, n_slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+    """Reserve a cache. On a CPU the memory is only taken when it is first written."""
+    shape = (config.n_layers, n_slots, config.n_kv_heads, capacity, config.head_dim)
+    return KVCache(
+        k=torch.empty(shape, dtype=dtype, device=device), v=torch.empty(shape, dtype=dtype, device=device),
+        length=[0] * n_slots, position=[0] * n_slots)

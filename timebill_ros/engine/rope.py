@@ -1,0 +1,48 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary position tables (RoFormer, arXiv 2104.09864) for every scaling that transformers knows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timebill_ros.engine.config import ModelConfig
+
+
+@dataclass
+class RopeTable:
+    """Cosines and sines by logical position; each [max_context, head_dim], float32, both halves filled."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rope_table(config: ModelConfig, max_context: int, device: torch.device) -> RopeTable:
+    """Compute the table for positions 0 .. max_context - 1 with the frequencies of transformers' own functions."""
+    from transformers import Qwen3Config
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    # The four families share one rotary module; Qwen3's configuration is the one that binds no shapes together.
+    rotary = Qwen3RotaryEmbedding(Qwen3Config(
+        hidden_size=config.d_model, num_attention_heads=config.n_heads, head_dim=config.head_dim,
+        max_position_embeddings=config.max_positions, rope_parameters=dict(config.rope)))
+    positions = torch.arange(max_context)[None]
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)
+    return RopeTable(cos=cos[0].to(device), sin=sin[0].to(device))
+
+
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """
+    Rotate ``x`` [..., head_dim] by the angles of its positions; ``cos`` and ``signed_sin`` broadcast against it.
+
+    ``signed_sin`` has its first half negated (``sign_sin``), so that rotate_half(x) * sin becomes one roll and one
+    multiply-add with the same products.
+    """
+    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), signed_sin)
+
+
+def sign_sin(sin: Tensor) -> Tensor:
+    """Return ``sin`` [..., head_dim] with its first half negated."""
+    half = sin.shape[-1] // 2
+    return torch.cat((-sin[..., :half], sin[..., half:]), -1)

@@ -1,0 +1,76 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of the next token: what transformers' processors and warpers compute, in their order."""
+
+from typing import List
+
+import torch
+from torch import Tensor
+
+from timebill_ros.query import Sampling
+
+
+class Sampler:
+    """
+    Chooses the tokens of one sequence.
+
+    Order as in transformers: repetition penalty (CTRL, arXiv 1909.05858, section 4.1) over prompt and response; then,
+    unless greedy, temperature, top-k, top-p (arXiv 1904.09751), and a draw from what is left.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: List[int], device: torch.device) -> None:
+        """Start a sequence; the same seed gives the same draws."""
+        self._sampling = sampling
+        self._generator = None
+        if sampling.temperature > 0.0:
+            self._generator = torch.Generator(device)
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+        self._seen = set(prompt)
+        self._penalised = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
+
+    def choose(self, logits: Tensor) -> int:
+        """Return the next token, given the logits [vocab_size] after the newest one."""
+        scores = self.process(logits)
+        if self._generator is None:
+            token = int(scores.argmax())
+        else:
+            token = int(torch.multinomial(torch.softmax(scores, -1), 1, generator=self._generator))
+        self._remember(token)
+        return token
+
+    def process(self, logits: Tensor) -> Tensor:
+        """Return the scores [vocab_size], float32, that the choice is made from."""
+        scores = logits.float()
+        penalty = self._sampling.repetition_penalty
+        if penalty != 1.0:
+            found = scores[self._penalised]
+            scores = scores.index_copy(0, self._penalised, torch.where(found < 0, found * penalty, found / penalty))
+        if self._sampling.temperature > 0.0:
+            scores = _top_p(_top_k(scores / self._sampling.temperature, self._sampling.top_k), self._sampling.top_p)
+        return scores
+
+    def _remember(self, token: int) -> None:
+        if self._sampling.repetition_penalty != 1.0 and token not in self._seen:
+            self._seen.add(token)
+            self._penalised = torch.cat((self._penalised, self._penalised.new_tensor([token])))
+
+
+def _top_k(scores: Tensor, top_k: int) -> Tensor:
+    """Exclude what is below the k-th best; equals of the k-th stay. 0 = no limit."""
+    if top_k <= 0:
+        return scores
+    threshold = scores.topk(min(top_k, scores.shape[-1])).values[-1]
+    return scores.masked_fill(scores < threshold, -torch.inf)
+
+
+def _top_p(scores: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of best tokens whose probability exceeds ``top_p``; at least one."""
+    if top_p >= 1.0:
+        return scores
+    ordered, order = scores.sort()
+    excluded = ordered.softmax(-1).cumsum(-1) <= 1.0 - top_p
+    excluded[-1] = False
+    return scores.masked_fill(excluded.new_zeros(excluded.shape).scatter(0, order, excluded), -torch.inf)

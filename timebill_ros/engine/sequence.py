@@ -1,0 +1,37 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One query's state in the engine."""
+
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+from torch import Tensor
+
+from timebill_ros.engine.sampling import Sampler
+from timebill_ros.engine.snapkv import QueryWindow
+
+
+@dataclass
+class Sequence:
+    """A prompt on its way through prefill, eviction and decoding; ``Engine`` is the only one to change it."""
+
+    slot: int                                # of the KV cache
+    prompt: List[int]
+    capacity: int                            # tokens it may reach, prompt and response
+    sampler: Sampler
+    window: Optional[QueryWindow] = None     # queries for SnapKV; None once it cannot be evicted any more
+    prefilled: int = 0                       # prompt tokens done
+    kept: int = 0                            # prompt positions in the cache after eviction
+    logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
+    tokens: List[int] = field(default_factory=list)    # the response so far
+    closed: bool = False
+
+    @property
+    def n_prompt(self) -> int:
+        """Length of the prompt in tokens (N_x)."""
+        return len(self.prompt)
+
+    @property
+    def prefill_done(self) -> bool:
+        """Tell whether the whole prompt is in the cache."""
+        return self.prefilled == len(self.prompt)

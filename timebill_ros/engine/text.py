@@ -1,0 +1,178 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Text to tokens through the model's chat template, and tokens back to text as they come."""
+
+from pathlib import Path
+from typing import Callable, List, Sequence, Tuple
+
+from timebill_ros.engine.errors import EngineError, ModelError
+from timebill_ros.query import Turn
+
+_INCOMPLETE = '\ufffd'       # what a decoder writes for a character whose bytes have not all come yet
+_MAX_PENDING_TOKENS = 8      # a character has at most 4 bytes; whatever waits longer is no character
+
+
+class TextCodec:
+    """
+    A tokenizer with its chat template.
+
+    Only calls that do not change the tokenizer are made, so that one thread may encode while another decodes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Load the tokenizer of a checkpoint; raises ModelError if it has none that the engine can use."""
+        from transformers import AutoTokenizer
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f'{directory}: its tokenizer cannot be loaded: {error}') from error
+        if not getattr(tokenizer, 'is_fast', False):
+            raise ModelError(f'{directory}: it has no tokenizer.json; convert its tokenizer to the fast form')
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.has_chat_template = bool(tokenizer.chat_template)
+
+    def encode_chat(self, messages: Sequence[Turn]) -> List[int]:
+        """Return the ids of a conversation up to where the answer starts; raises EngineError with the reason."""
+        try:
+            if not self.has_chat_template:
+                return self.encode(plain_prompt(messages), special=True)
+            text = self._tokenizer.apply_chat_template(
+                [{'role': turn.role, 'content': turn.content} for turn in messages],
+                add_generation_prompt=True, tokenize=False)
+            return self.encode(text)
+        except Exception as error:          # a template may raise anything: it is a program that came with the model
+            raise EngineError(f'the prompt does not go through the chat template: {error}') from error
+
+    def encode(self, text: str, special: bool = False) -> List[int]:
+        """Return the ids of a text; ``special`` adds what the tokenizer puts around a text (as a start token)."""
+        return list(self._backend.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without special tokens; bytes that form no character come out as U+FFFD."""
+        return str(self._backend.decode(ids, skip_special_tokens=True))
+
+
+def plain_prompt(messages: Sequence[Turn]) -> str:
+    """Return a conversation as plain text, for models without a chat template."""
+    turns = [f'{turn.role.capitalize()}: {turn.content}' for turn in messages]
+    return '\n\n'.join([*turns, 'Assistant:'])
+
+
+class Detokenizer:
+    """
+    Turns one response's tokens into text as they come, whole characters only.
+
+    A token's text depends on its neighbours (bytes of one character, spaces between words), so a few tokens before it
+    are decoded along with it; how many does not grow with the response.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Start a response; ``decode`` as ``TextCodec.decode``."""
+        self._decode = decode
+        self._context: List[int] = []     # tokens whose text is out, kept for what follows them
+        self._pending: List[int] = []     # tokens whose text is not out yet
+
+    def push(self, token: int) -> str:
+        """Take the next token; returns the text that it completes, often more or less than its own."""
+        self._pending.append(token)
+        return self._text(force=len(self._pending) >= _MAX_PENDING_TOKENS)
+
+    def finish(self) -> str:
+        """Return what is left at the end of the response."""
+        return self._text(force=True) if self._pending else ''
+
+    def _text(self, force: bool) -> str:
+        known = self._decode(self._context)
+        text = self._decode(self._context + self._pending)
+        if not text.startswith(known):     # cannot be told apart from the context: hold it until it can
+            known = known[:_common_prefix(known, text)] if force else text
+        if (text.endswith(_INCOMPLETE) or len(text) <= len(known)) and not force:
+            return ''
+        self._context, self._pending = self._pending, []
+        return text[len(known):]
+
+
+def _common_prefix(a: str, b: str) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
+
+
+class StopStrings:
+    """
+    Ends a text where one of some strings appears, whatever borders the text arrives in.
+
+    Text that may be the start of a stop string is held back until it is known not to be.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        """Take the stop strings; none may be empty."""
+        self._stop = list(stop)
+        self._held = ''
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Take new text; returns what may be shown. After ``found`` there is no more."""
+        if not self._stop:
+            return text
+        text = self._held + text
+        ends = [_first_end(text, stop) for stop in self._stop if stop in text]
+        if ends:
+            # the one that is complete first, as if the text came character by character; of those the longest
+            end, length = min(ends, key=lambda pair: (pair[0], -pair[1]))
+            self.found, self._held = True, ''
+            return text[:end - length]
+        keep = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - keep:]
+        return text[:len(text) - keep]
+
+    def finish(self) -> str:
+        """Return what was held back: the text is over, so it starts no stop string any more."""
+        held, self._held = self._held, ''
+        return held
+
+
+def _first_end(text: str, stop: str) -> Tuple[int, int]:
+    return text.index(stop) + len(stop), len(stop)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of ``text`` that is a proper start of ``stop``."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
+
+
+class ResponseText:
+    """The text of one response: tokens in, showable text out, with stop strings."""
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+        """Start a response."""
+        self._detokenizer = Detokenizer(codec.decode)
+        self._stop = StopStrings(stop)
+        self.text = ''                   # everything given out so far
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether a stop string has appeared."""
+        return self._stop.found
+
+    def push(self, token: int) -> str:
+        """Take a token (not an end token); returns the new text that may be shown."""
+        return self._give(self._stop.push(self._detokenizer.push(token)))
+
+    def finish(self) -> str:
+        """End the response; returns the text that was held back."""
+        if self._stop.found:
+            return ''
+        rest = self._stop.push(self._detokenizer.finish())
+        return self._give(rest if self._stop.found else rest + self._stop.finish())
+
+    def _give(self, text: str) -> str:
+        self.text += text
+        return text

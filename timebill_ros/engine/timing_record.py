@@ -1,0 +1,89 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The timing record of one query, filled stage by stage: predicted beside measured."""
+
+from math import isnan, nan
+
+from timebill_ros.budget.planner import Plan, Planning
+from timebill_ros.query import Query, QueryTiming
+from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
+
+_NS = 1_000_000_000
+
+
+class TimingRecord:
+    """
+    Writes what is known about a query into its ``QueryTiming``.
+
+    All arguments ``..._ns`` are moments on the steady clock. What only the node knows (total,
+    slack, last_token_to_result) it writes itself.
+    """
+
+    def __init__(
+            self, query: Query, n_prompt: int, cap: int, tokenize_s: float,
+            planning: Planning) -> None:
+        """Start with what is known before the first unit of work."""
+        self._arrival_ns = query.arrival_ns
+        self._estimator = planning.estimator
+        coefficients = planning.estimator.coefficients
+        self.timing = QueryTiming(
+            n_prompt=n_prompt, n_cap=cap, n_kept=n_prompt, tier=planning.estimator.tier,
+            pessimistic_factor=planning.config.pessimistic_factor, policy=planning.config.policy,
+            coefficients_source=planning.source, coefficients_stamp_ns=coefficients.stamp_ns,
+            law_prefill=list(planning.estimator.law(PREFILL).coefficients),
+            law_decode_step=list(planning.estimator.law(DECODE_STEP).coefficients),
+            time_allowance=(query.deadline_ns - query.arrival_ns) / _NS,
+            delivery_margin=(query.deadline_ns - query.plan_deadline_ns) / _NS,
+            predicted_prefill=planning.estimator.prefill_s(n_prompt), tokenize=tokenize_s)
+
+    def begun(self, now_ns: int) -> None:
+        """The first unit of work begins."""
+        self.timing.queued = self._since_arrival_s(now_ns)
+
+    def prefilled(self, seconds: float) -> None:
+        """The prompt is in the cache."""
+        self.timing.prefill = seconds
+
+    def planned(self, made: Plan, now_ns: int) -> None:
+        """The plan is made."""
+        timing = self.timing
+        timing.n_worst, timing.alpha, timing.alpha_raw = made.n_worst, made.alpha, made.alpha_raw
+        timing.tier, timing.feasible = made.tier, made.feasible
+        timing.plan_elapsed = self._since_arrival_s(now_ns)
+        timing.predicted_evict = made.predicted_evict_s
+        timing.predicted_decode = made.predicted_decode_s
+        timing.predicted_decode_worst = made.predicted_decode_worst_s
+        timing.predicted_overhead = made.predicted_overhead_s
+        timing.predicted_total = timing.plan_elapsed + made.predicted_rest_s
+        timing.predicted_total_worst = timing.plan_elapsed + made.predicted_rest_worst_s
+
+    def evicted(self, n_kept: int, seconds: float) -> None:
+        """The cache holds only ``n_kept`` positions of the prompt."""
+        self.timing.n_kept, self.timing.evict = n_kept, seconds
+
+    def token(self, now_ns: int, step_s: float = nan) -> None:
+        """Another token is out; ``step_s`` is what its decode step took, NaN for the first."""
+        timing = self.timing
+        timing.n_generated += 1
+        if isnan(step_s):
+            timing.first_token = self._since_arrival_s(now_ns)
+            return
+        first = isnan(timing.decode)
+        timing.decode = step_s if first else timing.decode + step_s
+        timing.decode_step_max = step_s if first else max(timing.decode_step_max, step_s)
+
+    def at_risk(self) -> None:
+        """The remaining work is predicted not to fit."""
+        self.timing.deadline_at_risk = True
+
+    def ended(self) -> None:
+        """No more work for this query."""
+        timing = self.timing
+        if timing.n_kept == timing.n_prompt:
+            timing.alpha = 0.0      # it ended before the eviction, or there was nothing to evict
+        if timing.n_generated > 0:
+            timing.predicted_decode_realised = self._estimator.decode_s(
+                timing.n_kept, timing.n_generated - 1)
+
+    def _since_arrival_s(self, now_ns: int) -> float:
+        return (now_ns - self._arrival_ns) / _NS

@@ -45,6 +45,7 @@ class EngineProcess:
         ends.
         """
         self.last_heard_ns = time.monotonic_ns()
+        self.ended = False  # its pipe has ended, and so has the process, or will at once
         self.fault = ''  # what was wrong with what it sent; '' = nothing
         self._on_message = on_message
         self._on_line = on_line
@@ -126,6 +127,7 @@ class EngineProcess:
                 pass
             except (ValueError, TypeError, AttributeError, KeyError) as error:
                 self.fault = f'sent a bad frame: {error}'
+        self.ended = True
         self._on_end()
 
     def _write(self, stream: BinaryIO) -> None:

@@ -146,7 +146,6 @@ class Supervisor:
         self.generation += 1
         self._was_ready = False
         self._load_error = ''
-        self._wake.clear()
         try:
             process = EngineProcess(
                 self._command_line,
@@ -174,10 +173,11 @@ class Supervisor:
         suspected = False
         while True:
             left_s = SECOND_LOOK_S if suspected else self._silence_left_s(process)
-            ended = self._wake.wait(max(0.0, left_s))
+            self._wake.wait(max(0.0, left_s))
+            self._wake.clear()
             if self._stopping.is_set():
                 return self._lost(ErrorCode.SERVER_SHUTDOWN, 'the node was asked to stop')
-            if ended:
+            if process.ended or self._load_error:
                 return self._ended(process)
             if self._silence_left_s(process) > 0:
                 suspected = False
@@ -234,6 +234,7 @@ class Supervisor:
             self._was_ready = True
             self.message = ''
             self.state = EngineState.READY
+            self._wake.set()  # another limit holds from now on
         elif isinstance(message, LoadFailed):
             self._load_error = message.error_msg
             self._wake.set()

@@ -3,8 +3,8 @@
 """Grouped-query attention over a slot of the cache; keys and values are read where they lie, never repeated."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

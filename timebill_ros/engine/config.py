@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of a model: what the engine needs to know of a checkpoint's ``config.json``."""
 
-import json
 from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 

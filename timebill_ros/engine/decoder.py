@@ -5,8 +5,8 @@
 from typing import List, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 from timebill_ros.engine.attention import attend_chunk, attend_one, chunk_mask
 from timebill_ros.engine.config import ModelConfig

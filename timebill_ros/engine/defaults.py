@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's default sampling for a model: ``config/models.yaml``, else the model's generation_config."""
 
-import json
 from dataclasses import asdict, fields
 from fnmatch import fnmatchcase
+import json
 from pathlib import Path
 from typing import Any, Dict
 

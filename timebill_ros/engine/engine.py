@@ -2,21 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: a loaded model that prefills, evicts and decodes the sequences it is given. One thread uses it."""
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 
-from timebill_ros.budget.kept import SNAPKV_WINDOW, kept_tokens
+from timebill_ros.budget.kept import kept_tokens, SNAPKV_WINDOW
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.defaults import default_sampling, sampling_fields
 from timebill_ros.engine.errors import EngineError, OutOfMemory, PromptTooLong
 from timebill_ros.engine.kv_cache import allocate, kv_bytes_per_token
-from timebill_ros.engine.loading import LoadedModel, Report, device_name, engine_version, load_model, model_key
+from timebill_ros.engine.loading import (
+    device_name,
+    engine_version,
+    load_model,
+    LoadedModel,
+    model_key,
+    Report,
+)
 from timebill_ros.engine.memory import available_bytes, gibibytes, out_of_memory_as_ours
 from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.engine.snapkv import QueryWindow, kept_positions
+from timebill_ros.engine.snapkv import kept_positions, QueryWindow
 from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
 from timebill_ros.query import Sampling, Turn
@@ -30,7 +37,7 @@ class Engine:
     """
     A model in memory and the calls that move sequences through it.
 
-    ``open``, then ``prefill_chunk`` until it says done, ``evict`` if wanted, ``first_token``, then ``decode_step``
+    ``open``, then ``prefill_chunk`` until it says done, ``evict`` if wanted, ``next_token``, then ``decode_step``
     until the caller has enough, and ``close``. After any error the sequence must be closed and the engine goes on.
     ``tokenize`` and ``response_text`` may be called from another thread.
     """
@@ -82,9 +89,10 @@ class Engine:
         """Return the text side of a new response."""
         return ResponseText(self._codec, stop)
 
-    def is_end(self, token: int) -> bool:
-        """Tell whether a token ends the response."""
-        return token in self._config.eos_ids
+    @property
+    def end_ids(self) -> Tuple[int, ...]:
+        """The tokens that end a response."""
+        return self._config.eos_ids
 
     # --- one sequence -----------------------------------------------------------------------------------------
 
@@ -117,17 +125,17 @@ class Engine:
     def prefill_chunk(self, seq: Sequence) -> bool:
         """Run the next chunk of the prompt; returns whether the prompt is done."""
         self._check_open(seq)
-        ids = seq.prompt[seq.prefilled:seq.prefilled + self._chunk]
+        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk]
         if not ids:
             return True
-        last = seq.prefilled + len(ids) == seq.n_prompt
+        last = seq.n_prefilled + len(ids) == seq.n_prompt
         with out_of_memory_as_ours('prefill', self.device):
-            window = seq.window if seq.n_prompt - seq.prefilled <= self._chunk + SNAPKV_WINDOW else None
+            window = seq.window if seq.n_prompt - seq.n_prefilled <= self._chunk + SNAPKV_WINDOW else None
             chunk = torch.tensor(ids, device=self.device)
             seq.logits = self._decoder.prefill_chunk(seq.slot, chunk, window, last)
             if self.device.type == 'cuda':
                 torch.cuda.current_stream(self.device).synchronize()
-        seq.prefilled += len(ids)
+        seq.n_prefilled += len(ids)
         seq.kept = self._cache.length[seq.slot]
         self._touched_tokens = max(self._touched_tokens, seq.kept)
         return last
@@ -154,7 +162,7 @@ class Engine:
         return n_kept
 
     @torch.inference_mode()
-    def first_token(self, seq: Sequence) -> int:
+    def next_token(self, seq: Sequence) -> int:
         """Choose the first token of the response from the prefill's logits; no forward pass."""
         self._check_open(seq)
         if seq.logits is None:
@@ -170,7 +178,7 @@ class Engine:
         for seq in seqs:
             self._check_open(seq)
             if not seq.tokens:
-                raise EngineError('decode_step comes after first_token')
+                raise EngineError('decode_step comes after next_token')
             if seq.n_prompt + len(seq.tokens) >= seq.capacity:
                 raise EngineError(f'the sequence has reached its capacity of {seq.capacity} tokens')
         with out_of_memory_as_ours('decode step', self.device):

@@ -11,14 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
+import shutil
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from timebill_ros.engine.errors import ModelError

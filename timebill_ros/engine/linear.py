@@ -12,8 +12,8 @@ holds back on AMD) and at 101 GFLOP/s through oneDNN.
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 
 def lay_out(weight: Tensor) -> Tensor:

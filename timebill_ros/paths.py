@@ -30,7 +30,8 @@ def shared_file(directory: str, name: str) -> Path:
     """
     Return a file that comes with the package: in the source tree, or else in a share directory.
 
-    ``directory`` is ``config`` or ``requirements``. Raises FileNotFoundError naming the places tried.
+    ``directory`` is ``config`` or ``requirements``. Raises FileNotFoundError naming the places
+    that were tried.
     """
     package = Path(__file__).resolve().parent
     # <prefix>/lib/python3.x/{site,dist}-packages/timebill_ros -> <prefix>/share/timebill_ros,

@@ -38,7 +38,7 @@ echo "    installing into $2/prefix"
 
 packages=$build/prefix/$("$venv/bin/python" -c 'import sys
 print(f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")')
-sed -e "s|@VENV@|$venv|g" -e "s|@BUILD@|$build|g" -e "s|@PYTHONPATH@|$packages|g" \
+sed -e "s|@DISTRO@|$(basename "$venv")|g" -e "s|@VENV@|$venv|g" -e "s|@BUILD@|$build|g" -e "s|@PYTHONPATH@|$packages|g" \
   -e "s|@ENGINE@|$(dirname "$venv")/engine/bin/python|g" "$source/tools/env.sh.in" >"$build/env.sh"
 sed -e "s|@BUILD@|$build|g" "$source/tools/timebill.in" >"$build/timebill"
 chmod +x "$build/timebill"

@@ -88,7 +88,7 @@ def _field_value(template: Any, value: Any) -> Any:
 
 def timing_from_msg(message: QueryTimingMsg) -> QueryTiming:
     """Return the timing record that a message carries."""
-    timing = QueryTiming(coefficients_stamp_ns=_time_ns(message.coefficients_stamp))
+    timing = QueryTiming(coefficients_stamp_ns=time_ns(message.coefficients_stamp))
     for each in fields(timing):
         if hasattr(message, each.name):
             value = getattr(message, each.name)
@@ -100,7 +100,8 @@ def timing_from_msg(message: QueryTimingMsg) -> QueryTiming:
     return timing
 
 
-def _time_ns(stamp: Any) -> int:
+def time_ns(stamp: Any) -> int:
+    """Return a Time in nanoseconds."""
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 

@@ -43,6 +43,7 @@ class GoalDesk:
         self.parameters = parameters
         self.book = GoalBook()
         self.handing_over = 0  # goals that have ended but whose result is not out
+        self.closed_because = ''  # why new goals fail although the engine is ready; '' = open
         self._send = send
         self._arm_deadline = arm_deadline
         self._handed_over = handed_over
@@ -175,11 +176,12 @@ class GoalDesk:
         assert record.query is not None
         if time.monotonic_ns() >= record.query.plan_deadline_ns:
             return record.missed()
-        if not self._generation:
+        if not self._generation or self.closed_because:
+            why = self.closed_because if self._generation else self._not_ready_because
             return Ending(
                 Outcome.FAILED,
                 error_code=ErrorCode.ENGINE_NOT_READY,
-                error_msg=f'the engine is not ready: {self._not_ready_because}',
+                error_msg=f'the engine is not ready: {why}',
             )
         if full:
             return Ending(

@@ -7,6 +7,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 ACTION_NAME = 'timebill/query'
 TIMING_TOPIC = 'timebill/timing'
 STATUS_TOPIC = 'timebill/status'
+PROFILE_ACTION_NAME = 'timebill/profile'
+COEFFICIENTS_TOPIC = 'timebill/coefficients'
 
 # The default depth of 10 loses goals, silently, when many arrive at once (18 of 200 were answered).
 _SERVICE_DEPTH = 1024

@@ -14,6 +14,7 @@ from typing import Any
 
 import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -22,17 +23,21 @@ from rclpy.signals import SignalHandlerOptions
 
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
-from timebill_ros.executor.messages import Alive, Finished, Loading, Planned, Progress, Ready
+from timebill_ros.executor.messages import (
+    Alive, Finished, Loading, Planned, ProfileDone, ProfileProgress, Progress, Ready)
 from timebill_ros.executor.supervisor import EngineLine, EngineLost, EngineSaid, Limits, Supervisor
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
 from timebill_ros.nodes import qos
+from timebill_ros.nodes.coefficients_intake import CoefficientsIntake
 from timebill_ros.nodes.deadline_timer import DeadlineTimer
+from timebill_ros.nodes.diagnostics import Diagnostics, server_diagnoses
 from timebill_ros.nodes.event_inbox import EventInbox
 from timebill_ros.nodes.goal_desk import GoalDesk
 from timebill_ros.nodes.goal_record import GoalRecord
 from timebill_ros.nodes.guarded import guarded, spin_while
 from timebill_ros.nodes.parameters import apply_parameters, declare_parameters
+from timebill_ros.nodes.profile_action import ProfileAction
 from timebill_ros.nodes.signals import StopSignals
 from timebill_ros.nodes.status import StatusReport
 from timebill_ros.query import Ending, ErrorCode, Outcome
@@ -72,7 +77,12 @@ class QueryServer(Node):
         self._status = self.create_publisher(ExecutorStatus, qos.STATUS_TOPIC, qos.status_qos())
         self._inbox = EventInbox(self, guarded(log, self._on_event))
         self._deadline = DeadlineTimer(self, guarded(log, self._on_deadline))
-        self.create_timer(STATUS_PERIOD_S, guarded(log, self._publish_status))
+        self._diagnostics = Diagnostics(self)
+        self.create_timer(
+            STATUS_PERIOD_S,
+            guarded(log, self._publish_status),
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
         self._limits = Limits(
             self.parameters.engine_timeout_s, self.parameters.engine_start_timeout_s
         )
@@ -90,6 +100,10 @@ class QueryServer(Node):
             self._deadline.arm,
             self._inbox.post,
             self._timing.publish,
+        )
+        self._intake = CoefficientsIntake(self, self._supervisor.send)
+        self._profile = ProfileAction(
+            self, self._supervisor.send, self._desk, self._intake.took_over
         )
         log.info(f'engine starts: model {self.parameters.model}, interpreter {python}')
         self._supervisor.start()
@@ -142,11 +156,14 @@ class QueryServer(Node):
             self.get_logger().error(f'{event.error_msg}; next start in {event.retry_s:g} s')
             self._report.engine_lost()
             self._desk.engine_lost(event)
+            self._intake.engine_lost()
+            self._profile.engine_lost(event.error_msg)
         elif isinstance(event, GoalRecord) and event.ending is not None:
             self._report.query_ended(event.ending.outcome)
             self._desk.close(event)
         elif isinstance(event, _StopAsked) and not self.stop_asked:
             self.stop_asked = True
+            self._profile.stop()
             self._desk.end_all(
                 Ending(
                     Outcome.FAILED,
@@ -163,6 +180,8 @@ class QueryServer(Node):
             self._report.engine_alive(message)
         elif isinstance(message, Loading):
             self._log_loading(message)
+        elif isinstance(message, (ProfileProgress, ProfileDone)):
+            self._profile.engine_said(message)
         elif isinstance(message, Ready):
             info = message.info
             self.get_logger().info(
@@ -171,6 +190,8 @@ class QueryServer(Node):
                 f'profiled in {message.profile_s:.1f} s ({message.coefficients_source})'
             )
             self._desk.engine_ready(event.generation, info)
+            self._intake.engine_ready(event.generation, message)
+            self._profile.engine_ready(event.generation, info)
             if self._server is None:
                 self._open_server()
 
@@ -187,14 +208,14 @@ class QueryServer(Node):
         self._limits.start_timeout_s = self.parameters.engine_start_timeout_s
 
     def _publish_status(self) -> None:
-        self._status.publish(
-            self._report.message(
-                self._supervisor,
-                self._desk.book,
-                self.parameters.max_queue,
-                self.parameters.pessimistic_factor,
-            )
+        status = self._report.message(
+            self._supervisor,
+            self._desk.book,
+            self.parameters.max_queue,
+            self.parameters.pessimistic_factor,
         )
+        self._status.publish(self._intake.describe(status))
+        self._diagnostics.publish(server_diagnoses(status, self._intake.refused))
 
     # --- the end
     # -------------------------------------------------------------------------------------------

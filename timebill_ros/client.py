@@ -356,9 +356,8 @@ class TimeBillClient:
                     ask,
                     Outcome.FAILED,
                     ErrorCode.ENGINE_NOT_READY,
-                    f'no server {self.action_name} within '
-                    f'{(ask.server_by_ns - ask.started_ns) / NS_PER_S:g} s: it is not '
-                    'running, in another namespace or domain, or its engine still starts',
+                    f'no server {self.action_name}: it is not running, in another namespace '
+                    'or domain, or its engine still starts',
                 ),
             )
 

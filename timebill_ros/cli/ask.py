@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     # Under --json standard output holds one object and nothing else.
     stream = _Stream(sys.stderr if arguments.json else sys.stdout)
-    with TimeBillClient(namespace=arguments.namespace) as client:
+    with TimeBillClient(namespace=arguments.namespace, server_wait_s=0.0) as client:
         client.wait_for_server(arguments.server_wait)
         try:
             answer = client.ask(
@@ -148,7 +148,7 @@ class _Stream:
 
 
 def _print_answer(answer: Answer, streamed: bool) -> None:
-    if not streamed:
+    if answer.response and not streamed:
         print(answer.response)
     line = f'[{answer.outcome.name} in {answer.elapsed_s:.2f} of {answer.within_s:g} s'
     timing = answer.timing

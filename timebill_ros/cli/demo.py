@@ -1,0 +1,198 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+``timebill demo``: a server, seven queries with different budgets, and a table of what came of them.
+
+No budget is written down here: the first two queries measure this machine, and the others are given budgets that
+follow from that, so that each ends as its name says on a small CPU and on a big GPU alike.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+import math
+import os
+import sys
+import threading
+import time
+
+from timebill_ros.action import Query as QueryAction
+from timebill_ros.cli.server_process import ServerProcess
+from timebill_ros.client import Answer, TimeBillClient
+from timebill_ros.query import Admission, Outcome, QueryTiming
+
+START_TIMEOUT_S = 600.0
+GENEROUS_S = 120.0
+CAP_TOKENS = 96
+# Enough prompt that what eviction saves shows beside the noise of a busy machine.
+PROMPT_SENTENCES = 130
+ATTEMPTS = 3
+NOISE = 1.1         # measured times vary by this factor from run to run
+
+
+@dataclass
+class Row:
+    """One query of the table."""
+
+    name: str
+    answer: Answer
+    expected: str                # for people
+    as_expected: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument('--model', default='embedded', help='as for "timebill serve"')
+    parser.add_argument('--device', default='auto', help='as for "timebill serve"')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; the exit status is 0 if every query ended as it should."""
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    namespace = f'demo_{os.getpid()}'
+    print('Starting a server; the first time, its model is converted and measured ...', flush=True)
+    started_s = time.monotonic()
+    given = ['--model', arguments.model, '--device', arguments.device, '--namespace', namespace]
+    with ServerProcess(given, show=True) as server, TimeBillClient(namespace=namespace) as client:
+        if not _wait_for(server, client):
+            print('timebill demo: the server did not start; see its log above', file=sys.stderr)
+            return 1
+        print(f'The server was ready after {time.monotonic() - started_s:.1f} s.\n', flush=True)
+        rows = Demo(client).run()
+    print('\n' + table(rows))
+    failed = [row for row in rows if not row.as_expected]
+    for row in failed:
+        print(f'timebill demo: {row.name!r} should end {row.expected}, but ended '
+              f'{row.answer.outcome.name} {row.answer.error_msg}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _wait_for(server: ServerProcess, client: TimeBillClient) -> bool:
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end_s and server.is_running:
+        if client.wait_for_server(1.0):
+            return True
+    return False
+
+
+class Demo:
+    """The queries, one after the other; each adds a row."""
+
+    def __init__(self, client: TimeBillClient) -> None:
+        """Ask through this client."""
+        self._client = client
+        self._rows: list[Row] = []
+        self._long_prompts = 0
+
+    def run(self) -> list[Row]:
+        """Ask them all."""
+        self._ask(
+            'generous', 'What is the capital of France?', GENEROUS_S, 'COMPLETED with alpha = 0',
+            lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha == 0.0)
+        whole = self._ask(
+            'long prompt', self._long_prompt(), GENEROUS_S, 'COMPLETED with alpha = 0',
+            lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha == 0.0)
+        if not whole.ok:
+            return self._rows
+        squeezed = self._ask(
+            'must miss', self._long_prompt(), _until_planned_s(whole.timing) * NOISE
+            + 0.2 * whole.timing.predicted_decode_worst,
+            'DEADLINE_MISSED, with the text so far', lambda answer: answer.outcome == Outcome.DEADLINE_MISSED)
+        self._tight(whole.timing, squeezed.timing)
+        half_prefill_s = whole.timing.prefill / 2
+        self._ask(
+            'no hope', self._long_prompt(), half_prefill_s, 'INFEASIBLE at once',
+            lambda answer: answer.outcome == Outcome.INFEASIBLE and answer.elapsed_s < half_prefill_s)
+        self._ask(
+            'guaranteed', self._long_prompt(), _until_planned_s(whole.timing)
+            + 0.3 * whole.timing.predicted_decode_worst, 'INFEASIBLE before the prefill',
+            lambda answer: answer.outcome == Outcome.INFEASIBLE and math.isnan(answer.timing.prefill),
+            admission=Admission.GUARANTEED)
+        self._canceled()
+        return self._rows
+
+    def _tight(self, whole: QueryTiming, squeezed: QueryTiming) -> None:
+        """Give a budget between the worst case with the largest eviction and that with none."""
+        least_s, most_s = squeezed.predicted_decode_worst, whole.predicted_decode_worst
+        for attempt in range(ATTEMPTS):
+            share = 0.5 + 0.1 * attempt          # a machine that is busy with other things needs more
+            within_s = _until_planned_s(whole) + squeezed.predicted_evict + least_s + share * (most_s - least_s)
+            answer = self._ask(
+                'tight', self._long_prompt(), within_s, 'COMPLETED with 0 < alpha',
+                lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha > 0.0)
+            if answer.ok or attempt == ATTEMPTS - 1:
+                return
+            print('    that was close; once more with a little more')
+            self._rows.pop()
+
+    def _canceled(self) -> None:
+        decoding = threading.Event()
+
+        def watch(feedback: QueryAction.Feedback) -> None:
+            if feedback.stage == QueryAction.Feedback.STAGE_DECODE:
+                decoding.set()
+
+        print('asking: canceled ...', flush=True)
+        pending = self._client.ask_async(
+            self._long_prompt(), within=GENEROUS_S, on_feedback=watch, max_new_tokens=CAP_TOKENS)
+        decoding.wait(GENEROUS_S)
+        pending.cancel()
+        answer = pending.result()
+        self._rows.append(Row('canceled', answer, 'CANCELED', answer.outcome == Outcome.CANCELED))
+
+    def _ask(
+            self, name: str, prompt: str, within_s: float, expected: str, check: Callable[[Answer], bool],
+            admission: Admission = Admission.BEST_EFFORT) -> Answer:
+        print(f'asking: {name}, within {within_s:.2f} s ...', flush=True)
+        answer = self._client.ask(
+            prompt, within=within_s, max_new_tokens=CAP_TOKENS, admission=admission)
+        self._rows.append(Row(name, answer, expected, check(answer)))
+        return answer
+
+    def _long_prompt(self) -> str:
+        """Return a long prompt; no two begin alike, so that none profits from another."""
+        self._long_prompts += 1
+        sentences = [f'Report {self._long_prompts}: a robot went through a house and noted what it saw.']
+        things = ('a red chair', 'an open door', 'a sleeping cat', 'a cup of tea', 'a broken lamp', 'a wet floor')
+        for number in range(PROMPT_SENTENCES):
+            sentences.append(f'In room {number + 1} there was {things[number % len(things)]}.')
+        return ' '.join(sentences) + ' Tell the story of this robot in many words, room by room.'
+
+
+def _until_planned_s(timing: QueryTiming) -> float:
+    """Return the measured time from arrival to the plan, and what is kept back at the end."""
+    return timing.plan_elapsed + timing.predicted_overhead + timing.delivery_margin
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table of the queries. Lengths in tokens, times in seconds; "-" is "not known"."""
+    head = ('query', 'budget', 'N_x', 'N^', 'N^_W', 'N', 'alpha', 'worst case', 'predicted', 'measured', 'outcome')
+    cells = [head]
+    for row in rows:
+        timing = row.answer.timing
+        cells.append((
+            row.name, f'{row.answer.within_s:.2f}', _count(timing.n_prompt), _count(timing.n_predicted),
+            _count(timing.n_worst), str(timing.n_generated), f'{timing.alpha:.2f}',
+            _seconds(timing.predicted_total_worst), _seconds(_predicted_s(timing)),
+            f'{row.answer.elapsed_s:.2f}', row.answer.outcome.name))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = ['  '.join(cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
+    lines.insert(1, '  '.join('-' * width for width in widths))
+    return '\n'.join(lines) + (
+        '\n\nN_x, N^, N^_W, N: length of the prompt, predicted, worst-case and true length of the response'
+        '\nworst case: with N^_W; predicted: with the length that really came out; measured: at the client')
+
+
+def _predicted_s(timing: QueryTiming) -> float:
+    """Return the prediction at the length that really came out, comparable with what was measured."""
+    evict_s = timing.predicted_evict if timing.alpha > 0.0 else 0.0
+    return timing.predicted_prefill + evict_s + timing.predicted_decode_realised + timing.predicted_overhead
+
+
+def _count(tokens: int) -> str:
+    return str(tokens) if tokens else '-'
+
+
+def _seconds(value: float) -> str:
+    return f'{value:.2f}' if math.isfinite(value) else '-'

@@ -1,0 +1,95 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A ``timebill serve`` of our own, for the demo, the benchmarks and the tests."""
+
+from collections import deque
+from collections.abc import Mapping
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import TracebackType
+
+KEPT_LINES = 200
+STOP_S = 10.0
+# Neither the interpreter's start-up directory nor the caller's may shadow the installed package.
+_MAIN = 'import sys; from {entry} import main; sys.exit(main())'
+
+
+class ServerProcess:
+    """Runs a server while the context lasts, and keeps the last lines of its log."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str] | None = None,
+        show: bool = False,
+        entry: str = '',
+    ) -> None:
+        """
+        Prepare ``timebill serve`` with these arguments; ``show`` prints its log as it comes.
+
+        ``entry`` names another module whose ``main`` runs a server; it takes the arguments as is.
+        """
+        self._main = _MAIN.format(entry=entry or 'timebill_ros.cli')
+        self._arguments = arguments if entry else ['serve', *arguments]
+        self._environment = dict(os.environ if environment is None else environment)
+        self._show = show
+        self.log: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def __enter__(self) -> 'ServerProcess':
+        """Start it; the server is there once its engine is ready."""
+        self.process = subprocess.Popen(
+            [sys.executable, '-P', '-c', self._main, *self._arguments]
+            if sys.version_info >= (3, 11)
+            else [sys.executable, '-c', self._main, *self._arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it: kindly, then not."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(timeout=1.0)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self.process.poll() is None
+
+    def wait_for_line(self, part: str, timeout_s: float) -> bool:
+        """Wait until a line of its log holds this; False: it did not, or the process ended."""
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            if any(part in line for line in list(self.log)):
+                return True
+            if not self.is_running:
+                return False
+            time.sleep(0.05)
+        return False
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line.rstrip())
+            if self._show:
+                print(line, end='', file=sys.stderr, flush=True)

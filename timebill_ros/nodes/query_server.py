@@ -246,13 +246,13 @@ def serve(node: QueryServer, executor: SingleThreadedExecutor) -> None:
     spin_while(executor, log, lambda: time.monotonic() < end_s, LINGER_S)
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None, server: type[QueryServer] = QueryServer) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
     context = rclpy.Context()
     rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor(context=context)
     try:
-        node = QueryServer(context=context)
+        node = server(context=context)
     except (ParameterException, FileNotFoundError) as error:
         print(f'timebill: {error}', file=sys.stderr)
         rclpy.shutdown(context=context)

@@ -1,0 +1,28 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill bench NAME``: one module of ``timebill_ros.experiments`` per benchmark."""
+
+import argparse
+import importlib
+import sys
+
+BENCHMARKS = {
+    'node': 'what the node adds to the model: overhead per query, start-up, memory',
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the benchmarks; the arguments are those of the one that is named."""
+    parsers = parser.add_subparsers(dest='benchmark', required=True, metavar='NAME')
+    for name, text in BENCHMARKS.items():
+        child = parsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
+        child.add_argument('--json', action='store_true', help='print one JSON object')
+        if name in sys.argv:
+            module = importlib.import_module(f'timebill_ros.experiments.bench_{name}')
+            module.add_arguments(child)
+            child.set_defaults(run_benchmark=module.run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the benchmark."""
+    return int(arguments.run_benchmark(arguments))

@@ -1,0 +1,181 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill bench node``: what the node adds to the model's own work.
+
+Overhead in: from the client's call to the first engine work. Overhead out: from the last token in
+the engine to the result at the client. Both cross processes, so they are put together from the
+steady clock inside each process and, between processes, the system clock that all share.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from timebill_ros.cli.server_process import ServerProcess
+from timebill_ros.client import Answer, TimeBillClient
+from timebill_ros.nodes.conversions import time_ns
+
+PROMPT = 'Name a colour.'
+CAP_TOKENS = 4
+WITHIN_S = 30.0
+START_TIMEOUT_S = 600.0
+TOPICS = 20
+RATE_HZ = 100.0
+WARM_UP = 3
+LOAD_MODULE = 'timebill_ros.experiments.topic_load'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument('--queries', type=int, default=200, help='queries per case (default 200)')
+    parser.add_argument('--starts', type=int, default=3, help='warm starts (default 3)')
+    parser.add_argument('--cold', action='store_true', help='time a cold start too (minutes)')
+    parser.add_argument('--device', default='auto', help='as for "timebill serve"')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print a table or one JSON object."""
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    report: dict[str, Any] = {
+        'date': time.strftime('%Y-%m-%d'),
+        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+        'warm_start_s': [start_up_s(arguments.device) for _ in range(arguments.starts)],
+    }
+    if arguments.cold:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {**os.environ, 'TIMEBILL_CACHE_DIR': cache}
+            report['cold_start_s'] = start_up_s(arguments.device, environment)
+    report['idle'] = measure(arguments.device, arguments.queries, topics=0)
+    report['busy'] = measure(arguments.device, arguments.queries, topics=TOPICS)
+    print(json.dumps(report) if arguments.json else table(report))
+    return 0
+
+
+def start_up_s(device: str, environment: dict[str, str] | None = None) -> float:
+    """Return the seconds from the start of the process to the first moment a query is taken."""
+    namespace = f'bench_{os.getpid()}'
+    with TimeBillClient(namespace=namespace) as client:
+        started_s = time.monotonic()
+        with ServerProcess(_serve(device, namespace), environment):
+            if not client.wait_for_server(START_TIMEOUT_S):
+                raise RuntimeError('the server did not start')
+            return time.monotonic() - started_s
+
+
+def measure(device: str, queries: int, topics: int) -> dict[str, Any]:
+    """Return overheads in milliseconds and memory in MiB, with this many topics in the process."""
+    namespace = f'bench_{os.getpid()}_{topics}'
+    samples: list[tuple[float, float]] = []
+    with (
+        TimeBillClient(namespace=namespace) as client,
+        _server(device, namespace, topics) as server,
+    ):
+        if not client.wait_for_server(START_TIMEOUT_S):
+            raise RuntimeError('the server did not start')
+        for number in range(WARM_UP + queries):
+            sample = overheads_ms(client)
+            if number >= WARM_UP:
+                samples.append(sample)
+        memory = memory_mib(server.process.pid)
+    return {
+        'queries': len(samples),
+        'topics': topics,
+        'in_ms': quantiles([sample[0] for sample in samples]),
+        'out_ms': quantiles([sample[1] for sample in samples]),
+        **memory,
+    }
+
+
+def overheads_ms(client: TimeBillClient) -> tuple[float, float]:
+    """Ask one question; return the overhead in and out, in milliseconds."""
+    sent_ns = time.time_ns()
+    answer: Answer = client.ask(PROMPT, within=WITHIN_S, max_new_tokens=CAP_TOKENS)
+    received_ns = time.time_ns()
+    if not answer.ok or answer.message is None:
+        raise RuntimeError(f'a query ended {answer.outcome.name}: {answer.error_msg}')
+    timing = answer.message
+    way_in_ns = time_ns(timing.arrived) - sent_ns
+    way_out_ns = received_ns - time_ns(timing.stamp)
+    return (
+        way_in_ns * 1e-6 + timing.queued * 1e3,
+        way_out_ns * 1e-6 + timing.last_token_to_result * 1e3,
+    )
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Return median, 99th percentile and maximum."""
+    ranked = sorted(values)
+    return {
+        'p50': round(ranked[len(ranked) // 2], 3),
+        'p99': round(ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))], 3),
+        'max': round(ranked[-1], 3),
+    }
+
+
+def memory_mib(node_pid: int) -> dict[str, float]:
+    """Return the resident memory of the node process and of its child, the engine process."""
+    tasks = Path(f'/proc/{node_pid}/task').iterdir()
+    children = [child for task in tasks for child in (task / 'children').read_text().split()]
+    return {
+        'node_mib': _resident_mib(node_pid),
+        'engine_mib': sum(_resident_mib(int(child)) for child in children),
+    }
+
+
+def _resident_mib(pid: int) -> float:
+    pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
+    return round(pages * os.sysconf('SC_PAGE_SIZE') / 2**20, 1)
+
+
+def _serve(device: str, namespace: str) -> list[str]:
+    return ['--device', device, '--namespace', namespace]
+
+
+@contextmanager
+def _server(device: str, namespace: str, topics: int) -> Iterator[ServerProcess]:
+    """Run a server, and for ``topics`` > 0 a process that publishes to its process."""
+    if not topics:
+        with ServerProcess(_serve(device, namespace)) as server:
+            yield server
+        return
+    load = [str(topics), str(RATE_HZ), '--ros-args', '-r', f'__ns:=/{namespace}']
+    command = ['serve', *load, '-p', f'device:="{device}"']
+    publisher = subprocess.Popen([sys.executable, '-m', LOAD_MODULE, 'publish', *load])
+    try:
+        with ServerProcess(command, entry=LOAD_MODULE) as server:
+            yield server
+    finally:
+        publisher.kill()
+        publisher.wait()
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    starts = sorted(report['warm_start_s'])
+    cold = f', cold {report["cold_start_s"]:.1f} s' if 'cold_start_s' in report else ''
+    lines = [
+        f'{report["date"]}, {report["machine"]}',
+        '',
+        f'Start-up: warm {starts[len(starts) // 2]:.1f} s (median of {len(starts)}){cold}',
+        '',
+        '| graph | queries | in p50 / p99 (ms) | out p50 / p99 (ms) | node (MiB) | engine (MiB) |',
+        '|---|---|---|---|---|---|',
+    ]
+    for name, text in (('idle', 'idle'), ('busy', f'{TOPICS} topics at {RATE_HZ:.0f} Hz')):
+        case = report[name]
+        way_in, way_out = case['in_ms'], case['out_ms']
+        lines.append(
+            f'| {text} | {case["queries"]} | {way_in["p50"]:.2f} / {way_in["p99"]:.2f} '
+            f'| {way_out["p50"]:.2f} / {way_out["p99"]:.2f} '
+            f'| {case["node_mib"]:.0f} | {case["engine_mib"]:.0f} |'
+        )
+    return '\n'.join(lines)

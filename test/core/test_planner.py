@@ -108,8 +108,9 @@ def test_admission_counts_everything_at_its_cheapest() -> None:
     need = needs(inputs(), ESTIMATOR, PAPER, chunk_tokens=256)
     assert need.least_s == pytest.approx(ESTIMATOR.prefill_s(2000) + 0.0011)
     assert need.prefill_worst_s == pytest.approx(1.2 * ESTIMATOR.prefill_s(2000))
-    assert need.cheapest_alpha == 0.95
-    assert need.rest_worst_s == cheapest_plan(inputs(), ESTIMATOR, PAPER).predicted_rest_worst_s
+    assert need.cheapest.alpha == 0.95
+    rest_s = cheapest_plan(inputs(), ESTIMATOR, PAPER).predicted_rest_worst_s
+    assert need.worst_s == pytest.approx(need.prefill_worst_s + rest_s)
     last_chunk_s = ESTIMATOR.prefill_s(2000) - ESTIMATOR.prefill_s(1744)
     assert need.unit_s == pytest.approx(1.2 * last_chunk_s)
 

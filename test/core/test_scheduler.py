@@ -7,6 +7,7 @@ import random
 import pytest
 
 from timebill_ros.budget.admission import Needs
+from timebill_ros.budget.planner import Plan
 from timebill_ros.executor.scheduler import Job, Scheduler
 from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query, Turn
 
@@ -22,7 +23,8 @@ def job(
         name, [Turn('user', 'hello')], round(arrival_s * S), deadline_ns,
         deadline_ns - round(margin_s * S), max_new_tokens=10, cap_is_clients=False,
         admission=Admission.GUARANTEED if guaranteed else Admission.BEST_EFFORT)
-    return Job(query, Needs(10, 10, least_s, least_s, worst_s - least_s, 0.95, unit_s), [1, 2])
+    cheapest = Plan('', 0.0, 0.0, 10, 10, 10, False, 0.0, 0.0, worst_s - least_s, 0.0)
+    return Job(query, Needs(10, least_s, least_s, cheapest, unit_s), [1, 2], cap=10)
 
 
 def name_of(chosen: Job | None) -> str | None:

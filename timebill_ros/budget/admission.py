@@ -16,17 +16,15 @@ class Needs:
     """Seconds of engine work for a query that has not begun."""
 
     n_prompt: int            # tokens
-    n_worst: int             # tokens: worst-case response length
     least_s: float           # expected: prefill and one token
     prefill_worst_s: float   # worst case: prefill
-    rest_worst_s: float      # worst case: eviction, decoding and overhead with the cheapest theta
-    cheapest_alpha: float    # the alpha of that theta
+    cheapest: Plan           # the plan that ends soonest in the worst case
     unit_s: float            # worst case: the longest piece of work that cannot be stopped
 
     @property
     def worst_s(self) -> float:
-        """Worst case of the whole query with the cheapest theta."""
-        return self.prefill_worst_s + self.rest_worst_s
+        """Worst case of the whole query with the cheapest plan."""
+        return self.prefill_worst_s + self.cheapest.predicted_rest_worst_s
 
 
 def needs(
@@ -35,14 +33,12 @@ def needs(
     """Return what a query needs, prefilled in chunks; ``inputs.budget_left_s`` plays no part."""
     cheapest = cheapest_plan(inputs, estimator, config)
     n_prompt, worst = inputs.n_prompt, config.worst_case_times
-    last_chunk_s = estimator.prefill_s(n_prompt, worst, n_done=max(0, n_prompt - chunk_tokens))
-    last_step_s = estimator.decode_s(n_prompt + cheapest.n_worst, 1, worst)
+    chunk_s = estimator.prefill_s(n_prompt, worst, n_done=max(0, n_prompt - chunk_tokens))
+    step_s = estimator.decode_s(n_prompt + cheapest.n_worst, 1, worst)
     return Needs(
-        n_prompt, cheapest.n_worst,
-        least_s=estimator.prefill_s(n_prompt) + estimator.overhead_s(1),
-        prefill_worst_s=estimator.prefill_s(n_prompt, worst),
-        rest_worst_s=cheapest.predicted_rest_worst_s, cheapest_alpha=cheapest.alpha,
-        unit_s=max(last_chunk_s, last_step_s))
+        n_prompt, least_s=estimator.prefill_s(n_prompt) + estimator.overhead_s(1),
+        prefill_worst_s=estimator.prefill_s(n_prompt, worst), cheapest=cheapest,
+        unit_s=max(chunk_s, step_s))
 
 
 def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig) -> Plan:
@@ -61,9 +57,10 @@ def refusal_message(
     """
     own_s = need.worst_s if guaranteed else need.least_s
     enough_s = ceil((waiting_s + own_s + margin_s) / _GRAIN_S) * _GRAIN_S
-    what = (f'the worst case of {need.n_prompt} prompt and {need.n_worst} response tokens at alpha '
-            f'{need.cheapest_alpha:.2f}' if guaranteed
-            else f'the prefill of {need.n_prompt} tokens and one token')
+    what = f'the prefill of {need.n_prompt} tokens and one token'
+    if guaranteed:
+        what = (f'the worst case of {need.n_prompt} prompt and {need.cheapest.n_worst} response '
+                f'tokens at alpha {need.cheapest.alpha:.2f}')
     parts = [f'{own_s:.2f} s for {what}']
     if waiting_s >= _GRAIN_S:
         parts.append(f'{waiting_s:.2f} s of waiting')

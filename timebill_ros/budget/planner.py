@@ -50,6 +50,15 @@ class PlannerConfig:
 
 
 @dataclass(frozen=True)
+class Planning:
+    """What a server plans its queries with; replaced as a whole when coefficients are adopted."""
+
+    estimator: TimeEstimator
+    config: PlannerConfig
+    source: str                         # where the coefficients are from: profile, file or topic
+
+
+@dataclass(frozen=True)
 class PlanInputs:
     """What a plan is made from, beside configuration and coefficients. Lengths in tokens."""
 

@@ -61,7 +61,7 @@ class Engine:
                 model.config.n_layers, model.config.n_heads, model.config.head_dim, model.dtype, self.device)
         self._free_slots = list(range(self._cache.n_slots))
         self._touched_tokens = 0        # of a CPU's cache: pages that are ours already
-        self._chunk = load.prefill_chunk or (
+        self.chunk_tokens = load.prefill_chunk or (
             _CPU_PREFILL_CHUNK if self.device.type == 'cpu' else _CUDA_PREFILL_CHUNK)
         self._scale = float(model.config.head_dim ** -0.5)
         self.info = ModelInfo(
@@ -100,6 +100,22 @@ class Engine:
         """Return the cache memory of a sequence of ``n_tokens``, prompt and response."""
         return n_tokens * self._token_bytes
 
+    def check_memory(self, n_tokens: int) -> None:
+        """Raise OutOfMemory if the cache of a sequence of ``n_tokens``, prompt and response, does not fit."""
+        need, have = self.kv_bytes_needed(n_tokens), self.kv_bytes_needed(self._cache.capacity)
+        if self.device.type == 'cpu' and need <= have:
+            ours = self.kv_bytes_needed(self._touched_tokens)
+            have = min(have, ours + int((1.0 - _MEMORY_KEPT_FREE) * available_bytes(self.device)))
+        if need > have:
+            limit = ' (kv_memory_bytes)' if self._memory_limit else ''
+            raise OutOfMemory(f'{n_tokens} tokens of prompt and response need {gibibytes(need)} of KV cache; '
+                              f'there are {gibibytes(have)}{limit}')
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory held on an accelerator; 0 on a CPU."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == 'cuda' else 0
+
     def open(self, ids: List[int], capacity: int, sampling: Optional[Sampling] = None) -> Sequence:
         """
         Start a sequence that may grow to ``capacity`` tokens (prompt and response; cut to the context).
@@ -113,7 +129,7 @@ class Engine:
                 f'the prompt has {len(ids)} tokens; with one token of answer it exceeds the context of '
                 f'{self.info.max_context} tokens')
         capacity = max(len(ids) + 1, min(capacity, self.info.max_context))
-        self._check_memory(capacity)
+        self.check_memory(capacity)
         if not self._free_slots:
             raise EngineError('every slot of the KV cache is in use')
         sampler = Sampler(sampling or Sampling(), ids, self.device)
@@ -122,15 +138,32 @@ class Engine:
         return Sequence(slot=slot, prompt=list(ids), capacity=capacity, sampler=sampler, window=self._window)
 
     @torch.inference_mode()
+    def assume_prefilled(self, seq: Sequence, n_tokens: int) -> None:
+        """
+        Take the first ``n_tokens`` of the prompt as prefilled, with noise in the cache in their place.
+
+        For measuring: a step or a chunk takes the same time whatever the cached values are, as long as they are
+        ordinary numbers.
+        """
+        self._check_open(seq)
+        if n_tokens > self._touched_tokens:     # what was written before is ordinary already
+            self._cache.write_noise(seq.slot, self._touched_tokens, n_tokens)
+        self._cache.reset(seq.slot)
+        self._cache.advance(seq.slot, n_tokens)
+        seq.n_prefilled = seq.kept = n_tokens
+        self._touched_tokens = max(self._touched_tokens, n_tokens)
+
+    @torch.inference_mode()
     def prefill_chunk(self, seq: Sequence) -> bool:
         """Run the next chunk of the prompt; returns whether the prompt is done."""
         self._check_open(seq)
-        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk]
+        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self.chunk_tokens]
         if not ids:
             return True
         last = seq.n_prefilled + len(ids) == seq.n_prompt
         with out_of_memory_as_ours('prefill', self.device):
-            window = seq.window if seq.n_prompt - seq.n_prefilled <= self._chunk + SNAPKV_WINDOW else None
+            near_end = seq.n_prompt - seq.n_prefilled <= self.chunk_tokens + SNAPKV_WINDOW
+            window = seq.window if near_end else None
             chunk = torch.tensor(ids, device=self.device)
             seq.logits = self._decoder.prefill_chunk(seq.slot, chunk, window, last)
             if self.device.type == 'cuda':
@@ -214,17 +247,6 @@ class Engine:
             raise OutOfMemory(f'the KV cache needs {gibibytes(self._token_bytes)} for each token, '
                               f'there are {gibibytes(limit)}')
         return capacity
-
-    def _check_memory(self, capacity: int) -> None:
-        """Raise OutOfMemory if a sequence of ``capacity`` tokens does not fit."""
-        need, have = self.kv_bytes_needed(capacity), self.kv_bytes_needed(self._cache.capacity)
-        if self.device.type == 'cpu' and need <= have:
-            ours = self.kv_bytes_needed(self._touched_tokens)
-            have = min(have, ours + int((1.0 - _MEMORY_KEPT_FREE) * available_bytes(self.device)))
-        if need > have:
-            limit = ' (kv_memory_bytes)' if self._memory_limit else ''
-            raise OutOfMemory(f'{capacity} tokens of prompt and response need {gibibytes(need)} of KV cache; '
-                              f'there are {gibibytes(have)}{limit}')
 
     def _check_open(self, seq: Sequence) -> None:
         if seq.closed:

@@ -52,6 +52,11 @@ class KVCache:
         self.length[slot] += count
         self.position[slot] += count
 
+    def write_noise(self, slot: int, start: int, end: int) -> None:
+        """Write random numbers into the entries from ``start`` to ``end``; nothing is counted."""
+        for cache in (self.k, self.v):
+            cache[:, slot, :, start:end].normal_()
+
     def keep(self, slot: int, positions: Tensor) -> None:
         """
         Keep only the entries at ``positions`` [n_layers, n_kv_heads, kept] (ascending), moved to the front in place.

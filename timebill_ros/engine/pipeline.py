@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Union
 
 from timebill_ros.budget.forecast import rest_in_decode_s, rest_in_prefill_s
-from timebill_ros.budget.planner import Plan, plan, Planning, PlanInputs
+from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
@@ -65,7 +65,7 @@ class QueryRun:
         return self._query.query_id
 
     def drop(self) -> None:
-        """The node has ended this query: the next ``advance`` gives the engine back."""
+        """Have the next ``advance`` give the engine back: the node has ended this query."""
         self._dropped = True
 
     def advance(self) -> list[Message]:
@@ -132,7 +132,9 @@ class QueryRun:
         text += self._text.finish()
         if self._clock() >= self._query.plan_deadline_ns:
             return []       # whole but late: what is reported is the miss
-        return [self._progress(Stage.DECODE, text, 0.0), self._end(Ending(Outcome.COMPLETED, reason))]
+        return [
+            self._progress(Stage.DECODE, text, 0.0),
+            self._end(Ending(Outcome.COMPLETED, reason))]
 
     def _finish_reason(self, is_end: bool) -> FinishReason:
         if is_end:

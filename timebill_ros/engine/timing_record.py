@@ -4,6 +4,7 @@
 
 from math import isnan, nan
 
+from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, Planning
 from timebill_ros.query import Query, QueryTiming
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
@@ -36,16 +37,25 @@ class TimingRecord:
             delivery_margin=(query.deadline_ns - query.plan_deadline_ns) / _NS,
             predicted_prefill=planning.estimator.prefill_s(n_prompt), tokenize=tokenize_s)
 
+    def refused(self, need: Needs, now_ns: int) -> None:
+        """Note what the query would have needed at its cheapest."""
+        timing, cheapest = self.timing, need.cheapest
+        timing.n_worst, timing.alpha_raw = cheapest.n_worst, cheapest.alpha_raw
+        timing.predicted_evict = cheapest.predicted_evict_s
+        timing.predicted_decode_worst = cheapest.predicted_decode_worst_s
+        timing.predicted_overhead = cheapest.predicted_overhead_s
+        timing.predicted_total_worst = self._since_arrival_s(now_ns) + need.worst_s
+
     def begun(self, now_ns: int) -> None:
-        """The first unit of work begins."""
+        """Note the start of the first unit of work."""
         self.timing.queued = self._since_arrival_s(now_ns)
 
     def prefilled(self, seconds: float) -> None:
-        """The prompt is in the cache."""
+        """Note that the prompt is in the cache."""
         self.timing.prefill = seconds
 
     def planned(self, made: Plan, now_ns: int) -> None:
-        """The plan is made."""
+        """Note the plan."""
         timing = self.timing
         timing.n_worst, timing.alpha, timing.alpha_raw = made.n_worst, made.alpha, made.alpha_raw
         timing.tier, timing.feasible = made.tier, made.feasible
@@ -58,11 +68,11 @@ class TimingRecord:
         timing.predicted_total_worst = timing.plan_elapsed + made.predicted_rest_worst_s
 
     def evicted(self, n_kept: int, seconds: float) -> None:
-        """The cache holds only ``n_kept`` positions of the prompt."""
+        """Note that the cache holds only ``n_kept`` positions of the prompt."""
         self.timing.n_kept, self.timing.evict = n_kept, seconds
 
     def token(self, now_ns: int, step_s: float = nan) -> None:
-        """Another token is out; ``step_s`` is what its decode step took, NaN for the first."""
+        """Note another token; ``step_s`` is what its decode step took, NaN for the first."""
         timing = self.timing
         timing.n_generated += 1
         if isnan(step_s):
@@ -73,11 +83,11 @@ class TimingRecord:
         timing.decode_step_max = step_s if first else max(timing.decode_step_max, step_s)
 
     def at_risk(self) -> None:
-        """The remaining work is predicted not to fit."""
+        """Note that the remaining work is predicted not to fit."""
         self.timing.deadline_at_risk = True
 
     def ended(self) -> None:
-        """No more work for this query."""
+        """Note that no more work is done for this query."""
         timing = self.timing
         if timing.n_kept == timing.n_prompt:
             timing.alpha = 0.0      # it ended before the eviction, or there was nothing to evict

@@ -23,6 +23,7 @@ class Job:
     query: Query
     needs: Needs
     prompt_ids: list[int]
+    cap: int                  # longest response, tokens
     tokenize_s: float = 0.0
 
     @property

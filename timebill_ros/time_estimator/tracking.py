@@ -157,14 +157,14 @@ class DriftTracker:
 
     def observe(
             self, timing: QueryTiming,
-            planned_with: TimingCoefficients | None = None) -> list[Sample]:
+            planned_with: TimingCoefficients | None = None) -> list[tuple[Sample, bool]]:
         """
-        Take in a query's record; returns the stages that exceeded their worst case.
+        Take in a query's record; returns its stages, and of each if it exceeded its worst case.
 
         ``planned_with``: the coefficients that the record names, because a worst case is a promise
         made when planning; without them, what is tracked now.
         """
-        exceeded = []
+        seen = []
         for sample in samples_of(timing):
             base = self.base.law(sample.law, sample.tier)
             track = self._tracks.get((base.law, base.tier))
@@ -175,13 +175,12 @@ class DriftTracker:
             promised = self.law(base) if planned_with is None else (
                 planned_with.law(sample.law, sample.tier))
             late = sample.measured_s > sample.worst_s(promised)
-            if late:
-                exceeded.append(sample)
+            seen.append((sample, late))
             step = float(late) - (1.0 - self.base.worst_quantile)
             track.z = min(max(track.z + self.config.worst_gain * step, FIRST_Z), LAST_Z)
             track.ratios.append(sample.measured_s / expected_s)
             track.spreads.append(spread_of_mean(sample.steps))
-        return exceeded
+        return seen
 
     def law(self, base: Law) -> Law:
         """Return a law of the base as it is now."""

@@ -1,0 +1,45 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Start of the engine process: ``<engine python> engine_main.py --read-fd N --write-fd M``.
+
+The engine runs the node's own copy of this package in another interpreter. The package is loaded
+from the place of this file, and the directory that holds it stays off the search path: it is the
+site-packages of the node's interpreter, whose libraries were not built for this one.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+import sys
+
+
+def load_package() -> None:
+    """Import ``timebill_ros`` from where this file lies, and from nowhere else."""
+    package = Path(__file__).resolve().parents[1]
+    sys.path[:] = [path for path in sys.path if Path(path or '.').resolve() != package / 'executor']
+    spec = importlib.util.spec_from_file_location(
+        package.name, package / '__init__.py', submodule_search_locations=[str(package)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f'{package} is not a package')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package.name] = module
+    spec.loader.exec_module(module)
+
+
+def main() -> int:
+    """Serve the node at the other end of the two pipes; returns the exit status."""
+    parser = argparse.ArgumentParser(description='The engine process of timebill_ros.')
+    parser.add_argument('--read-fd', type=int, required=True, help='pipe with messages of the node')
+    parser.add_argument('--write-fd', type=int, required=True, help='pipe for messages to the node')
+    arguments = parser.parse_args()
+    load_package()
+    from timebill_ros.engine.threads import prepare_environment
+    prepare_environment()       # before torch is imported
+    from timebill_ros.executor.engine_loop import serve
+    with open(arguments.read_fd, 'rb') as reader, open(arguments.write_fd, 'wb') as writer:
+        return serve(reader, writer)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

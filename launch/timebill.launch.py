@@ -1,7 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Start the query server in a namespace of choice.
+Start the query server and the calibration node in a namespace of choice.
 
 ``ros2 launch timebill_ros timebill.launch.py --show-args`` lists what can be set.
 """
@@ -18,6 +18,7 @@ PACKAGE = 'timebill_ros'
 # Executable (as for ``ros2 run timebill_ros …``) and node name.
 NODES = (
     ('query_server', 'timebill'),
+    ('calibration', 'timebill_calibration'),
 )
 
 

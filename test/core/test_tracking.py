@@ -50,9 +50,9 @@ def run(tracker: DriftTracker, machine: Machine, queries: int, slow: float) -> f
     planned_with = tracker.publish(0)
     exceeded, stages = 0, 0
     for _ in range(queries):
-        timing = machine.query(slow)
-        exceeded += len(tracker.observe(timing, planned_with))
-        stages += 2 + (timing.n_kept < timing.n_prompt)
+        seen = tracker.observe(machine.query(slow), planned_with)
+        exceeded += sum(late for _, late in seen)
+        stages += len(seen)
         if tracker.moved:
             planned_with = tracker.publish(planned_with.stamp_ns + 1)
     return exceeded / stages

@@ -1,9 +1,10 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``timebill serve``: the node in the foreground."""
+"""``timebill serve``: both nodes in the foreground, the query server in this very process."""
 
 import argparse
 
+from timebill_ros.cli.calibration_process import CalibrationProcess
 from timebill_ros.nodes import query_server
 
 
@@ -20,12 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME:=VALUE',
         help='set a parameter; may be given several times',
     )
+    parser.add_argument(
+        '--no-calibration',
+        action='store_true',
+        help='do not start the node timebill_calibration: plan with the stored profile for ever',
+    )
     parser.add_argument('--log-level', help='debug, info, warn, error or fatal')
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until SIGINT or SIGTERM."""
-    return query_server.main(ros_arguments(arguments))
+    given = ros_arguments(arguments)
+    if arguments.no_calibration:
+        return query_server.main(given)
+    with CalibrationProcess(given):
+        return query_server.main(given)
 
 
 def ros_arguments(arguments: argparse.Namespace) -> list[str]:

@@ -15,9 +15,12 @@ from timebill_ros.nodes.coefficients_topic import coefficients_from_msg
 from timebill_ros.nodes.conversions import time_msg
 from timebill_ros.nodes.guarded import guarded
 from timebill_ros.time_estimator.coefficients import (
-    CoefficientsError, FROM_TOPIC, TimingCoefficients)
+    CoefficientsError,
+    FROM_TOPIC,
+    TimingCoefficients,
+)
 
-_MAX_CAUSES = 100       # warned of, each once
+_MAX_CAUSES = 100  # warned of, each once
 
 
 class CoefficientsIntake:
@@ -32,22 +35,28 @@ class CoefficientsIntake:
         """Subscribe; ``send(generation, message)`` reaches the engine process."""
         self.in_force: TimingCoefficients | None = None
         self.source = ''
-        self.refused = ''                   # why the newest message was; '' = it was not
+        self.refused = ''  # why the newest message was; '' = it was not
         self._log = node.get_logger()
         self._send = send
-        self._generation = 0                # engine process that is ready; 0 = none is
-        self._latest: TimingCoefficients | None = None      # the newest valid ones on the topic
+        self._generation = 0  # engine process that is ready; 0 = none is
+        self._latest: TimingCoefficients | None = None  # the newest valid ones on the topic
         self._warned: set[str] = set()
         node.create_subscription(
-            TimingCoefficientsMsg, qos.COEFFICIENTS_TOPIC,
-            guarded(self._log, self._on_message), qos.latched_qos())
+            TimingCoefficientsMsg,
+            qos.COEFFICIENTS_TOPIC,
+            guarded(self._log, self._on_message),
+            qos.latched_qos(),
+        )
 
     def engine_ready(self, generation: int, ready: Ready) -> None:
         """Take in what a new engine process plans with; the topic's go before, unless older."""
         self._generation = generation
         self.took_over(ready.coefficients, ready.coefficients_source)
-        if self._latest is not None and self.in_force is not None and (
-                self._latest.stamp_ns >= self.in_force.stamp_ns):
+        if (
+            self._latest is not None
+            and self.in_force is not None
+            and (self._latest.stamp_ns >= self.in_force.stamp_ns)
+        ):
             self._offer(self._latest)
 
     def engine_lost(self) -> None:
@@ -94,4 +103,5 @@ class CoefficientsIntake:
             self._warned.add(cause)
             kept = f'those of {self.source!r} stay in force' if self.source else 'none are in force'
             self._log.warning(
-                f'coefficients on {qos.COEFFICIENTS_TOPIC} are refused: {cause}; {kept}')
+                f'coefficients on {qos.COEFFICIENTS_TOPIC} are refused: {cause}; {kept}'
+            )

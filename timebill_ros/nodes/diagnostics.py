@@ -16,7 +16,7 @@ from timebill_ros.time_estimator.coefficients import FROM_TOPIC
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 DIAGNOSTICS_TOPIC = '/diagnostics'
 PERIOD_S = 1.0
-WARN_MISS_RATIO = 0.05      # share of queries that missed their deadline in the status' window
+WARN_MISS_RATIO = 0.05  # share of queries that missed their deadline in the status' window
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Diagnosis:
     """How one task of a node is: a summary for people, and the numbers behind it."""
 
     task: str
-    level: bytes                            # OK, WARN or ERROR
+    level: bytes  # OK, WARN or ERROR
     summary: str
     values: dict[str, str] = field(default_factory=dict)
 
@@ -40,12 +40,18 @@ class Diagnostics:
 
     def publish(self, diagnoses: Iterable[Diagnosis], hardware_id: str = '') -> None:
         """Publish the tasks' states; ``hardware_id`` names the device that is driven."""
-        message = DiagnosticArray(status=[
-            DiagnosticStatus(
-                level=each.level, name=f'{self._name}: {each.task}', message=each.summary,
-                hardware_id=hardware_id,
-                values=[KeyValue(key=key, value=value) for key, value in each.values.items()])
-            for each in diagnoses])
+        message = DiagnosticArray(
+            status=[
+                DiagnosticStatus(
+                    level=each.level,
+                    name=f'{self._name}: {each.task}',
+                    message=each.summary,
+                    hardware_id=hardware_id,
+                    values=[KeyValue(key=key, value=value) for key, value in each.values.items()],
+                )
+                for each in diagnoses
+            ]
+        )
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
 
@@ -58,12 +64,19 @@ def server_diagnoses(status: ExecutorStatus, refused: str) -> list[Diagnosis]:
 def _engine(status: ExecutorStatus) -> Diagnosis:
     state = EngineState(status.engine_state)
     level = {EngineState.READY: OK, EngineState.FAILED: ERROR}.get(state, WARN)
-    return Diagnosis('engine', level, status.engine_message or state.name.lower(), {
-        'state': state.name, 'restarts': str(status.engine_restarts),
-        'busy ratio': f'{status.busy_ratio:.3f}',
-        'node memory (bytes)': str(status.node_memory_bytes),
-        'engine memory (bytes)': str(status.engine_memory_bytes),
-        'device memory (bytes)': str(status.device_memory_bytes)})
+    return Diagnosis(
+        'engine',
+        level,
+        status.engine_message or state.name.lower(),
+        {
+            'state': state.name,
+            'restarts': str(status.engine_restarts),
+            'busy ratio': f'{status.busy_ratio:.3f}',
+            'node memory (bytes)': str(status.node_memory_bytes),
+            'engine memory (bytes)': str(status.engine_memory_bytes),
+            'device memory (bytes)': str(status.device_memory_bytes),
+        },
+    )
 
 
 def _queries(status: ExecutorStatus) -> Diagnosis:
@@ -74,22 +87,33 @@ def _queries(status: ExecutorStatus) -> Diagnosis:
         summary += f'; {missed:.0%} of the last {status.window_s:g} s missed their deadline'
     if full:
         summary += '; the queue is full'
-    return Diagnosis('queries', WARN if full or missed > WARN_MISS_RATIO else OK, summary, {
-        'running': str(status.running), 'waiting': str(status.queue_depth),
-        'queue limit': str(status.queue_limit), 'miss ratio': f'{status.miss_ratio:.3f}',
-        'window (s)': f'{status.window_s:g}',
-        'pessimistic factor': f'{status.pessimistic_factor:g}'})
+    return Diagnosis(
+        'queries',
+        WARN if full or missed > WARN_MISS_RATIO else OK,
+        summary,
+        {
+            'running': str(status.running),
+            'waiting': str(status.queue_depth),
+            'queue limit': str(status.queue_limit),
+            'miss ratio': f'{status.miss_ratio:.3f}',
+            'window (s)': f'{status.window_s:g}',
+            'pessimistic factor': f'{status.pessimistic_factor:g}',
+        },
+    )
 
 
 def _coefficients(status: ExecutorStatus, refused: str) -> Diagnosis:
     values = {
-        'key': status.coefficients_key, 'source': status.coefficients_source,
-        'stamp': f'{status.coefficients_stamp.sec}.{status.coefficients_stamp.nanosec:09d}'}
+        'key': status.coefficients_key,
+        'source': status.coefficients_source,
+        'stamp': f'{status.coefficients_stamp.sec}.{status.coefficients_stamp.nanosec:09d}',
+    }
     if not status.coefficients_source:
         return Diagnosis('coefficients', WARN, 'none yet: the engine starts', values)
     if refused:
         return Diagnosis('coefficients', WARN, f'published ones are refused: {refused}', values)
     if status.coefficients_source != FROM_TOPIC:
         return Diagnosis(
-            'coefficients', OK, 'as at start-up: no calibration node has published any', values)
+            'coefficients', OK, 'as at start-up: no calibration node has published any', values
+        )
     return Diagnosis('coefficients', OK, 'as published by the calibration node', values)

@@ -11,7 +11,12 @@ from rclpy.node import Node
 
 from timebill_ros.action import Profile
 from timebill_ros.executor.messages import (
-    CancelProfile, ModelInfo, ProfileDone, ProfileProgress, RunProfile)
+    CancelProfile,
+    ModelInfo,
+    ProfileDone,
+    ProfileProgress,
+    RunProfile,
+)
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_msg
@@ -24,7 +29,7 @@ from timebill_ros.time_estimator.coefficients import FROM_PROFILE, TimingCoeffic
 MAX_REPEATS = 1000
 RESULT_TIMEOUT_S = 60
 CLOSED = 'it measures its timing (action timebill/profile)'
-_LOOK_NS = 50_000_000       # while queries are drained, look this often whether the last has ended
+_LOOK_NS = 50_000_000  # while queries are drained, look this often whether the last has ended
 _RESULT = Profile.Result
 
 
@@ -36,8 +41,12 @@ class ProfileAction:
     """
 
     def __init__(
-            self, node: Node, send: Callable[[int, Any], None], queries: GoalDesk,
-            took_over: Callable[[dict[str, Any], str], None]) -> None:
+        self,
+        node: Node,
+        send: Callable[[int, Any], None],
+        queries: GoalDesk,
+        took_over: Callable[[dict[str, Any], str], None],
+    ) -> None:
         """
         Open the action.
 
@@ -50,18 +59,23 @@ class ProfileAction:
         self._queries = queries
         self._took_over = took_over
         self._model: ModelInfo | None = None
-        self._generation = 0                # engine process that is ready; 0 = none is
-        self._goal: Any = None              # the goal handle that is served
+        self._generation = 0  # engine process that is ready; 0 = none is
+        self._goal: Any = None  # the goal handle that is served
         self._began_ns = 0
-        self._running = False               # the engine measures; False: queries are drained
+        self._running = False  # the engine measures; False: queries are drained
         self._endings: dict[str, Profile.Result] = {}
         self._look = DeadlineTimer(node, guarded(log, self._begin_when_idle))
         self._server = ActionServer(
-            node, Profile, qos.PROFILE_ACTION_NAME, execute_callback=self._hand_over,
+            node,
+            Profile,
+            qos.PROFILE_ACTION_NAME,
+            execute_callback=self._hand_over,
             goal_callback=guarded(log, lambda _: GoalResponse.ACCEPT, GoalResponse.REJECT),
             handle_accepted_callback=guarded(log, self._on_accepted),
             cancel_callback=guarded(log, self._on_cancel, CancelResponse.REJECT),
-            result_timeout=RESULT_TIMEOUT_S, **qos.service_qos())
+            result_timeout=RESULT_TIMEOUT_S,
+            **qos.service_qos(),
+        )
 
     def engine_ready(self, generation: int, model: ModelInfo) -> None:
         """Profile this engine process from now on."""
@@ -83,17 +97,25 @@ class ProfileAction:
         if self._goal is None or not self._running:
             return
         if isinstance(message, ProfileProgress):
-            self._goal.publish_feedback(Profile.Feedback(
-                stage=message.stage, done=message.done, total=message.total,
-                predicted_left=duration_msg(round(message.predicted_left_s * NS_PER_S))))
+            self._goal.publish_feedback(
+                Profile.Feedback(
+                    stage=message.stage,
+                    done=message.done,
+                    total=message.total,
+                    predicted_left=duration_msg(round(message.predicted_left_s * NS_PER_S)),
+                )
+            )
         elif message.canceled:
             self._fail(_RESULT.CANCELED_BY_CLIENT, 'the client canceled the profile')
         elif message.error_msg or message.coefficients is None:
             self._fail(_RESULT.PROFILE_FAILED, message.error_msg or 'the engine sent no result')
         else:
             fitted = TimingCoefficients.from_dict(message.coefficients)
-            self._end(Profile.Result(
-                coefficients=coefficients_msg(fitted, FROM_PROFILE), path=message.path))
+            self._end(
+                Profile.Result(
+                    coefficients=coefficients_msg(fitted, FROM_PROFILE), path=message.path
+                )
+            )
 
     # --- goals
 
@@ -111,22 +133,30 @@ class ProfileAction:
     def _refusal(self, goal: Profile.Goal) -> Profile.Result | None:
         """Return how a goal ends at once; None if it is served."""
         if goal.when_busy not in (Profile.Goal.BUSY_REFUSE, Profile.Goal.BUSY_DRAIN):
-            return _failure(_RESULT.INVALID_FIELD, f'when_busy = {goal.when_busy} is not one of '
-                            'BUSY_REFUSE = 0, BUSY_DRAIN = 1')
+            return _failure(
+                _RESULT.INVALID_FIELD,
+                f'when_busy = {goal.when_busy} is not one of BUSY_REFUSE = 0, BUSY_DRAIN = 1',
+            )
         if goal.repeats > MAX_REPEATS:
             return _failure(
-                _RESULT.INVALID_FIELD, f'repeats = {goal.repeats} exceeds {MAX_REPEATS}')
+                _RESULT.INVALID_FIELD, f'repeats = {goal.repeats} exceeds {MAX_REPEATS}'
+            )
         if not self._generation or self._model is None:
             return _failure(_RESULT.ENGINE_NOT_READY, 'the engine is not ready: it starts')
         if goal.max_tokens > self._model.max_context:
-            return _failure(_RESULT.INVALID_FIELD, f'max_tokens = {goal.max_tokens} exceeds the '
-                            f'context of {self._model.max_context} tokens')
+            return _failure(
+                _RESULT.INVALID_FIELD,
+                f'max_tokens = {goal.max_tokens} exceeds the '
+                f'context of {self._model.max_context} tokens',
+            )
         if self._goal is not None:
             return _failure(_RESULT.BUSY, 'a profile is being made already')
         n_open = len(self._queries.book.all())
         if n_open and goal.when_busy == Profile.Goal.BUSY_REFUSE:
-            return _failure(_RESULT.BUSY, f'{n_open} queries wait or run; '
-                            'when_busy = BUSY_DRAIN would let them end first')
+            return _failure(
+                _RESULT.BUSY,
+                f'{n_open} queries wait or run; when_busy = BUSY_DRAIN would let them end first',
+            )
         return None
 
     def _begin_when_idle(self) -> None:
@@ -173,7 +203,8 @@ class ProfileAction:
 
 def _failure(error_code: int, error_msg: str) -> Profile.Result:
     return Profile.Result(
-        coefficients=TimingCoefficientsMsg(), error_code=error_code, error_msg=error_msg)
+        coefficients=TimingCoefficientsMsg(), error_code=error_code, error_msg=error_msg
+    )
 
 
 def _timed(result: Profile.Result, began_ns: int) -> Profile.Result:

@@ -1,0 +1,29 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the CUDA kernels for the CPU emulator and calls them on CPU tensors."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Iterable, Tuple
+
+from timebill_ros.engine.cuda.variants import source
+
+
+class EmulatedKernels:
+    """Has the launch method of ``engine.cuda.driver.Kernels``; runs on the CPU."""
+
+    def __init__(self, variants: Iterable, directory: Path) -> None:
+        """Compile the kernels with the host's C++ compiler."""
+        emulator = (Path(__file__).parent / 'cuda_emulator.hpp').read_text(encoding='utf-8')
+        code, library = directory / 'kernels.cpp', directory / 'kernels.so'
+        code.write_text(source(variants, replace_primitives=emulator), encoding='utf-8')
+        subprocess.run(
+            ['g++', '-std=c++17', '-O1', '-w', '-shared', '-fPIC', str(code), '-o', str(library)],
+            check=True)
+        self._library = ctypes.CDLL(str(library))
+
+    def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
+               arguments: ctypes.Structure) -> None:
+        """Run one kernel to its end."""
+        getattr(self._library, name)(*grid, shared_bytes, ctypes.byref(arguments))

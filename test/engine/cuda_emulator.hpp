@@ -1,0 +1,250 @@
+// Copyright 2026 timebill_ros contributors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs the CUDA kernels on a CPU, slowly, one fiber per CUDA thread, so that their arithmetic and
+// indexing are tested where there is no GPU. It takes the place of kernels/primitives.cuh.
+// A fiber yields where CUDA threads wait for each other. Asynchronous copies happen at the wait
+// that completes them, so that a missing wait shows; shared memory starts as garbage.
+
+#include <ucontext.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <vector>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE inline
+#define __syncwarp warp_barrier
+#define SHARED_MEMORY(name) u8 * const name = emulator.shared
+#define ENTRY(name, threads, args_type, call) \
+  extern "C" void name(int gx, int gy, int gz, int bytes, const args_type * args) { \
+    emulator.run(gx, gy, gz, threads, bytes, [args]() {call(*args);}); }
+
+struct Index3 { unsigned x, y, z; };
+static Index3 threadIdx, blockIdx, gridDim, blockDim;
+
+struct PendingCopy { void * to; const void * from; int bytes; bool valid; };
+
+struct Fiber
+{
+  ucontext_t context;
+  std::vector<char> stack;
+  bool done;
+  std::vector<PendingCopy> open;
+  std::deque<std::vector<PendingCopy>> groups;
+};
+
+template<class Body> void fiber_main();
+
+struct Emulator
+{
+  u8 * shared;
+  std::vector<u8> memory;
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  unsigned current = 0;
+  unsigned arrived_block = 0, generation_block = 0;
+  std::vector<unsigned> arrived_warp, generation_warp;
+  std::vector<u64> exchange;              // [thread][8]
+  void (* body)(void *) = nullptr;
+  void * closure = nullptr;
+
+  void yield() { swapcontext(&fibers[current].context, &scheduler); }
+
+  static void enter()
+  {
+    extern Emulator emulator;
+    emulator.body(emulator.closure);
+    emulator.fibers[emulator.current].done = true;
+    emulator.yield();
+  }
+
+  template<class Function>
+  void run(int gx, int gy, int gz, int threads, int bytes, Function function)
+  {
+    gridDim = {(unsigned)gx, (unsigned)gy, (unsigned)gz};
+    blockDim = {(unsigned)threads, 1, 1};
+    closure = &function;
+    body = [](void * f) {(*(Function *)f)();};
+    for (int z = 0; z < gz; ++z) {
+      for (int y = 0; y < gy; ++y) {
+        for (int x = 0; x < gx; ++x) {
+          blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z};
+          run_block(threads, bytes);
+        }
+      }
+    }
+  }
+
+  void run_block(unsigned threads, int bytes)
+  {
+    memory.assign(bytes + 128, 0xA5);
+    shared = memory.data() + (128 - (u64)memory.data() % 128);
+    fibers.resize(threads);
+    arrived_block = 0;
+    arrived_warp.assign(threads / 32, 0);
+    generation_warp.assign(threads / 32, 0);
+    exchange.assign(threads * 8, 0);
+    for (auto & fiber : fibers) {
+      fiber.stack.resize(48 * 1024);
+      fiber.done = false;
+      fiber.open.clear();
+      fiber.groups.clear();
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Emulator::enter, 0);
+    }
+    unsigned left = threads;
+    while (left > 0) {
+      for (current = 0; current < threads; ++current) {
+        if (fibers[current].done) {continue;}
+        threadIdx = {current, 0, 0};
+        swapcontext(&scheduler, &fibers[current].context);
+        if (fibers[current].done) {--left;}
+      }
+    }
+  }
+
+  void wait(unsigned & arrived, unsigned & generation, unsigned count)
+  {
+    const unsigned mine = generation;
+    if (++arrived == count) {arrived = 0; ++generation; return;}
+    while (generation == mine) {yield();}
+  }
+};
+
+Emulator emulator;
+
+inline void __syncthreads()
+{
+  emulator.wait(emulator.arrived_block, emulator.generation_block, emulator.fibers.size());
+}
+inline void warp_barrier()
+{
+  const unsigned warp = emulator.current / 32;
+  emulator.wait(emulator.arrived_warp[warp], emulator.generation_warp[warp], 32);
+}
+inline void __threadfence() {}
+
+template<class T> T from_lane(T value, int lane)
+{
+  const unsigned warp = emulator.current / 32;
+  u64 bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  emulator.exchange[emulator.current * 8] = bits;
+  warp_barrier();
+  bits = emulator.exchange[(warp * 32 + lane) * 8];
+  warp_barrier();
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+template<class T> T __shfl_xor_sync(u32, T value, int distance)
+{
+  return from_lane(value, (emulator.current % 32) ^ distance);
+}
+template<class T> T __shfl_up_sync(u32, T value, int distance)
+{
+  const int lane = emulator.current % 32;
+  return from_lane(value, lane >= distance ? lane - distance : lane);
+}
+inline bool __any_sync(u32, bool value)
+{
+  bool any = false;
+  for (int lane = 0; lane < 32; ++lane) {any |= from_lane((u32)value, lane) != 0;}
+  return any;
+}
+template<class T> T atomicAdd(T * at, T value) { const T old = *at; *at += value; return old; }
+inline u64 __umul64hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
+inline u32 __byte_perm(u32 a, u32 b, u32 selector)
+{
+  const u64 both = ((u64)b << 32) | a;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= (u32)((both >> (8 * ((selector >> (4 * i)) & 7))) & 255) << (8 * i);
+  }
+  return result;
+}
+
+inline float bits_to_float(u32 bits) { float f; std::memcpy(&f, &bits, 4); return f; }
+inline u32 float_to_bits(float value) { u32 u; std::memcpy(&u, &value, 4); return u; }
+inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
+inline float two_to_the(float x) { return std::exp2(x); }
+inline u32 one_bf16(float value)
+{
+  const u32 bits = float_to_bits(value);
+  if (std::isnan(value)) {return 0x7FC0;}
+  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}
+inline u32 pack_bf16(float low, float high) { return one_bf16(low) | (one_bf16(high) << 16); }
+inline float half_of(u32 pair, int high) { return bits_to_float(high ? pair & 0xFFFF0000u : pair << 16); }
+inline u32 fma_bf16x2(u32 a, u32 b, u32 c)
+{
+  return pack_bf16(
+    std::fma(half_of(a, 0), half_of(b, 0), half_of(c, 0)),
+    std::fma(half_of(a, 1), half_of(b, 1), half_of(c, 1)));
+}
+
+inline void multiply_accumulate(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+{
+  u64 * const mine = &emulator.exchange[emulator.current * 8];
+  const u32 operands[6] = {a0, a1, a2, a3, b0, b1};
+  for (int i = 0; i < 6; ++i) {mine[i] = operands[i];}
+  warp_barrier();
+  const u64 * const warp = &emulator.exchange[emulator.current / 32 * 32 * 8];
+  const int g = emulator.current % 32 / 4, t = emulator.current % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row_high = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int owner = k % 8 / 2, upper = k / 8;
+      const u32 a = (u32)warp[(g * 4 + owner) * 8 + row_high + 2 * upper];
+      const u32 b = (u32)warp[(column * 4 + owner) * 8 + 4 + upper];
+      c[i] += half_of(a, k % 2) * half_of(b, k % 2);
+    }
+  }
+  warp_barrier();
+}
+
+struct alignas(16) Vector16 { u32 word[4]; };
+inline Vector16 load_fresh_16(const void * address) { return *(const Vector16 *)address; }
+template<class T> T load_fresh(const T * address) { return *address; }
+
+inline void copy_async(void * to, const void * from, int bytes, bool valid)
+{
+  if ((u64)to % bytes != 0 || (u64)from % bytes != 0) {
+    std::fprintf(stderr, "copy_async: address is not a multiple of %d\n", bytes);
+    std::abort();
+  }
+  emulator.fibers[emulator.current].open.push_back({to, from, bytes, valid});
+}
+inline void copy_async_16(void * to, const void * from, bool valid) { copy_async(to, from, 16, valid); }
+inline void copy_async_8(void * to, const void * from, bool valid) { copy_async(to, from, 8, valid); }
+inline void copy_async_commit()
+{
+  Fiber & fiber = emulator.fibers[emulator.current];
+  fiber.groups.push_back(fiber.open);
+  fiber.open.clear();
+}
+template<int PENDING> void copy_async_wait()
+{
+  Fiber & fiber = emulator.fibers[emulator.current];
+  while ((int)fiber.groups.size() > PENDING) {
+    for (const PendingCopy & copy : fiber.groups.front()) {
+      if (copy.valid) {std::memcpy(copy.to, copy.from, copy.bytes);} else {
+        std::memset(copy.to, 0, copy.bytes);
+      }
+    }
+    fiber.groups.pop_front();
+  }
+}
+inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() {}
+inline void prefetch_to_l2(const void *, u32) {}

@@ -1,0 +1,219 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+The CUDA kernels against float32 references.
+
+They run on the GPU where there is one, otherwise on the emulator, which executes the same source.
+"""
+
+import shutil
+
+import pytest
+import torch
+
+from timebill_ros.engine.cuda import launch
+from timebill_ros.engine.cuda.quantize import dequantize, matrix_bytes, quantize
+from timebill_ros.engine.cuda.state import allocate_state
+from timebill_ros.engine.cuda.tuning import Cut
+from timebill_ros.engine.cuda.variants import Attention, Matvec
+
+from engine.cuda_emulation import EmulatedKernels
+
+BLOCKS = 3
+ROLES = ('qkv', 'residual', 'gate_up', 'head')
+MATVECS = [Matvec(bits, role, batch, warps=4, stages=4)
+           for bits in (16, 8, 4) for role in ROLES for batch in (1, 8)]
+MATVECS += [Matvec(bits, 'residual', batch, warps=4, stages=3, stream=True)
+            for bits in (16, 8, 4) for batch in (1, 4)]
+ATTENTIONS = [Attention(64, warps=2, stages=2), Attention(128, warps=2, stages=3)]
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() and shutil.which('g++') is None,
+    reason='needs a GPU, or a C++ compiler for the emulator')
+
+
+@pytest.fixture(scope='module')
+def device():
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+@pytest.fixture(scope='module')
+def kernels(device, tmp_path_factory):
+    directory = tmp_path_factory.mktemp('kernels')
+    if device.type == 'cpu':
+        return EmulatedKernels(MATVECS + ATTENTIONS, directory)
+    from timebill_ros.engine.cuda.driver import Kernels
+    from timebill_ros.engine.cuda.nvrtc import compile_cubin
+    from timebill_ros.engine.cuda.variants import source
+    major, minor = torch.cuda.get_device_capability(device)
+    cubin = compile_cubin(source(MATVECS + ATTENTIONS), f'sm_{major}{minor}', directory)
+    return Kernels(cubin, device)
+
+
+def random(*shape, device, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(device, torch.bfloat16)
+
+
+def close(actual, expected, tolerance):
+    error = (actual.float() - expected.float()).norm() / expected.float().norm()
+    assert error < tolerance, f'relative error {error:.2e}'
+
+
+def rms_norm(x, weight, eps=1e-6):
+    x = x.float()
+    return weight.float() * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
+
+
+@pytest.mark.parametrize('kernel', [m for m in MATVECS if m.role != 'head'], ids=lambda k: k.name)
+def test_product_matches_its_reference(kernels, device, kernel):
+    k, rows = 288, 44
+    weight = quantize(random(rows * (2 if kernel.role == 'gate_up' else 1), k, device=device, scale=0.1),
+                      kernel.bits)
+    dense = dequantize(weight).float()
+    x = random(kernel.batch, k, device=device)
+    norm, bias = random(k, device=device, seed=1), random(weight.n, device=device, seed=2)
+    before = random(kernel.batch, rows, device=device, seed=3)
+    out = before.clone() if kernel.role == 'residual' else torch.full_like(before, torch.nan)
+    tap = torch.full_like(out, torch.nan) if kernel.role == 'residual' else None
+    launch.matvec(kernels, kernel, Cut(lead=2), BLOCKS, weight, x, out, bias, norm, 1e-6, tap)
+
+    inputs = x.float() if kernel.role == 'residual' else rms_norm(x, norm)
+    expected = inputs @ dense.T + bias.float()
+    if kernel.role == 'gate_up':
+        gate, up = expected.chunk(2, -1)
+        expected = torch.nn.functional.silu(gate) * up
+    if kernel.role == 'residual':
+        expected += before.float()
+        assert torch.equal(tap, out)
+    close(out, expected, 1e-2)
+
+
+@pytest.mark.parametrize('kernel', [m for m in MATVECS if m.role == 'head'], ids=lambda k: k.name)
+def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
+    k, rows = 128, 52
+    weight = quantize(random(rows, k, device=device), kernel.bits)
+    x, norm = random(kernel.batch, k, device=device), random(k, device=device, seed=1)
+    n_best = BLOCKS
+    state = allocate_state(8, rows, 1, 64, 1, n_best, device)
+    state.slot_of_row[:kernel.batch] = torch.arange(kernel.batch, device=device).flip(0)
+    state.seen[:, ::2] = 1
+    state.penalty[:] = 1.5
+    launch.head(kernels, kernel, Cut(), BLOCKS, weight, x, norm, 1e-6, state)
+    launch.sample(kernels, kernel.batch, n_best, state)
+
+    logits = rms_norm(x, norm) @ dequantize(weight).float().T
+    penalised = torch.where(logits < 0, logits * 1.5, logits / 1.5)
+    expected = torch.where(torch.arange(rows, device=device) % 2 == 0, penalised, logits)
+    close(state.logits[:kernel.batch], expected, 1e-2)
+    best = state.logits[:kernel.batch].argmax(-1).int()
+    assert torch.equal(state.chosen[:kernel.batch], best)
+    slots = state.slot_of_row[:kernel.batch].long()
+    assert torch.equal(state.tokens[slots], best)
+    assert state.seen[slots, best.long()].all()
+    assert state.lengths[slots].tolist() == [1] * kernel.batch
+
+
+@pytest.mark.parametrize('kernel', ATTENTIONS, ids=lambda k: k.name)
+@pytest.mark.parametrize('group', [1, 3, 4, 7, 8])
+@pytest.mark.parametrize('normed', [False, True])
+def test_attention_matches_softmax_over_the_cache(kernels, device, kernel, group, normed):
+    kv_heads, splits, capacity, slots, batch, width = 2, 3, 160, 3, 3, kernel.head_dim
+    heads = kv_heads * group
+    lengths = [150, 0, 33]
+    state = allocate_state(slots, 8, kv_heads, width, splits, 1, device)
+    state.lengths[:] = torch.tensor(lengths, device=device)
+    state.positions[:] = torch.tensor([170, 3, 33], device=device)
+    state.slot_of_row[:3] = torch.tensor([2, 0, -1], device=device)
+    keys = random(slots, kv_heads, capacity, width, device=device)
+    values = random(slots, kv_heads, capacity, width, device=device, seed=1)
+    for slot, length in enumerate(lengths):
+        keys[slot, :, length:] = torch.nan
+        values[slot, :, length:] = torch.nan
+    angles = torch.arange(200, device=device)[:, None] * 0.7 ** torch.arange(width // 2, device=device)
+    cos, sin = torch.cat([angles.cos()] * 2, 1), torch.cat([angles.sin()] * 2, 1)
+    qkv = random(batch, (heads + 2 * kv_heads) * width, device=device, seed=2)
+    q_norm = random(width, device=device, seed=3) if normed else None
+    k_norm = random(width, device=device, seed=4) if normed else None
+    out = torch.full((batch, heads * width), torch.nan, device=device, dtype=torch.bfloat16)
+    before = keys.clone()
+    launch.attention(kernels, kernel, splits, batch, qkv, out, keys, values, cos, sin, 0.125,
+                     state, q_norm, k_norm, 1e-6)
+
+    assert state.finished.eq(0).all()
+    assert out[2].eq(0).all()
+    for row, slot in ((0, 2), (1, 0)):
+        length, position = lengths[slot], int(state.positions[slot])
+        q, k, v = qkv[row].float().view(-1, width).split([heads, kv_heads, kv_heads])
+        if normed:
+            q, k = rms_norm(q, q_norm), rms_norm(k, k_norm)
+        q, k = (x * cos[position] + torch.cat([-x[:, width // 2:], x[:, :width // 2]], 1) * sin[position]
+                for x in (q, k))
+        close(keys[slot, :, length], k, 1e-2)
+        assert torch.equal(values[slot, :, length].float(), v)
+        assert torch.equal(keys[slot, :, :length], before[slot, :, :length])
+        assert keys[slot, :, length + 1:].isnan().all()
+        all_k = torch.cat([keys[slot, :, :length].float(), k[:, None]], 1).repeat_interleave(group, 0)
+        all_v = torch.cat([values[slot, :, :length].float(), v[:, None]], 1).repeat_interleave(group, 0)
+        weights = torch.softmax(torch.einsum('hd,hnd->hn', q, all_k) * 0.125, -1)
+        close(out[row].view(heads, width), torch.einsum('hn,hnd->hd', weights, all_v), 1e-2)
+
+
+def reference_distribution(logits, temperature, top_k, top_p):
+    """Return the probabilities that transformers' warpers leave."""
+    scores = logits.double() / temperature
+    if top_k:
+        scores[scores < scores.topk(top_k).values[-1]] = -torch.inf
+    ordered, order = scores.sort()
+    removed = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    removed[-1] = False
+    scores[order[removed]] = -torch.inf
+    return scores.softmax(-1)
+
+
+@pytest.mark.parametrize('temperature,top_k,top_p', [
+    (1.0, 0, 1.0), (0.7, 20, 0.8), (1.5, 5, 1.0), (0.6, 0, 0.5), (1.0, 1, 1.0), (1.0, 0, 0.0)])
+def test_sampling_draws_from_the_warped_distribution(kernels, device, temperature, top_k, top_p):
+    vocabulary, draws = 300, 400 if device.type == 'cuda' else 48
+    state = allocate_state(1, vocabulary, 1, 64, 1, 1, device)
+    logits = random(vocabulary, device=device, scale=2.0).float()
+    state.logits[0] = logits
+    state.best_value[0], state.best_index[0] = logits.max(), int(logits.argmax())
+    state.slot_of_row[0] = 0
+    state.temperature[0], state.top_k[0], state.top_p[0] = temperature, top_k, top_p
+    expected = reference_distribution(logits, temperature, top_k, top_p)
+    counts = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+    for seed in range(draws):
+        state.seed[0] = seed
+        state.positions[0] = 7
+        launch.sample(kernels, 1, 1, state)
+        counts[int(state.chosen[0])] += 1
+    assert not counts[expected == 0].any(), 'drew a token that top-k or top-p had removed'
+    likely = expected.argsort(descending=True)[:3]
+    for token in likely.tolist():
+        p = float(expected[token])
+        spread = (p * (1 - p) / draws) ** 0.5
+        assert abs(float(counts[token]) / draws - p) < 4.5 * spread + 1e-9
+
+
+def test_the_same_seed_and_position_draw_the_same_token(kernels, device):
+    state = allocate_state(2, 256, 1, 64, 1, 1, device)
+    state.logits[:2] = random(256, device=device).float()
+    state.best_value[:2] = state.logits[0].max()
+    state.slot_of_row[:2] = torch.tensor([1, 0], device=device)
+    state.temperature[:] = 1.0
+    drawn = set()
+    for position in range(6):
+        state.positions[:] = position
+        launch.sample(kernels, 2, 1, state)
+        assert int(state.chosen[0]) == int(state.chosen[1])
+        drawn.add(int(state.chosen[0]))
+    assert len(drawn) > 2
+
+
+@pytest.mark.parametrize('bits,tolerance', [(8, 0.01), (4, 0.1)])
+def test_quantised_weights_stay_near(device, bits, tolerance):
+    weight = random(50, 416, device=device)
+    matrix = quantize(weight, bits)
+    close(dequantize(matrix), weight, tolerance)
+    assert matrix.nbytes == matrix_bytes(50, 416, bits)

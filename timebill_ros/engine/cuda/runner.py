@@ -1,0 +1,104 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The decode step as one CUDA graph per tier and batch width."""
+
+import bisect
+from typing import Dict, Iterable, List, Sequence, Tuple
+
+import torch
+
+from timebill_ros.engine.cuda.decode_step import DecodeStep, WIDTHS
+from timebill_ros.engine.cuda.tiers import Tier
+from timebill_ros.engine.cuda.variants import MAX_BATCH
+from timebill_ros.engine.kv_cache import KVCache
+from timebill_ros.query import Sampling
+
+
+class StepRunner:
+    """
+    Runs decode steps for up to eight sequences at a time.
+
+    All tiers use one cache, so every step may name another tier. Lengths, positions, sampling
+    parameters and tokens live on the device; a step costs one graph launch and one copy of the
+    chosen tokens back, and at most one step is in flight.
+    """
+
+    def __init__(self, step: DecodeStep, tiers: Iterable[Tier], cache: KVCache) -> None:
+        """Take the parts; graphs are captured at first use or by ``warm_up``."""
+        self._step, self._cache = step, cache
+        self._tiers = {tier.name: tier for tier in tiers}
+        self._chosen = torch.zeros(MAX_BATCH, dtype=torch.int32).pin_memory()
+        self._rows_host = torch.full((MAX_BATCH,), -1, dtype=torch.int32).pin_memory()
+        self._rows: Tuple[int, ...] = ()
+        self._done = torch.cuda.Event(blocking=True)
+        self._graphs: Dict[Tuple[str, int], torch.cuda.CUDAGraph] = {}
+
+    @property
+    def tiers(self) -> List[str]:
+        """Names of the tiers that are loaded."""
+        return list(self._tiers)
+
+    def start(self, slot: int, token: int, sampling: Sampling, seed: int, seen: Sequence[int]) -> None:
+        """
+        Begin decoding in a slot whose prompt is in the cache (and evicted from).
+
+        ``token`` is the first token of the response; ``seen`` holds the prompt's ids, which the
+        repetition penalty applies to as well.
+        """
+        state = self._step.state
+        self.move(slot)
+        state.tokens[slot] = token
+        state.temperature[slot], state.top_k[slot] = sampling.temperature, sampling.top_k
+        state.top_p[slot], state.penalty[slot] = sampling.top_p, sampling.repetition_penalty
+        state.seed[slot] = seed
+        state.seen[slot].zero_()
+        state.seen[slot, torch.tensor([*seen, token], device=state.seen.device)] = 1
+
+    def move(self, slot: int) -> None:
+        """Tell the device a slot's length and position after the host changed them (eviction)."""
+        self._step.state.lengths[slot] = self._cache.length[slot]
+        self._step.state.positions[slot] = self._cache.position[slot]
+
+    def step(self, tier: str, slots: Sequence[int]) -> List[int]:
+        """Run one step for the sequences in ``slots``; returns their next tokens in that order."""
+        self.enqueue(tier, slots)
+        return self.collect()
+
+    def enqueue(self, tier: str, slots: Sequence[int]) -> None:
+        """Start a step without waiting for it."""
+        rows = tuple(slots) + (-1,) * (MAX_BATCH - len(slots))
+        graph = self._graph(tier, WIDTHS[bisect.bisect_left(WIDTHS, len(slots))])
+        if rows != self._rows:
+            self._rows_host.copy_(torch.tensor(rows, dtype=torch.int32))
+            self._step.state.slot_of_row.copy_(self._rows_host, non_blocking=True)
+            self._rows = rows
+        graph.replay()
+        self._done.record()
+        for slot in slots:
+            self._cache.advance(slot, 1)
+
+    def collect(self) -> List[int]:
+        """Wait for the step, sleeping, and return its tokens."""
+        self._done.synchronize()
+        return self._chosen[:sum(slot >= 0 for slot in self._rows)].tolist()
+
+    def warm_up(self, widths: Sequence[int] = WIDTHS) -> None:
+        """Capture the graphs of all tiers for these widths, so that no query pays for it."""
+        for tier in self._tiers:
+            for width in widths:
+                self._graph(tier, width)
+
+    def _graph(self, tier: str, width: int) -> torch.cuda.CUDAGraph:
+        graph = self._graphs.get((tier, width))
+        if graph is None:
+            state = self._step.state
+            state.slot_of_row.fill_(-1)                  # a first run that touches nobody
+            self._rows = ()
+            self._step.launch(self._tiers[tier], width)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._step.launch(self._tiers[tier], width)
+                self._chosen[:width].copy_(state.chosen[:width], non_blocking=True)
+            self._graphs[tier, width] = graph
+        return graph

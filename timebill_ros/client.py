@@ -235,7 +235,6 @@ class TimeBillClient:
         self.close()
 
     # --- in the client's thread
-    # ----------------------------------------------------------------------------
 
     def _spin(self) -> None:
         spin_while(self._executor, self._node.get_logger(), lambda: not self._closing)

@@ -3,8 +3,9 @@
 """
 ``timebill demo``: a server, seven queries with different budgets, and a table of what came of them.
 
-No budget is written down here: the first two queries measure this machine, and the others are given budgets that
-follow from that, so that each ends as its name says on a small CPU and on a big GPU alike.
+No budget is written down here: the first two queries measure this machine, and the others are
+given budgets that follow from that, so that each ends as its name says on a small CPU and on a big
+GPU alike.
 """
 
 import argparse
@@ -27,7 +28,7 @@ CAP_TOKENS = 96
 # Enough prompt that what eviction saves shows beside the noise of a busy machine.
 PROMPT_SENTENCES = 130
 ATTEMPTS = 3
-NOISE = 1.1         # measured times vary by this factor from run to run
+NOISE = 1.1  # measured times vary by this factor from run to run
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Row:
 
     name: str
     answer: Answer
-    expected: str                # for people
+    expected: str  # for people
     as_expected: bool
 
 
@@ -62,8 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     print('\n' + table(rows))
     failed = [row for row in rows if not row.as_expected]
     for row in failed:
-        print(f'timebill demo: {row.name!r} should end {row.expected}, but ended '
-              f'{row.answer.outcome.name} {row.answer.error_msg}', file=sys.stderr)
+        print(
+            f'timebill demo: {row.name!r} should end {row.expected}, but ended '
+            f'{row.answer.outcome.name} {row.answer.error_msg}',
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
@@ -87,42 +91,74 @@ class Demo:
     def run(self) -> list[Row]:
         """Ask them all."""
         self._ask(
-            'generous', 'What is the capital of France?', GENEROUS_S, 'COMPLETED with alpha = 0',
-            lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha == 0.0)
-        whole = self._ask(
-            'long prompt', self._long_prompt(), GENEROUS_S, 'COMPLETED with alpha = 0',
-            lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha == 0.0)
-        if not whole.ok:
+            'generous',
+            'What is the capital of France?',
+            GENEROUS_S,
+            'COMPLETED with alpha = 0',
+            _whole,
+        )
+        long = self._ask(
+            'long prompt', self._long_prompt(), GENEROUS_S, 'COMPLETED with alpha = 0', _whole
+        )
+        if not long.ok:
             return self._rows
-        squeezed = self._ask(
-            'must miss', self._long_prompt(), _until_planned_s(whole.timing) * NOISE
-            + 0.2 * whole.timing.predicted_decode_worst,
-            'DEADLINE_MISSED, with the text so far', lambda answer: answer.outcome == Outcome.DEADLINE_MISSED)
-        self._tight(whole.timing, squeezed.timing)
-        half_prefill_s = whole.timing.prefill / 2
+        whole = long.timing
+        least_prefill_s = min(whole.prefill, whole.predicted_prefill)
+        refused = self._ask(
+            'guaranteed',
+            self._long_prompt(),
+            least_prefill_s + 0.25 * whole.predicted_decode_worst,
+            'INFEASIBLE before any work is done',
+            lambda answer: (
+                answer.outcome == Outcome.INFEASIBLE and math.isnan(answer.timing.prefill)
+            ),
+            admission=Admission.GUARANTEED,
+        )
+        self._tight(whole, refused.timing)
+        # Longer than the prefill is predicted to take, or it would not be begun; a few tokens more.
         self._ask(
-            'no hope', self._long_prompt(), half_prefill_s, 'INFEASIBLE at once',
-            lambda answer: answer.outcome == Outcome.INFEASIBLE and answer.elapsed_s < half_prefill_s)
+            'must miss',
+            self._long_prompt(),
+            NOISE * max(_until_planned_s(whole), whole.predicted_prefill)
+            + 0.1 * whole.predicted_decode_worst,
+            'DEADLINE_MISSED, with the text so far',
+            lambda answer: answer.outcome == Outcome.DEADLINE_MISSED,
+            max_new_tokens=0,
+        )
         self._ask(
-            'guaranteed', self._long_prompt(), _until_planned_s(whole.timing)
-            + 0.3 * whole.timing.predicted_decode_worst, 'INFEASIBLE before the prefill',
-            lambda answer: answer.outcome == Outcome.INFEASIBLE and math.isnan(answer.timing.prefill),
-            admission=Admission.GUARANTEED)
+            'no hope',
+            self._long_prompt(),
+            least_prefill_s / 2,
+            'INFEASIBLE at once',
+            lambda answer: (
+                answer.outcome == Outcome.INFEASIBLE and answer.elapsed_s < least_prefill_s
+            ),
+        )
         self._canceled()
         return self._rows
 
-    def _tight(self, whole: QueryTiming, squeezed: QueryTiming) -> None:
+    def _tight(self, whole: QueryTiming, cheapest: QueryTiming) -> None:
         """Give a budget between the worst case with the largest eviction and that with none."""
-        least_s, most_s = squeezed.predicted_decode_worst, whole.predicted_decode_worst
+        least_s, most_s = cheapest.predicted_decode_worst, whole.predicted_decode_worst
+        share = 0.5
         for attempt in range(ATTEMPTS):
-            share = 0.5 + 0.1 * attempt          # a machine that is busy with other things needs more
-            within_s = _until_planned_s(whole) + squeezed.predicted_evict + least_s + share * (most_s - least_s)
+            within_s = (
+                _until_planned_s(whole)
+                + cheapest.predicted_evict
+                + least_s
+                + share * (most_s - least_s)
+            )
             answer = self._ask(
-                'tight', self._long_prompt(), within_s, 'COMPLETED with 0 < alpha',
-                lambda answer: answer.outcome == Outcome.COMPLETED and answer.timing.alpha > 0.0)
-            if answer.ok or attempt == ATTEMPTS - 1:
+                'tight',
+                self._long_prompt(),
+                within_s,
+                'COMPLETED with alpha > 0',
+                lambda answer: answer.ok and answer.timing.alpha > 0.0,
+            )
+            if self._rows[-1].as_expected or attempt == ATTEMPTS - 1:
                 return
-            print('    that was close; once more with a little more')
+            print('    the machine was faster or slower than a moment ago; once more')
+            share += -0.3 if answer.ok else 0.3
             self._rows.pop()
 
     def _canceled(self) -> None:
@@ -134,29 +170,51 @@ class Demo:
 
         print('asking: canceled ...', flush=True)
         pending = self._client.ask_async(
-            self._long_prompt(), within=GENEROUS_S, on_feedback=watch, max_new_tokens=CAP_TOKENS)
+            self._long_prompt(), within=GENEROUS_S, on_feedback=watch, max_new_tokens=CAP_TOKENS
+        )
         decoding.wait(GENEROUS_S)
         pending.cancel()
         answer = pending.result()
         self._rows.append(Row('canceled', answer, 'CANCELED', answer.outcome == Outcome.CANCELED))
 
     def _ask(
-            self, name: str, prompt: str, within_s: float, expected: str, check: Callable[[Answer], bool],
-            admission: Admission = Admission.BEST_EFFORT) -> Answer:
+        self,
+        name: str,
+        prompt: str,
+        within_s: float,
+        expected: str,
+        check: Callable[[Answer], bool],
+        admission: Admission = Admission.BEST_EFFORT,
+        max_new_tokens: int = CAP_TOKENS,
+    ) -> Answer:
         print(f'asking: {name}, within {within_s:.2f} s ...', flush=True)
         answer = self._client.ask(
-            prompt, within=within_s, max_new_tokens=CAP_TOKENS, admission=admission)
+            prompt, within=within_s, max_new_tokens=max_new_tokens, admission=admission
+        )
         self._rows.append(Row(name, answer, expected, check(answer)))
         return answer
 
     def _long_prompt(self) -> str:
         """Return a long prompt; no two begin alike, so that none profits from another."""
         self._long_prompts += 1
-        sentences = [f'Report {self._long_prompts}: a robot went through a house and noted what it saw.']
-        things = ('a red chair', 'an open door', 'a sleeping cat', 'a cup of tea', 'a broken lamp', 'a wet floor')
+        sentences = [
+            f'Report {self._long_prompts}: a robot went through a house and noted what it saw.'
+        ]
+        things = (
+            'a red chair',
+            'an open door',
+            'a sleeping cat',
+            'a cup of tea',
+            'a broken lamp',
+            'a wet floor',
+        )
         for number in range(PROMPT_SENTENCES):
             sentences.append(f'In room {number + 1} there was {things[number % len(things)]}.')
         return ' '.join(sentences) + ' Tell the story of this robot in many words, room by room.'
+
+
+def _whole(answer: Answer) -> bool:
+    return answer.outcome == Outcome.COMPLETED and answer.timing.alpha == 0.0
 
 
 def _until_planned_s(timing: QueryTiming) -> float:
@@ -166,28 +224,61 @@ def _until_planned_s(timing: QueryTiming) -> float:
 
 def table(rows: list[Row]) -> str:
     """Return the table of the queries. Lengths in tokens, times in seconds; "-" is "not known"."""
-    head = ('query', 'budget', 'N_x', 'N^', 'N^_W', 'N', 'alpha', 'worst case', 'predicted', 'measured', 'outcome')
+    head = (
+        'query',
+        'budget',
+        'N_x',
+        'N^',
+        'N^_W',
+        'N',
+        'alpha',
+        'worst case',
+        'predicted',
+        'measured',
+        'outcome',
+    )
     cells = [head]
     for row in rows:
         timing = row.answer.timing
-        cells.append((
-            row.name, f'{row.answer.within_s:.2f}', _count(timing.n_prompt), _count(timing.n_predicted),
-            _count(timing.n_worst), str(timing.n_generated), f'{timing.alpha:.2f}',
-            _seconds(timing.predicted_total_worst), _seconds(_predicted_s(timing)),
-            f'{row.answer.elapsed_s:.2f}', row.answer.outcome.name))
+        cells.append(
+            (
+                row.name,
+                f'{row.answer.within_s:.2f}',
+                _count(timing.n_prompt),
+                _count(timing.n_predicted),
+                _count(timing.n_worst),
+                str(timing.n_generated),
+                f'{timing.alpha:.2f}',
+                _seconds(timing.predicted_total_worst),
+                _seconds(_predicted_s(timing)),
+                f'{row.answer.elapsed_s:.2f}',
+                row.answer.outcome.name,
+            )
+        )
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    lines = ['  '.join(cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
+    lines = [
+        '  '.join(
+            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in cells
+    ]
     lines.insert(1, '  '.join('-' * width for width in widths))
     return '\n'.join(lines) + (
-        '\n\nN_x, N^, N^_W, N: length of the prompt, predicted, worst-case and true length of the response'
-        '\nworst case: with N^_W; predicted: with the length that really came out; measured: at the client')
+        '\n\nN_x: prompt; N^, N^_W, N: predicted, worst-case and true length of the response'
+        '\nworst case: with N^_W; predicted: with the N that came out; measured: at the client'
+    )
 
 
 def _predicted_s(timing: QueryTiming) -> float:
-    """Return the prediction at the length that really came out, comparable with what was measured."""
+    """Return the prediction at the length that came out, to compare with what was measured."""
     evict_s = timing.predicted_evict if timing.alpha > 0.0 else 0.0
-    return timing.predicted_prefill + evict_s + timing.predicted_decode_realised + timing.predicted_overhead
+    return (
+        timing.predicted_prefill
+        + evict_s
+        + timing.predicted_decode_realised
+        + timing.predicted_overhead
+    )
 
 
 def _count(tokens: int) -> str:

@@ -129,7 +129,6 @@ class Supervisor:
             self._thread.join()
 
     # --- the watch, in its own thread
-    # ----------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -227,7 +226,6 @@ class Supervisor:
         return EngineLost(self.generation, error_code, error_msg, retry_s)
 
     # --- in the process's reader thread
-    # --------------------------------------------------------------------
 
     def _heard(self, process: EngineProcess, message: Any) -> None:
         if isinstance(message, Ready):

@@ -24,7 +24,15 @@ from rclpy.signals import SignalHandlerOptions
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
 from timebill_ros.executor.messages import (
-    Alive, Finished, Loading, Planned, ProfileDone, ProfileProgress, Progress, Ready)
+    Alive,
+    Finished,
+    Loading,
+    Planned,
+    ProfileDone,
+    ProfileProgress,
+    Progress,
+    Ready,
+)
 from timebill_ros.executor.supervisor import EngineLine, EngineLost, EngineSaid, Limits, Supervisor
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
@@ -109,7 +117,6 @@ class QueryServer(Node):
         self._supervisor.start()
 
     # --- goals
-    # ---------------------------------------------------------------------------------------------
 
     def _open_server(self) -> None:
         log = self.get_logger()
@@ -145,7 +152,6 @@ class QueryServer(Node):
         self._desk.end_due()
 
     # --- events
-    # --------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, EngineSaid):
@@ -218,7 +224,6 @@ class QueryServer(Node):
         self._diagnostics.publish(server_diagnoses(status, self._intake.refused))
 
     # --- the end
-    # -------------------------------------------------------------------------------------------
 
     def ask_to_stop(self) -> None:
         """Have the node end its goals and then itself; any thread may call it."""

@@ -116,6 +116,11 @@ class Engine:
         """Memory held on an accelerator; 0 on a CPU."""
         return torch.cuda.memory_reserved(self.device) if self.device.type == 'cuda' else 0
 
+    def check_device(self) -> None:
+        """Raise if the accelerator is out of order: after a failed kernel nothing works on it any more."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+
     def open(self, ids: List[int], capacity: int, sampling: Optional[Sampling] = None) -> Sequence:
         """
         Start a sequence that may grow to ``capacity`` tokens (prompt and response; cut to the context).

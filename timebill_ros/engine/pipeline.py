@@ -17,6 +17,7 @@ from timebill_ros.query import Ending, ErrorCode, FinishReason, Outcome, Query, 
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
+    from timebill_ros.engine.sequence import Sequence
 
 Message = Union[Progress, Planned, Finished]
 _NS = 1_000_000_000
@@ -52,7 +53,7 @@ class QueryRun:
         self._clock = clock
         self._record = TimingRecord(query, len(prompt_ids), cap, tokenize_s, planning)
         self._evict_next = False
-        self._sequence = None
+        self._sequence: Sequence | None = None
         self._text = engine.response_text(query.stop)
         self._plan: Plan | None = None
         self._prefill_began_ns = 0
@@ -98,7 +99,8 @@ class QueryRun:
             self._sequence = self._engine.open(
                 self._prompt_ids, len(self._prompt_ids) + self._cap, self._query.sampling)
         if not self._engine.prefill_chunk(self._sequence):
-            return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
+            rest_s = self._rest_in_prefill_s(self._sequence.n_prefilled)
+            return [self._progress(Stage.PREFILL, '', rest_s)]
         token = self._engine.next_token(self._sequence)
         now_ns = self._clock()
         self._record.prefilled((now_ns - self._prefill_began_ns) / _NS)
@@ -108,16 +110,22 @@ class QueryRun:
         self._record.planned(made, now_ns)
         return [Planned(self.query_id, self._record.timing), *self._take(made, token)]
 
+    @property
+    def _opened(self) -> 'Sequence':
+        if self._sequence is None:
+            raise RuntimeError('the query has no place in the engine')
+        return self._sequence
+
     def _evict(self, made: Plan) -> list[Message]:
         began_ns = self._clock()
-        n_kept = self._engine.evict(self._sequence, made.alpha)
+        n_kept = self._engine.evict(self._opened, made.alpha)
         self._record.evicted(n_kept, (self._clock() - began_ns) / _NS)
         self._evict_next = False
         return [self._progress(Stage.DECODE, '', self._rest_in_decode_s(made))]
 
     def _decode_step(self, made: Plan) -> list[Message]:
         began_ns = self._clock()
-        token, = self._engine.decode_step([self._sequence])
+        token, = self._engine.decode_step([self._opened])
         return self._take(made, token, (self._clock() - began_ns) / _NS)
 
     def _take(self, made: Plan, token: int, step_s: float = nan) -> list[Message]:
@@ -181,9 +189,8 @@ class QueryRun:
             self.query_id, stage, text, self._record.timing.n_generated, self.latest_end_ns,
             at_risk, now_ns)
 
-    def _rest_in_prefill_s(self) -> float:
-        inputs = self._plan_inputs(self._clock())
-        return rest_in_prefill_s(self._planning, inputs, self._sequence.n_prefilled)
+    def _rest_in_prefill_s(self, n_prefilled: int) -> float:
+        return rest_in_prefill_s(self._planning, self._plan_inputs(self._clock()), n_prefilled)
 
     def _rest_in_decode_s(self, made: Plan) -> float:
         n_generated = self._record.timing.n_generated

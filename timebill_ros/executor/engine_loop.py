@@ -131,6 +131,7 @@ class ModelThread:
             self._outbox.send(*messages)
             self.intake.end_lost()
             self._alive()
+        self._engine.check_device()
 
     def _alive(self) -> None:
         """Send the gauges, at most every ALIVE_S."""

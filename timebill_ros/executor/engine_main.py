@@ -10,8 +10,10 @@ site-packages of the node's interpreter, whose libraries were not built for this
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 import sys
+import traceback
 
 
 def load_package() -> None:
@@ -37,9 +39,17 @@ def main() -> int:
     from timebill_ros.engine.threads import prepare_environment
     prepare_environment()       # before torch is imported
     from timebill_ros.executor.engine_loop import serve
-    with open(arguments.read_fd, 'rb') as reader, open(arguments.write_fd, 'wb') as writer:
-        return serve(reader, writer)
+    return serve(open(arguments.read_fd, 'rb'), open(arguments.write_fd, 'wb'))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = 1
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # Not sys.exit: the talk thread sits in a read that only the node can end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from timebill_ros.executor.messages import Loading, write_message
 
-PULSE_S = 5.0
+PULSE_S = 2.0
 
 
 class Outbox:
@@ -29,10 +29,10 @@ class Outbox:
 
 class StartReport:
     """
-    Progress of the start, repeated every PULSE_S so that a long step is not taken for a hang.
+    Progress of the start: each new step, and every PULSE_S how far it is.
 
-    A start has no deadline, and single steps of it (parsing a model file) last a minute without
-    coming back to us: what the pulse shows is that the process runs.
+    Single steps (parsing a model file) last a minute without coming back to us. A start has no
+    deadline; what the pulse shows is that the process runs.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -43,8 +43,10 @@ class StartReport:
 
     def __call__(self, what: str, fraction: float) -> None:
         """Say what is being done and how much of it is done, 0..1."""
+        news = what != self._state.what
         self._state = Loading(what, fraction)
-        self._outbox.send(self._state)
+        if news:
+            self._outbox.send(self._state)
 
     @contextmanager
     def pulse(self) -> Iterator[None]:

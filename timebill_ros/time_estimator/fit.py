@@ -10,15 +10,18 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   standard deviations, and by OUTLIER_FLOOR at least, are left out and the law is fitted again. If
   more than OUTLIER_SHARE would go, the machine is like that, and all stay.
 - mape: each inner measuring point is predicted by a fit that has not seen it.
-- Where that error is above BAD_FIT and straight lines between knots have less than LINES_GAIN of
-  it, they take the place of the paper's form: plateaus and stairs are not bent into a parabola.
+- Where that error is above BAD_FIT, and above twice what samples of one and the same point differ
+  by, another shape is taken if it has less than SHAPE_GAIN of it: a floor that ends in a slope
+  (launch-bound, then bandwidth-bound), or straight lines between knots. Plateaus and stairs are
+  not bent into a parabola.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import combinations
-from math import isfinite, nan
+from math import inf, isfinite, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +37,9 @@ OUTLIER_SIGMA = 4.0
 OUTLIER_FLOOR = 0.10
 OUTLIER_SHARE = 0.25
 BAD_FIT = 0.02
-LINES_GAIN = 0.75
+SHAPE_GAIN = 0.75
 MAX_KNOTS = 8
+FLOOR_ENDS = 24             # places at which a floor may end, evenly on a logarithmic scale
 _SIGMA_OF_MAD = 1.4826      # standard deviation / median absolute deviation, normal distribution
 _NORMAL_QUANTILE = 2.326    # the WORST_QUANTILE of a normal distribution
 _POWERS = {QUADRATIC: (2, 1, 0), AFFINE: (1, 0), CONSTANT: (0,)}
@@ -68,12 +72,19 @@ class _Data:
         return _Data(self.n[chosen], self.done[chosen], self.t[chosen])
 
 
+class _Shape(Enum):
+    PAPER = 1               # the form that the paper gives the law
+    FLOOR = 2               # flat, then a slope
+    LINES = 3               # straight between knots
+
+
 @dataclass(frozen=True)
 class _Fit:
     form: str
     coefficients: Array
     knots: Array
     kept: Mask              # samples that are no outliers
+    error: float            # mean of what is left, relative
 
     def law(self, name: str) -> Law:
         return Law(
@@ -98,13 +109,14 @@ def fit_law(name: str, samples: Sequence[Sample], tier: str = '') -> Law:
                    for column in ('n_tokens', 'n_done', 'seconds')))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    form = FORM_OF[name] if len(_points(data)) > 1 else CONSTANT
-    mape = _unseen_error(name, form, data)
-    if mape > BAD_FIT:
-        lines = _unseen_error(name, PIECEWISE, data)
-        if lines < LINES_GAIN * mape:
-            form, mape = PIECEWISE, lines
-    fit = _fit(form, data)
+    shape = _Shape.PAPER
+    mape = _unseen_error(name, shape, data)
+    if mape > max(BAD_FIT, 2.0 * _noise(data)):
+        others = {each: _unseen_error(name, each, data) for each in (_Shape.FLOOR, _Shape.LINES)}
+        best = min(others, key=lambda each: others[each])
+        if others[best] < SHAPE_GAIN * mape:
+            shape, mape = best, others[best]
+    fit = _fit(name, shape, data)
     ratios = data.t[fit.kept] / fit.seconds(name, data.where(fit.kept))
     return replace(
         fit.law(name), tier=tier, worst_ratio=_worst_ratio(ratios), mape=mape,
@@ -125,20 +137,41 @@ def _points(data: _Data) -> Array:
     return np.unique(np.stack([data.n, data.done], axis=1), axis=0)
 
 
-def _unseen_error(name: str, form: str, data: _Data) -> float:
+def _noise(data: _Data) -> float:
+    """Return the typical relative deviation of samples of one point; inf = never measured twice."""
+    deviations: list[float] = []
+    for n, done in _points(data):
+        times = data.t[(data.n == n) & (data.done == done)]
+        if len(times) > 2:
+            deviations.append(float(np.median(np.abs(times / np.median(times) - 1.0))))
+    return _SIGMA_OF_MAD * float(np.median(deviations)) if deviations else inf
+
+
+def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     """Return the mean error on inner points, each left out in turn; NaN = there is none."""
     points = _points(data)
     errors: list[float] = []
     for n, done in points[1:-1] if len(points) > 3 else []:
         unseen = (data.n == n) & (data.done == done)
-        predicted = _fit(form, data.where(~unseen)).seconds(name, data.where(unseen))[0]
+        fit = _fit(name, shape, data.where(~unseen))
+        predicted = fit.seconds(name, data.where(unseen))[0]
         typical = float(np.median(data.t[unseen]))
         errors.append(abs(predicted - typical) / typical)
     return float(np.mean(errors)) if errors else nan
 
 
-def _fit(form: str, data: _Data) -> _Fit:
-    knots = _knots(data.n) if form == PIECEWISE else np.empty(0)
+def _fit(name: str, shape: _Shape, data: _Data) -> _Fit:
+    if shape is _Shape.PAPER:
+        form = FORM_OF[name] if len(_points(data)) > 1 else CONSTANT
+        return _fit_form(form, data, np.empty(0))
+    if shape is _Shape.LINES:
+        return _fit_form(PIECEWISE, data, _knots(data.n))
+    ends = np.geomspace(data.n.min(), data.n.max(), FLOOR_ENDS + 2)[1:-1]
+    tried = [_fit_form(PIECEWISE, data, np.array([end, data.n.max()])) for end in ends]
+    return min(tried, key=lambda fit: fit.error)
+
+
+def _fit_form(form: str, data: _Data, knots: Array) -> _Fit:
     basis = _basis(form, data.n, knots) - np.where(
         data.done[:, None] > 0.0, _basis(form, data.done, knots), 0.0)
     weights = np.ones(len(data.t))
@@ -156,7 +189,8 @@ def _fit(form: str, data: _Data) -> _Fit:
         kept = inside
         solution = _solve(basis, data.t, kept.astype(float))
         residual = basis @ solution / data.t - 1.0
-    return _Fit(form, np.cumsum(solution) if form == PIECEWISE else solution, knots, kept)
+    coefficients = np.cumsum(solution) if form == PIECEWISE else solution
+    return _Fit(form, coefficients, knots, kept, float(np.abs(residual).mean()))
 
 
 def _knots(n: Array) -> Array:

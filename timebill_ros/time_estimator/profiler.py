@@ -60,7 +60,7 @@ class Effort:
     budget_s: float         # beyond ``rounds``, no round begins that would end later
 
 
-START_UP = Effort(max_tokens=4096, points=6, rounds=1, most_rounds=8, budget_s=20.0)
+START_UP = Effort(max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0)
 THOROUGH = Effort(max_tokens=32768, points=12, rounds=5, most_rounds=12, budget_s=150.0)
 
 
@@ -89,6 +89,7 @@ class _Point:
 def profile(
         target: Target, effort: Effort, report: Callable[[Progress], None] = lambda _: None,
         canceled: Callable[[], bool] = lambda: False,
+        clock_s: Callable[[], float] = time.perf_counter,
         ) -> tuple[TimingCoefficients, list[Sample]]:
     """
     Measure and fit; returns the coefficients and the raw samples.
@@ -96,7 +97,7 @@ def profile(
     ``report`` is called before the first point and after each. Raises ProfileCanceled soon after
     ``canceled`` says so.
     """
-    began_s = time.perf_counter()
+    began_s = clock_s()
     pilot = _Pilot(target)
     points = pilot.affordable_points(effort)
     round_s = sum(pilot.cost_s(point) for point in points)
@@ -104,9 +105,9 @@ def profile(
     order = random.Random(_ORDER_SEED)
     rounds = 0
     while rounds < effort.rounds or (rounds < effort.most_rounds and (
-            time.perf_counter() - began_s + round_s < effort.budget_s)):
+            clock_s() - began_s + round_s < effort.budget_s)):
         rounds += 1
-        round_began_s = time.perf_counter()
+        round_began_s = clock_s()
         order.shuffle(points)
         for index, point in enumerate(points):
             later = max(0, effort.rounds - rounds)
@@ -116,7 +117,7 @@ def profile(
             if canceled():
                 raise ProfileCanceled
             samples += _measure(target, point)
-        round_s = time.perf_counter() - round_began_s
+        round_s = clock_s() - round_began_s
     return _fit(target.info, samples), samples
 
 
@@ -125,10 +126,12 @@ class _Pilot:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._chunk = min(target.chunk_tokens, target.info.max_context)
+        self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
         for _ in range(_WARM_UPS):
             self._token_s = target.measure_prefill(self._chunk) / self._chunk
-            self._step_s = target.measure_decode_step(self._chunk, 1)[0]
+            self._step_s = min(target.measure_decode_step(self._chunk, _STEPS))
+            target.measure_evict(self._chunk, _EVICT_ALPHAS[0])
+            target.measure_overhead(1)
 
     def cost_s(self, point: _Point) -> float:
         """Return about how long it takes to measure a point."""
@@ -139,7 +142,7 @@ class _Pilot:
 
     def affordable_points(self, effort: Effort) -> list[_Point]:
         """Return the points, with a longest context that leaves time for all rounds."""
-        longest = min(effort.max_tokens, self._target.info.max_context)
+        longest = min(effort.max_tokens, self._target.info.max_context - _STEPS - 1)
         while True:
             points = _points(longest, effort.points, self._chunk)
             cost_s = effort.rounds * sum(self.cost_s(point) for point in points)
@@ -175,7 +178,7 @@ def _measure(target: Target, point: _Point) -> list[Sample]:
     elif point.law == laws.EVICT:
         times = [target.measure_evict(point.n_tokens, point.alpha)]
     else:
-        times = [target.measure_overhead(point.n_tokens)]
+        times = [target.measure_overhead(point.n_tokens) for _ in range(_STEPS)]
     return [Sample(point.law, point.n_tokens, t, point.n_done, point.alpha) for t in times]
 
 

@@ -1,0 +1,100 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Fits of made-up machines whose true law is known."""
+
+from collections.abc import Callable
+import math
+
+import numpy as np
+import pytest
+
+from timebill_ros.time_estimator.fit import fit_law, Sample
+
+LENGTHS = (16, 48, 144, 430, 1290, 3870)
+
+
+def samples(
+        name: str, true_s: Callable[[float], float], spread: float = 0.0, repeats: int = 4,
+        seed: int = 0) -> list[Sample]:
+    """Measure a law that is known, with normal noise that cannot make it faster than half."""
+    rng = np.random.default_rng(seed)
+    return [
+        Sample(name, n, true_s(n) * max(0.5, 1.0 + spread * rng.standard_normal()))
+        for n in LENGTHS for _ in range(repeats)]
+
+
+def test_exact_samples_give_the_exact_law() -> None:
+    law = fit_law('prefill', samples('prefill', lambda n: 3e-8 * n * n + 2e-3 * n + 0.01))
+    assert law.form == 'quadratic'
+    assert law.coefficients == pytest.approx((3e-8, 2e-3, 0.01), rel=1e-6)
+    assert law.mape < 1e-9 and law.worst_ratio == pytest.approx(1.0) and law.samples == 24
+
+
+def test_noise_averages_out_and_shows_in_the_worst_ratio() -> None:
+    taken = samples('decode_step', lambda n: 1e-5 * n + 0.03, spread=0.05, repeats=40)
+    law = fit_law('decode_step', taken)
+    assert law.form == 'affine'
+    for n in (16, 500, 3000):
+        assert law.seconds(n) == pytest.approx(1e-5 * n + 0.03, rel=0.02)
+    covered = np.mean([each.seconds <= law.worst_ratio * law.seconds(each.n_tokens)
+                       for each in taken])
+    assert covered >= 0.99 and law.worst_ratio < 1.25
+
+
+def test_outliers_do_not_bend_the_law() -> None:
+    taken = samples('decode_step', lambda n: 1e-5 * n + 0.03, spread=0.02, repeats=10)
+    hit = [Sample(each.law, each.n_tokens, each.seconds * (20.0 if index % 8 == 3 else 1.0))
+           for index, each in enumerate(taken)]
+    law = fit_law('decode_step', hit)
+    for n in (16, 500, 3000):
+        assert law.seconds(n) == pytest.approx(1e-5 * n + 0.03, rel=0.03)
+    assert law.worst_ratio < 1.2 and law.samples == sum(index % 8 != 3 for index in range(60))
+
+
+def test_a_machine_that_is_always_disturbed_has_no_outliers() -> None:
+    taken = samples('decode_step', lambda n: 0.03, repeats=10)
+    hit = [Sample(each.law, each.n_tokens, each.seconds * (2.0 if index % 5 < 2 else 1.0))
+           for index, each in enumerate(taken)]
+    law = fit_law('decode_step', hit)
+    assert law.samples == 60 and law.worst_ratio * law.seconds(100) >= 0.06
+
+
+def test_no_coefficient_is_negative() -> None:
+    law = fit_law('decode_step', samples('decode_step', lambda n: 0.03 - 1e-6 * n))
+    assert min(law.coefficients) >= 0.0 and law.slope(100) == 0.0
+
+
+def test_a_plateau_becomes_lines_and_not_a_slope() -> None:
+    taken = samples('decode_step', lambda n: max(0.05, 5e-5 * n), spread=0.005)
+    law = fit_law('decode_step', taken)
+    assert law.form == 'piecewise' and law.mape < 0.1
+    assert law.seconds(16) == pytest.approx(law.seconds(430), rel=0.02)
+    assert law.seconds(3870) == pytest.approx(5e-5 * 3870, rel=0.02)
+
+
+def test_noise_alone_does_not_become_lines() -> None:
+    for seed in range(5):
+        taken = samples('decode_step', lambda n: 1e-5 * n + 0.03, spread=0.3, seed=seed)
+        assert fit_law('decode_step', taken).form == 'affine'
+    once = samples('decode_step', lambda n: max(0.05, 5e-5 * n), repeats=1)
+    assert fit_law('decode_step', once).form == 'affine'
+
+
+def test_chunks_behind_a_cached_prefix_give_the_law_of_whole_prompts() -> None:
+    def true_s(n: float) -> float:
+        return 3e-8 * n * n + 2e-3 * n + 0.01
+
+    whole = [Sample('prefill', n, true_s(n)) for n in (16, 100, 300, 700)]
+    chunks = [Sample('prefill', n, true_s(n) - true_s(n - 256), n_done=n - 256)
+              for n in (1000, 2000, 4000, 8000)]
+    law = fit_law('prefill', whole + chunks)
+    assert law.seconds(6000) == pytest.approx(true_s(6000), rel=1e-6)
+
+
+def test_one_point_is_a_constant_and_none_is_an_error() -> None:
+    law = fit_law('overhead', [Sample('overhead', 1, 0.002), Sample('overhead', 1, 0.003)])
+    assert law.form == 'constant' and 0.002 <= law.seconds(50) <= 0.003 and math.isnan(law.mape)
+    with pytest.raises(ValueError, match='evict'):
+        fit_law('evict', [Sample('overhead', 1, 0.002)])
+    with pytest.raises(ValueError, match='above 0'):
+        fit_law('evict', [Sample('evict', 1, 0.0)])

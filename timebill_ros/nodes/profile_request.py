@@ -14,6 +14,8 @@ from timebill_ros.nodes import qos
 from timebill_ros.nodes.conversions import duration_s
 from timebill_ros.nodes.guarded import guarded
 
+# Few samples: no query is answered while the server measures. `timebill profile` takes more.
+REPEATS = 2
 BUSY_RETRY_S = 5.0  # queries go first: a profile waits for a quiet moment
 FIRST_RETRY_S = 10.0
 LAST_RETRY_S = 300.0
@@ -45,7 +47,7 @@ class ProfileRequest:
         self.state = 'a profile is asked for'
         self._log.info(self.state)
         future = self._client.send_goal_async(
-            Profile.Goal(when_busy=Profile.Goal.BUSY_REFUSE),
+            Profile.Goal(repeats=REPEATS, when_busy=Profile.Goal.BUSY_REFUSE),
             feedback_callback=guarded(self._log, lambda each: self._on_feedback(each.feedback)),
         )
         future.add_done_callback(guarded(self._log, lambda done: self._on_response(done.result())))

@@ -129,6 +129,17 @@ def test_what_does_not_fit_is_not_evicted_if_that_would_cost_more_than_it_saves(
     assert not choice.fits and choice.alpha == 0.0 and choice.n_kept == 1000
 
 
+def test_a_hopeless_eviction_has_to_save_its_least_gain() -> None:
+    step = affine(1e-6, 0.02)           # evicting 95 % of 100 tokens saves half a per cent of a step
+    hopeless = select_alpha(step, 100, 50, 0.1, 0.95, least_gain=0.05)
+    assert (hopeless.alpha, hopeless.n_kept, hopeless.fits) == (0.0, 100, False)
+    assert select_alpha(step, 100, 50, 0.1, 0.95).alpha == 0.95
+    least_s = step.sum_steps(kept_tokens(100, 0.95, WINDOW), 49)
+    assert select_alpha(step, 100, 50, least_s, 0.95, least_gain=0.05).fits    # it decides: kept
+    steep = affine(1e-3, 0.02)
+    assert select_alpha(steep, 100, 50, 0.1, 0.95, least_gain=0.05).alpha == 0.95
+
+
 def test_kept_tokens_at_its_edges() -> None:
     assert kept_tokens(0, 0.95) == 0
     assert kept_tokens(32, 0.95) == 32

@@ -42,8 +42,8 @@ def needs(
 
 
 def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig) -> Plan:
-    """Return the plan that ends soonest in the worst case: what is chosen when no time is left."""
-    return plan(replace(inputs, budget_left_s=0.0), estimator, config)
+    """Return the plan that ends soonest in the worst case, however little its eviction saves."""
+    return plan(replace(inputs, budget_left_s=0.0), estimator, replace(config, least_gain=0.0))
 
 
 def refusal_message(

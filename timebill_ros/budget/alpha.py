@@ -37,9 +37,12 @@ class AlphaChoice:
 
 def select_alpha(
         step: Law, n_prompt: int, n_worst: int, budget_s: float, alpha_max: float,
-        evict_s: float = 0.0, window: int = SNAPKV_WINDOW) -> AlphaChoice:
+        evict_s: float = 0.0, window: int = SNAPKV_WINDOW, least_gain: float = 0.0) -> AlphaChoice:
     """
     Return the smallest alpha whose worst case fits, else the cheapest and ``fits`` = False.
+
+    Where nothing fits, an eviction that shortens the worst case by no more than the share
+    ``least_gain`` is left out: it would cost quality and save next to nothing.
 
     ``step`` is the decode-step law to plan with (scaled to the worst case by the caller),
     ``n_worst`` >= 1 the worst-case response length in tokens, of which the prefill gives the
@@ -58,7 +61,8 @@ def select_alpha(
     if whole_s <= budget_s:
         return AlphaChoice(0.0, raw, n_prompt, True)
     if fewest >= n_prompt or decode_s(fewest) > after_evict_s:
-        evicting_helps = fewest < n_prompt and evict_s + decode_s(fewest) < whole_s
+        gain_s = whole_s - evict_s - decode_s(fewest)
+        evicting_helps = fewest < n_prompt and gain_s > least_gain * whole_s
         alpha, n_kept = (alpha_max, fewest) if evicting_helps else (0.0, n_prompt)
         return AlphaChoice(alpha, raw, n_kept, False)
     n_kept = _most_that_fits(

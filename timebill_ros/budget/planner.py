@@ -30,6 +30,7 @@ class PlannerConfig:
     pessimistic_factor: float = 5.0     # k >= 1: worst-case length / predicted length (paper: 5)
     worst_case_times: bool = True       # plan with worst-case times; False = expected (the paper)
     window: int = SNAPKV_WINDOW         # observation window of the eviction, tokens
+    least_gain: float = 0.05            # share of the worst case that a hopeless eviction must save
 
     def __post_init__(self) -> None:
         """Refuse a value out of its limits; raises ValueError that names field, value and limit."""
@@ -39,6 +40,8 @@ class PlannerConfig:
             raise ValueError(f'fixed_alpha is {self.fixed_alpha}, must be within 0 to 0.95')
         if not self.pessimistic_factor >= 1.0:
             raise ValueError(f'pessimistic_factor is {self.pessimistic_factor}, must be at least 1')
+        if not 0.0 <= self.least_gain <= 1.0:
+            raise ValueError(f'least_gain is {self.least_gain}, must be within 0 to 1')
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> 'PlannerConfig':
@@ -123,7 +126,8 @@ def _choose(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig,
         step = step.scaled(worst_factor(step, n_worst - 1))
     if config.policy == 'paper':
         return select_alpha(
-            step, inputs.n_prompt, n_worst, budget_s, inputs.alpha_max, evict_s, config.window)
+            step, inputs.n_prompt, n_worst, budget_s, inputs.alpha_max, evict_s, config.window,
+            config.least_gain)
     alpha = min(config.fixed_alpha, inputs.alpha_max)
     n_kept = kept_tokens(inputs.n_prompt, alpha, config.window)
     needed_s = step.sum_steps(n_kept, n_worst - 1) + (evict_s if n_kept < inputs.n_prompt else 0.0)

@@ -53,6 +53,13 @@ class Process:
         self._reader.join(5.0)
         return status
 
+    def kill_engine(self) -> None:
+        """End the engine process of a query server with SIGKILL."""
+        children = Path(f'/proc/{self._process.pid}/task')
+        for child in {each for task in children.iterdir()
+                      for each in (task / 'children').read_text().split()}:
+            os.kill(int(child), signal.SIGKILL)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self._process.send_signal(number)
         return self.status()

@@ -21,7 +21,7 @@ BASE = TimingCoefficients(1_700_000_000_000_000_000, 'a robot', 'a model', 'floa
     Law(PREFILL, QUADRATIC, (1e-8, 1e-3, 0.01), worst_ratio=1.1, mape=0.01, samples=40),
     Law(DECODE_STEP, AFFINE, (1e-5, 0.02), worst_ratio=1.2, mape=0.02, samples=50)))
 DRIFT, COEFFICIENTS = 'timebill_calibration: drift', 'timebill_calibration: coefficients'
-LATE_JOINER = '''
+LATE_JOINER = """
 import time, rclpy
 from rclpy.node import Node
 from timebill_ros.msg import TimingCoefficients
@@ -34,7 +34,7 @@ end = time.monotonic() + 10
 while not heard and time.monotonic() < end:
     rclpy.spin_once(node, timeout_sec=0.1)
 print(heard[0].key, heard[0].stamp.sec, sep='@')
-'''
+"""
 
 pytestmark = pytest.mark.usefixtures('ros_domain')
 

@@ -68,6 +68,11 @@ class CoefficientsIntake:
         self.in_force = TimingCoefficients.from_dict(coefficients)
         self.source = source
 
+    @property
+    def device(self) -> str:
+        """Return the device of the engine; '' before one was ready."""
+        return '' if self.in_force is None else self.in_force.device
+
     def describe(self, status: ExecutorStatus) -> ExecutorStatus:
         """Write into the status what queries are planned with."""
         if self.in_force is not None:

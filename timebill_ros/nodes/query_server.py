@@ -221,7 +221,9 @@ class QueryServer(Node):
             self.parameters.pessimistic_factor,
         )
         self._status.publish(self._intake.describe(status))
-        self._diagnostics.publish(server_diagnoses(status, self._intake.refused))
+        self._diagnostics.publish(
+            server_diagnoses(status, self._intake.refused), self._intake.device
+        )
 
     # --- the end
 

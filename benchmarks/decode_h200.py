@@ -138,7 +138,7 @@ class Bench:
               sampling: Sampling = Sampling()) -> List[int]:
         for slot, length in enumerate(lengths):
             self.cache.length[slot] = self.cache.position[slot] = length
-            runner.start(slot, 11 + slot, sampling, 1, [])
+            runner.start(slot, 11 + slot, sampling, [])
         return list(range(len(lengths)))
 
     def step_ms(self, runner: StepRunner, tier: str, lengths: Sequence[int], repeats: int = 30) -> float:
@@ -268,6 +268,24 @@ def explore(bench: Bench, length: int) -> None:
         print(f'{tier.name} best with: ' + ' '.join(f'{k}:{v:.3f}' for k, v in sorted(best.items())))
 
 
+def timeline(bench: Bench, tuning: Tuning, tier: str, lengths: Sequence[int]) -> None:
+    """Print when the kernels of one layer in the middle of a step start and end."""
+    runner = bench.runner(tuning)
+    slots = bench.place(runner, lengths)
+    runner.step(tier, slots)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(3):
+            runner.step(tier, slots)
+    kernels = sorted((e.time_range.start, e.time_range.end, e.name) for e in profile.events()
+                     if e.device_type == torch.autograd.DeviceType.CUDA)
+    middle = len(kernels) // 2
+    first = kernels[middle][0]
+    print(f'{tier} {lengths}: ' + ', '.join(
+        f'{name[:18]} {start - first:.1f}-{end - first:.1f}'
+        for start, end, name in kernels[middle:middle + 11]), flush=True)
+    print('  last: ' + ', '.join(f'{name[:18]} {end - start:.1f}' for start, end, name in kernels[-4:]))
+
+
 def tune_attention(bench: Bench, tuning: Tuning) -> Tuning:
     results = []
     for warps in (4, 8):
@@ -363,6 +381,11 @@ def main() -> None:
     result['errors'] = check(bench, tuning)
     note('logits errors ' + ', '.join(f'{k} {v:.4f}' for k, v in result['errors'].items()))
     if arguments.explore:
+        for overlap in (False, True):
+            bench.kernels.mode(overlap, 0)
+            for tier in ('bf16', 'int4'):
+                timeline(bench, Tuning(), tier, [512])
+        timeline(bench, Tuning(), 'int4', [32768])
         explore(bench, 512)
     if arguments.tune:
         tuning = tune(bench, tuning, 512)

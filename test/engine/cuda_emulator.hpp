@@ -6,6 +6,7 @@
 // A fiber yields where CUDA threads wait for each other. Asynchronous copies happen at the wait
 // that completes them, so that a missing wait shows; shared memory starts as garbage.
 
+#include <setjmp.h>
 #include <ucontext.h>
 #include <algorithm>
 #include <cmath>
@@ -34,21 +35,20 @@ struct PendingCopy { void * to; const void * from; int bytes; bool valid; };
 
 struct Fiber
 {
-  ucontext_t context;
+  ucontext_t context;                     // for the first entry; later ones jump, without system calls
+  jmp_buf place;
   std::vector<char> stack;
-  bool done;
+  bool started, done;
   std::vector<PendingCopy> open;
   std::deque<std::vector<PendingCopy>> groups;
 };
-
-template<class Body> void fiber_main();
 
 struct Emulator
 {
   u8 * shared;
   std::vector<u8> memory;
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   unsigned current = 0;
   unsigned arrived_block = 0, generation_block = 0;
   std::vector<unsigned> arrived_warp, generation_warp;
@@ -56,7 +56,19 @@ struct Emulator
   void (* body)(void *) = nullptr;
   void * closure = nullptr;
 
-  void yield() { swapcontext(&fibers[current].context, &scheduler); }
+  void yield()
+  {
+    if (_setjmp(fibers[current].place) == 0) {_longjmp(scheduler, 1);}
+  }
+
+  void resume()
+  {
+    Fiber & fiber = fibers[current];
+    if (_setjmp(scheduler) != 0) {return;}
+    if (fiber.started) {_longjmp(fiber.place, 1);}
+    fiber.started = true;
+    setcontext(&fiber.context);
+  }
 
   static void enter()
   {
@@ -94,7 +106,7 @@ struct Emulator
     exchange.assign(threads * 8, 0);
     for (auto & fiber : fibers) {
       fiber.stack.resize(48 * 1024);
-      fiber.done = false;
+      fiber.started = fiber.done = false;
       fiber.open.clear();
       fiber.groups.clear();
       getcontext(&fiber.context);
@@ -108,7 +120,7 @@ struct Emulator
       for (current = 0; current < threads; ++current) {
         if (fibers[current].done) {continue;}
         threadIdx = {current, 0, 0};
-        swapcontext(&scheduler, &fibers[current].context);
+        resume();
         if (fibers[current].done) {--left;}
       }
     }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: a loaded model that prefills, evicts and decodes the sequences it is given. One thread uses it."""
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, TYPE_CHECKING
 
 import torch
 
@@ -20,14 +20,20 @@ from timebill_ros.engine.loading import (
     Report,
 )
 from timebill_ros.engine.memory import available_bytes, gibibytes, out_of_memory_as_ours
-from timebill_ros.engine.rope import rope_table
+from timebill_ros.engine.rope import rope_table, RopeTable
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.snapkv import kept_positions, QueryWindow
 from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
+from timebill_ros.paths import cache_dir
 from timebill_ros.query import Sampling, Turn
 
+if TYPE_CHECKING:
+    from timebill_ros.engine.cuda.runner import StepRunner
+    from timebill_ros.engine.cuda.tiers import Tier
+
+_TIER_OF = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
 _CPU_PREFILL_CHUNK = 256        # tokens; a chunk cannot be interrupted, and on a CPU takes a good part of a second
 _CUDA_PREFILL_CHUNK = 2048
 _MEMORY_KEPT_FREE = 0.1         # share of the free memory that the KV cache leaves to activations and to others
@@ -52,11 +58,14 @@ class Engine:
         self._memory_limit = load.kv_memory_bytes
         limit = load.max_context or model.config.max_positions
         max_context = min(limit, model.config.max_positions)
+        with torch.inference_mode(), out_of_memory_as_ours('quantising', self.device):
+            tiers = self._make_tiers(model, load)
         capacity = self._capacity(max_context)
         with torch.inference_mode(), out_of_memory_as_ours('reserving the KV cache', self.device):
             self._cache = allocate(model.config, 1, capacity, model.dtype, self.device)
-            self._decoder = Decoder(
-                model.config, model.weights, rope_table(model.config, max_context, self.device), self._cache)
+            rope = rope_table(model.config, max_context, self.device)
+            self._decoder = Decoder(model.config, model.weights, rope, self._cache)
+            self._runner = self._make_runner(model, load, tiers, rope)
             self._window = QueryWindow(
                 model.config.n_layers, model.config.n_heads, model.config.head_dim, model.dtype, self.device)
         self._free_slots = list(range(self._cache.n_slots))
@@ -67,7 +76,7 @@ class Engine:
         self.info = ModelInfo(
             name=model.source.name, key=model_key(model.source), family=model.config.family,
             device=device_name(self.device), dtype=str(model.dtype).split('.')[1],
-            tiers=[{torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}[model.dtype]],
+            tiers=self._runner.tiers if self._runner else [_TIER_OF[model.dtype]],
             n_layers=model.config.n_layers, n_heads=model.config.n_heads, n_kv_heads=model.config.n_kv_heads,
             head_dim=model.config.head_dim, vocab_size=model.config.vocab_size, max_context=max_context,
             n_max=load.n_max, kv_bytes_per_token=self._token_bytes,
@@ -211,8 +220,12 @@ class Engine:
         return token
 
     @torch.inference_mode()
-    def decode_step(self, seqs: List[Sequence]) -> List[int]:
-        """Run the newest token of each sequence and choose the next; one forward pass for all of them."""
+    def decode_step(self, seqs: List[Sequence], tier: str = '') -> List[int]:
+        """
+        Run the newest token of each sequence and choose the next; one forward pass for all of them.
+
+        ``tier`` is one of ``info.tiers`` ('' = the first) and may be another one at every step.
+        """
         for seq in seqs:
             self._check_open(seq)
             if not seq.tokens:
@@ -220,9 +233,16 @@ class Engine:
             if seq.n_prompt + len(seq.tokens) >= seq.capacity:
                 raise EngineError(f'the sequence has reached its capacity of {seq.capacity} tokens')
         with out_of_memory_as_ours('decode step', self.device):
-            ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self.device)
-            logits = self._decoder.step([seq.slot for seq in seqs], ids)
-            chosen = [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
+            slots = [seq.slot for seq in seqs]
+            if self._runner is not None:
+                for seq in seqs:
+                    if len(seq.tokens) == 1:
+                        self._runner.start(seq.slot, seq.tokens[0], seq.sampler.sampling, seq.prompt)
+                chosen = self._runner.step(tier or self.info.tiers[0], slots)
+            else:
+                ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self.device)
+                logits = self._decoder.step(slots, ids)
+                chosen = [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
         for seq, token in zip(seqs, chosen):
             seq.window = None
             seq.tokens.append(token)
@@ -239,6 +259,23 @@ class Engine:
         self._free_slots.append(seq.slot)
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _make_tiers(self, model: LoadedModel, load: Load) -> 'List[Tier]':
+        """Quantise the weights to the tiers asked for that fit, on CUDA; elsewhere there is one precision."""
+        if self.device.type != 'cuda':
+            return []
+        from timebill_ros.engine.cuda.setup import choose_tiers, make_tiers
+        choice = choose_tiers(load.tiers, model.config, self.device, model.dtype)
+        self.notes += choice.notes
+        return make_tiers(choice.names, model.weights)
+
+    def _make_runner(self, model: LoadedModel, load: Load, tiers: 'List[Tier]',
+                     rope: RopeTable) -> 'Optional[StepRunner]':
+        if not tiers:
+            return None
+        from timebill_ros.engine.cuda.setup import make_runner
+        return make_runner(
+            model.config, model.weights, tiers, rope, self._cache, cache_dir(load.cache_dir) / 'kernels')
 
     def _capacity(self, max_context: int) -> int:
         """Return the tokens to reserve cache for: the context, or what the memory holds of it."""

@@ -20,7 +20,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: List[int], device: torch.device) -> None:
         """Start a sequence; the same seed gives the same draws."""
-        self._sampling = sampling
+        self.sampling = sampling
         self._generator = None
         if sampling.temperature > 0.0:
             self._generator = torch.Generator(device)
@@ -44,16 +44,16 @@ class Sampler:
     def process(self, logits: Tensor) -> Tensor:
         """Return the scores [vocab_size], float32, that the choice is made from."""
         scores = logits.float()
-        penalty = self._sampling.repetition_penalty
+        penalty = self.sampling.repetition_penalty
         if penalty != 1.0:
             found = scores[self._penalised]
             scores = scores.index_copy(0, self._penalised, torch.where(found < 0, found * penalty, found / penalty))
-        if self._sampling.temperature > 0.0:
-            scores = _top_p(_top_k(scores / self._sampling.temperature, self._sampling.top_k), self._sampling.top_p)
+        if self.sampling.temperature > 0.0:
+            scores = _top_p(_top_k(scores / self.sampling.temperature, self.sampling.top_k), self.sampling.top_p)
         return scores
 
     def _remember(self, token: int) -> None:
-        if self._sampling.repetition_penalty != 1.0 and token not in self._seen:
+        if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
             self._seen.add(token)
             self._penalised = torch.cat((self._penalised, self._penalised.new_tensor([token])))
 

@@ -36,6 +36,7 @@ class Load:
     n_max: int = 512                         # cap on any response
     kv_memory_bytes: int = 0                 # memory for KV caches; 0 = what the machine has free
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
+    tiers: List[str] = field(default_factory=lambda: ['bf16'])  # on CUDA: bf16, int8, int4
     allow_download: bool = False
     cache_dir: str = ''                      # models and profiles; "" = the user's cache directory
     policy: Dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig

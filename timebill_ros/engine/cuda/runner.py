@@ -3,6 +3,7 @@
 """The decode step as one CUDA graph per tier and batch width."""
 
 import bisect
+import secrets
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 import torch
@@ -38,7 +39,7 @@ class StepRunner:
         """Names of the tiers that are loaded."""
         return list(self._tiers)
 
-    def start(self, slot: int, token: int, sampling: Sampling, seed: int, seen: Sequence[int]) -> None:
+    def start(self, slot: int, token: int, sampling: Sampling, seen: Sequence[int]) -> None:
         """
         Begin decoding in a slot whose prompt is in the cache (and evicted from).
 
@@ -50,7 +51,7 @@ class StepRunner:
         state.tokens[slot] = token
         state.temperature[slot], state.top_k[slot] = sampling.temperature, sampling.top_k
         state.top_p[slot], state.penalty[slot] = sampling.top_p, sampling.repetition_penalty
-        state.seed[slot] = seed
+        state.seed[slot] = secrets.randbits(62) if sampling.seed is None else sampling.seed
         state.seen[slot].zero_()
         state.seen[slot, torch.tensor([*seen, token], device=state.seen.device)] = 1
 

@@ -1,0 +1,90 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a loaded model to a StepRunner: which tiers, do they fit, compile, quantise, capture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import torch
+
+from timebill_ros.engine.config import ModelConfig
+from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
+from timebill_ros.engine.cuda.driver import Kernels
+from timebill_ros.engine.cuda.nvrtc import compile_cubin
+from timebill_ros.engine.cuda.runner import StepRunner
+from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, unsupported
+from timebill_ros.engine.cuda.tuning import DEFAULT
+from timebill_ros.engine.cuda.variants import source
+from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.kv_cache import KVCache
+from timebill_ros.engine.memory import available_bytes, gibibytes
+from timebill_ros.engine.rope import RopeTable
+from timebill_ros.engine.weights import Weights
+
+_MIN_CAPABILITY = (8, 0)         # bf16 on the tensor cores
+
+
+@dataclass
+class TierChoice:
+    """The tiers that will be served and why others are not."""
+
+    names: List[str]
+    notes: List[str]
+
+
+def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
+                 dtype: torch.dtype) -> TierChoice:
+    """
+    Tell which of the ``wanted`` tiers the kernels can serve and the memory can hold, in the order wanted.
+
+    bf16 comes without being asked for: its weights are there for the prefill; what the other tiers
+    need comes on top of them. No names at all: the model decodes with plain tensor code.
+    """
+    plain = _unserved(config, device, dtype, 'bf16')
+    if plain is not None:
+        return TierChoice([], [f'decoding with plain tensor code: {plain}'])
+    names, notes = ['bf16'], []
+    free = available_bytes(device)
+    for name in wanted:
+        if name == 'bf16':
+            continue
+        if name not in BITS:
+            raise EngineError(f'tier {name!r} is not one of {", ".join(BITS)}')
+        reason = _unserved(config, device, dtype, name)
+        need = tier_bytes(name, config)
+        if reason is None and need > free:
+            reason = f'it needs {gibibytes(need)} and {gibibytes(free)} are free'
+        if reason is not None:
+            notes.append(f'tier {name} is left out: {reason}')
+            continue
+        names.append(name)
+        free -= need
+    return TierChoice(names, notes)
+
+
+def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype, name: str) -> Optional[str]:
+    if device.type != 'cuda':
+        return 'it is served on CUDA devices'
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        return 'the kernels need compute capability 8.0'
+    if dtype != torch.bfloat16:
+        return f'the kernels compute in bfloat16, not {dtype}'
+    return unsupported(config, name)
+
+
+def make_tiers(names: Sequence[str], weights: Weights) -> List[Tier]:
+    """Quantise what is not bf16; takes about a second for a 7B model."""
+    return [build_tier(name, weights) for name in names]
+
+
+def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: RopeTable,
+                cache: KVCache, cubins: Path, tap_layer: Optional[int] = None) -> StepRunner:
+    """Return the graph runner; kernels come from ``cubins`` if they were compiled for this GPU before."""
+    device = weights.embed.device
+    major, minor = torch.cuda.get_device_capability(device)
+    cubin = compile_cubin(source(kernels_needed(config, tiers, DEFAULT)), f'sm_{major}{minor}', cubins)
+    kernels = Kernels(cubin, device)
+    sm_count = torch.cuda.get_device_properties(device).multi_processor_count
+    step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, sm_count, tap_layer)
+    return StepRunner(step, tiers, cache)

@@ -107,6 +107,15 @@ def test_a_killed_query_holds_the_engine_until_its_step_or_chunk_ends() -> None:
     assert scheduler.submit(job('next', 3.5, worst_s=1, guaranteed=True), 0) is None
 
 
+def test_a_dropped_query_holds_the_engine_for_one_unit_more() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(job('runs', 100, worst_s=50, unit_s=0.5), 0)
+    scheduler.next_run(0)
+    assert scheduler.submit(job('next', 3, worst_s=1, guaranteed=True), 0) is not None
+    scheduler.stop_running(S)
+    assert scheduler.submit(job('next', 2.5, worst_s=1, guaranteed=True), S) is None
+
+
 def test_best_effort_waits_if_it_would_endanger_a_promise() -> None:
     scheduler = Scheduler()
     scheduler.submit(job('promised', 5, worst_s=3, guaranteed=True), 0)

@@ -136,6 +136,7 @@ class Intake:
             job = self._scheduler.drop(query_id)
             if job is None and self._run is not None and self._run.query_id == query_id:
                 self._run.drop()
+                self._scheduler.stop_running(time.monotonic_ns())
         if job is not None:
             self._outbox.send(self._never_ran(job, _DROPPED))
 

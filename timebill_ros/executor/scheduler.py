@@ -107,6 +107,11 @@ class Scheduler:
         if self._running is not None:
             self._running_until_ns = min(until_ns, _killed_by(self._running))
 
+    def stop_running(self, now_ns: int) -> None:
+        """Say that the running query was dropped: it ends with its step or chunk."""
+        if self._running is not None:
+            self.running_until(now_ns + round(self._running.needs.unit_s * _NS))
+
     def finished(self) -> None:
         """Say that the running query has ended."""
         self._running = None

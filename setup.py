@@ -96,6 +96,7 @@ class BinaryDistribution(Distribution):
 
 
 setup(
+    license='Apache-2.0',
     packages=[],
     distclass=BinaryDistribution,
     cmdclass={'build': CMakeBuild, 'editable_wheel': NoEditable},

@@ -44,7 +44,7 @@ def make_environment(directory: Path, base_python: str) -> Path:
 def install(
         python: Path, requirements: Path, wheels: Path | None, options: Sequence[str] = ()
 ) -> None:
-    """Install what a requirements file names; with ``wheels``, from that folder and nothing else."""
+    """Install what a requirements file names; ``wheels`` means from that folder alone."""
     offline = [] if wheels is None else ['--no-index', '--find-links', str(wheels)]
     try:
         _run([str(python), '-m', 'pip', 'install', '--disable-pip-version-check', *offline,

@@ -10,12 +10,14 @@ import tarfile
 
 from catkin_pkg.package import Package, parse_package
 import pytest
+
 import timebill_ros
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Keys of rosdep's database that resolve to a Debian package on Ubuntu 24.04 (the ROS packages: ros-<distro>-…).
-# Add one only after looking it up there; pip keys do not count, because a robot's system Python takes none.
+# Keys of rosdep's database that resolve to a Debian package on Ubuntu 24.04 (the ROS packages:
+# ros-<distro>-...). Add one only after looking it up there; keys that resolve to pip do not count,
+# because the system Python of a robot takes no packages from pip.
 DEBIAN_KEYS = {
     'action_msgs', 'ament_cmake', 'ament_cmake_python', 'ament_index_python', 'builtin_interfaces',
     'diagnostic_msgs', 'launch', 'launch_pytest', 'launch_ros', 'python3-numpy', 'python3-pytest',
@@ -62,14 +64,15 @@ def test_cmake_names_every_interface() -> None:
     assert named == there
 
 
-def test_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
+def test_source_distribution_holds_what_a_build_needs(source: Path, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, '-c', 'import sys, setuptools.build_meta as backend\n'
          'backend.build_sdist(sys.argv[1])', str(tmp_path)],
-        cwd=ROOT, check=True, capture_output=True, timeout=60)
+        cwd=source, check=True, capture_output=True, timeout=60)
     archive, = tmp_path.glob('*.tar.gz')
     with tarfile.open(archive) as tar:
         names = {name.split('/', 1)[1] for name in tar.getnames() if '/' in name}
-    needed = {'CMakeLists.txt', 'package.xml', 'LICENSE', 'action/Query.action', 'msg/QueryTiming.msg',
-              'cmake/executable.py.in', 'launch/timebill.launch.py', 'timebill_ros/query.py'}
+    needed = {'CMakeLists.txt', 'package.xml', 'LICENSE', 'action/Query.action',
+              'msg/QueryTiming.msg', 'cmake/executable.py.in', 'requirements/engine.txt',
+              'launch/timebill.launch.py', 'timebill_ros/query.py'}
     assert needed <= names

@@ -11,14 +11,14 @@ from timebill_ros.engine.errors import ModelError
 
 FAMILIES = ('llama', 'qwen2', 'qwen3', 'mistral')
 
-# Rotary scalings whose frequencies depend on the length of the running sequence. One table is exact for them only
-# up to the length that they were trained with, so the context is limited to it.
+# Rotary scalings whose frequencies depend on the length of the running sequence. One table is exact
+# for them only up to the length that they were trained with, so the context is limited to it.
 _LENGTH_DEPENDENT_ROPE = ('dynamic', 'longrope')
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder-only model with grouped-query attention, rotary positions and a gated SiLU MLP."""
+    """Shape of a decoder with grouped-query attention, rotary positions and a gated SiLU MLP."""
 
     family: str                   # one of FAMILIES
     n_layers: int
@@ -29,9 +29,9 @@ class ModelConfig:
     d_ff: int
     vocab_size: int
     norm_eps: float
-    max_positions: int            # tokens; longest sequence that every layer sees whole
+    max_positions: int            # tokens; longest sequence that is computed exactly
     eos_ids: Tuple[int, ...]      # tokens that end a response
-    rope: Dict[str, Any]          # rotary parameters as transformers keeps them ("rope_type", "rope_theta", ...)
+    rope: Dict[str, Any]          # rotary parameters as transformers keeps them ("rope_type", ...)
     attention_bias: bool          # q, k, v have a bias
     output_bias: bool             # o has a bias
     mlp_bias: bool
@@ -49,6 +49,13 @@ class ModelConfig:
         """Numbers that the KV cache holds for each token, over all layers."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim
 
+    @property
+    def n_parameters(self) -> int:
+        """Weights in the matrices of the model."""
+        attention = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
+        vocabulary = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + vocabulary
+
 
 def read_config(directory: Path) -> ModelConfig:
     """
@@ -56,27 +63,32 @@ def read_config(directory: Path) -> ModelConfig:
 
     Raises ModelError for an architecture that the engine does not compute exactly.
     """
-    raw = _read_json(directory / 'config.json')
+    raw = read_json(directory / 'config.json')
     if raw is None:
-        raise ModelError(f'{directory} has no config.json: it is not a model in the Hugging Face layout')
+        raise ModelError(f'{directory} has no config.json: not a model in the Hugging Face layout')
     _refuse_unsupported(raw, directory)
     from transformers import AutoConfig
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:      # its validators raise many kinds
+        raise ModelError(f'{directory}: config.json is not valid: {error}') from error
     family = config.model_type
     max_positions, window = _limit_positions(config)
     qkv_bias = family == 'qwen2' or bool(getattr(config, 'attention_bias', False))
+    head_dim = getattr(config, 'head_dim', None)
     return ModelConfig(
         family=family,
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
+        head_dim=head_dim or config.hidden_size // config.num_attention_heads,
         d_ff=config.intermediate_size,
         vocab_size=config.vocab_size,
         norm_eps=config.rms_norm_eps,
         max_positions=max_positions,
-        eos_ids=_eos_ids(_read_json(directory / 'generation_config.json'), config),
+        eos_ids=_eos_ids(read_json(directory / 'generation_config.json'), config),
         rope=dict(config.rope_parameters),
         attention_bias=qkv_bias,
         output_bias=qkv_bias and family != 'qwen2',
@@ -86,31 +98,33 @@ def read_config(directory: Path) -> ModelConfig:
         sliding_window=window)
 
 
-def _read_json(path: Path) -> Optional[Dict[str, Any]]:
+def read_json(path: Path) -> Optional[Dict[str, Any]]:
+    """Return a file's JSON object, None if there is no file; raises ModelError if it is broken."""
     if not path.is_file():
         return None
     try:
         return dict(json.loads(path.read_text(encoding='utf-8')))
-    except ValueError as error:
-        raise ModelError(f'{path} is not valid JSON: {error}') from error
+    except (ValueError, TypeError) as error:
+        raise ModelError(f'{path} is not a valid JSON object: {error}') from error
 
 
 def _refuse_unsupported(raw: Dict[str, Any], directory: Path) -> None:
     family = raw.get('model_type')
     if family not in FAMILIES:
-        raise ModelError(
-            f'{directory}: architecture {family!r} is not supported; supported are {", ".join(FAMILIES)}')
+        raise ModelError(f'{directory}: architecture {family!r} is not supported; '
+                         f'supported are {", ".join(FAMILIES)}')
     for architecture in raw.get('architectures') or []:
         if not architecture.endswith('ForCausalLM'):
-            raise ModelError(
-                f'{directory}: {architecture} does not generate text; a ...ForCausalLM checkpoint is needed')
+            raise ModelError(f'{directory}: {architecture} does not generate text; '
+                             'a ...ForCausalLM checkpoint is needed')
     quantization = raw.get('quantization_config')
     if quantization:
-        method = quantization.get('quant_method', 'unknown')
-        raise ModelError(
-            f'{directory}: quantised checkpoints ({method}) are not supported; use the unquantised one or a GGUF file')
-    if raw.get('hidden_act', 'silu') != 'silu':
-        raise ModelError(f'{directory}: activation {raw["hidden_act"]!r} is not supported; supported is silu')
+        method = quantization.get('quant_method', 'of an unknown kind')
+        raise ModelError(f'{directory}: quantised checkpoints ({method}) are not supported; '
+                         'use the unquantised one or a GGUF file')
+    activation = raw.get('hidden_act', 'silu')
+    if activation != 'silu':
+        raise ModelError(f'{directory}: activation {activation!r} is not supported; silu is')
 
 
 def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
@@ -129,8 +143,12 @@ def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
 
 
 def _eos_ids(generation: Optional[Dict[str, Any]], config: Any) -> Tuple[int, ...]:
-    """End tokens of the generation config, else of the model config (a tokenizer's may be wrong, so not that)."""
-    for source in ((generation or {}).get('eos_token_id'), getattr(config, 'eos_token_id', None)):
-        if source is not None:
-            return tuple(source) if isinstance(source, (list, tuple)) else (int(source),)
+    """
+    Return the end tokens of the generation config, else of the model config.
+
+    Not the tokenizer's: loaded from a GGUF file, it was seen to name another token.
+    """
+    for eos in ((generation or {}).get('eos_token_id'), getattr(config, 'eos_token_id', None)):
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
     return ()

@@ -1,8 +1,8 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The forward pass of a Llama-like decoder as plain tensor code: a chunk of one prompt, or one token of each slot."""
+"""The forward pass as plain tensor code: a chunk of one prompt, or one token of each slot."""
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -21,48 +21,49 @@ class Decoder:
     """
     Runs tokens through the layers and writes their keys and values into the cache.
 
-    Positions always come from the cache's logical ``position``, never from how many entries it holds.
+    Positions come from the cache's logical ``position``, never from how many entries it holds.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable, cache: KVCache) -> None:
-        """Take the parts; nothing is copied but the rotary table, into the weights' dtype (as transformers does)."""
+    def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable,
+                 cache: KVCache) -> None:
+        """Take the parts; the rotary table is cast to the weights' dtype, as transformers does."""
         self._config = config
         self._weights = weights
         self._cache = cache
         dtype = weights.embed.dtype
         self._cos = rope.cos.to(dtype)
-        self._signed_sin = sign_sin(rope.sin).to(dtype)
+        self._sin = sign_sin(rope.sin).to(dtype)
         self._scale = float(config.head_dim ** -0.5)
 
-    def prefill_chunk(self, slot: int, ids: Tensor, window: Optional[QueryWindow], last: bool) -> Optional[Tensor]:
+    def prefill_chunk(self, slot: int, ids: Tensor, window: Optional[QueryWindow],
+                      last: bool) -> Optional[Tensor]:
         """
-        Run the next ``ids`` [M] of a prompt; the last chunk returns the logits [vocab_size] of its last token.
+        Run the next ``ids`` [M] of a prompt; with the last chunk return the logits [vocab_size].
 
         ``window`` collects the rotated queries that SnapKV needs.
         """
         cache, count = self._cache, ids.shape[0]
-        start, position = cache.length[slot], cache.position[slot]
-        entries = start + count
+        position, entries = cache.position[slot], cache.length[slot] + count
         mask = chunk_mask(count, entries, ids.device)
-        cos, sin = self._cos[position:position + count, None], self._signed_sin[position:position + count, None]
+        cos = self._cos[position:position + count, None]
+        sin = self._sin[position:position + count, None]
         x = F.embedding(ids, self._weights.embed)
         for index, layer in enumerate(self._weights.layers):
-            q, k, v = self._project(layer, x, cos, sin)
-            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+            q, k, v = (heads.transpose(0, 1) for heads in self._project(layer, x, cos, sin))
             cache.append(index, slot, k, v)
             if window is not None:
                 window.push(index, q)
             keys, values = cache.k[index, slot, :, :entries], cache.v[index, slot, :, :entries]
-            x = x + linear(attend_chunk(q, keys, values, self._scale, mask), layer.o, layer.o_bias)
-            x = self._feed_forward(layer, x)
+            attended = attend_chunk(q, keys, values, self._scale, mask)
+            x = self._feed_forward(layer, x + linear(attended, layer.o, layer.o_bias))
         cache.advance(slot, count)
         return self._logits(x[-1:])[0] if last else None
 
     def step(self, slots: List[int], ids: Tensor) -> Tensor:
-        """Run one token ``ids`` [B] of each slot; returns the logits [B, vocab_size] of the tokens to follow."""
+        """Run one token of each slot, ``ids`` [B]; returns the logits [B, vocab_size]."""
         cache = self._cache
         positions = torch.tensor([cache.position[slot] for slot in slots], device=ids.device)
-        cos, sin = self._cos[positions][:, None], self._signed_sin[positions][:, None]
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
         x = F.embedding(ids, self._weights.embed)
         for index, layer in enumerate(self._weights.layers):
             q, k, v = self._project(layer, x, cos, sin)
@@ -73,23 +74,24 @@ class Decoder:
                 keys, values = cache.k[index, slot, :, :entries], cache.v[index, slot, :, :entries]
                 rows.append(attend_one(q[row], keys, values, self._scale))
             attended = rows[0][None] if len(rows) == 1 else torch.stack(rows)
-            x = x + linear(attended, layer.o, layer.o_bias)
-            x = self._feed_forward(layer, x)
+            x = self._feed_forward(layer, x + linear(attended, layer.o, layer.o_bias))
         for slot in slots:
             cache.advance(slot, 1)
         return self._logits(x)
 
-    def _project(self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
-        """Return q [M, n_heads, D], k and v [M, n_kv_heads, D], q and k normed (if the model does) and rotated."""
+    def _project(self, layer: LayerWeights, x: Tensor, cos: Tensor,
+                 sin: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return q [M, n_heads, D], k and v [M, n_kv_heads, D]; q and k are normed and rotated."""
         c = self._config
-        heads = linear(self._norm(x, layer.input_norm), layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
-        v = heads[:, c.n_heads + c.n_kv_heads:]
-        if layer.q_norm is None or layer.k_norm is None:
-            turned = rotate(heads[:, :c.n_heads + c.n_kv_heads], cos, sin)
-            return turned[:, :c.n_heads], turned[:, c.n_heads:], v
-        q = self._norm(heads[:, :c.n_heads], layer.q_norm)
-        k = self._norm(heads[:, c.n_heads:c.n_heads + c.n_kv_heads], layer.k_norm)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        qkv = linear(self._norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)
+        heads = qkv.view(x.shape[0], -1, c.head_dim)
+        n_rotated = c.n_heads + c.n_kv_heads
+        q, k, v = heads[:, :c.n_heads], heads[:, c.n_heads:n_rotated], heads[:, n_rotated:]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+            return rotate(q, cos, sin), rotate(k, cos, sin), v
+        rotated = rotate(heads[:, :n_rotated], cos, sin)
+        return rotated[:, :c.n_heads], rotated[:, c.n_heads:], v
 
     def _feed_forward(self, layer: LayerWeights, x: Tensor) -> Tensor:
         gate_up = linear(self._norm(x, layer.post_norm), layer.gate_up, layer.gate_up_bias)

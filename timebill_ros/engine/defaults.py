@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The server's default sampling for a model: ``config/models.yaml``, else the model's generation_config."""
+"""A model's default sampling: ``config/models.yaml``, else its own generation_config."""
 
 from dataclasses import asdict, fields
 from fnmatch import fnmatchcase
@@ -15,14 +15,15 @@ from timebill_ros.paths import config_file
 from timebill_ros.query import Sampling
 
 _FIELDS = tuple(field.name for field in fields(Sampling) if field.name != 'seed')
-_TRANSFORMERS_TOP_K = 50     # what transformers' generate uses where a sampling generation_config says nothing
+_TRANSFORMERS_TOP_K = 50     # of transformers' generate where a sampling model says nothing
 
 
 def default_sampling(name: str, directory: Path) -> Sampling:
-    """Return the sampling of a model; raises ModelError if ``config/models.yaml`` or the model's own is malformed."""
+    """Return a model's sampling; raises ModelError if ``models.yaml`` or its own is malformed."""
+    short_name = name.rpartition('/')[2].lower()
     for entry in _entries(config_file('models.yaml')):
-        if fnmatchcase(name.rpartition('/')[2].lower(), str(entry.get('match', '')).lower()):
-            return Sampling(**{key: type(getattr(Sampling, key))(entry[key]) for key in _FIELDS if key in entry})
+        if fnmatchcase(short_name, str(entry['match']).lower()):
+            return Sampling(**{key: value for key, value in entry.items() if key in _FIELDS})
     return _own_sampling(directory / 'generation_config.json')
 
 
@@ -36,8 +37,10 @@ def _entries(path: Path) -> Any:
         entries = yaml.safe_load(path.read_text(encoding='utf-8'))['models']
         for entry in entries:
             unknown = set(entry) - set(_FIELDS) - {'match'}
-            if unknown:
-                raise ValueError(f'unknown field {sorted(unknown)[0]!r}')
+            if unknown or 'match' not in entry:
+                raise ValueError(f'unknown field {min(unknown)}' if unknown else 'match is missing')
+            if not all(isinstance(entry[key], (int, float)) for key in _FIELDS if key in entry):
+                raise ValueError(f'{entry["match"]}: every field is a number')
     except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise ModelError(f'{path}: {error}') from error
     return entries

@@ -8,7 +8,7 @@ class EngineError(Exception):
 
 
 class ModelError(EngineError):
-    """The model cannot be loaded: not found, not supported or not safe. The message says how to mend it."""
+    """The model cannot be loaded: not found, not supported, not safe; and how to mend it."""
 
 
 class PromptTooLong(EngineError):
@@ -16,4 +16,4 @@ class PromptTooLong(EngineError):
 
 
 class OutOfMemory(EngineError):
-    """The KV cache of a query does not fit; the message says how much it needs and how much there is."""
+    """The KV cache of a query does not fit: how much it needs and how much there is."""

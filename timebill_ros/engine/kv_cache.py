@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The KV cache: one block of memory with fixed addresses, divided into slots; one slot holds one sequence."""
+"""The KV cache: one block of memory with fixed addresses in slots; one slot holds one sequence."""
 
 from dataclasses import dataclass, field
 from typing import List
@@ -14,10 +14,11 @@ from timebill_ros.engine.config import ModelConfig
 @dataclass
 class KVCache:
     """
-    Keys (rotated) and values, [n_layers, n_slots, n_kv_heads, capacity, head_dim] each, head-major.
+    Keys (rotated) and values, head-major: [n_layers, n_slots, n_kv_heads, capacity, head_dim].
 
-    The addresses never change, so a captured graph can use them. ``length`` counts the entries in use of a slot
-    (physical), ``position`` is the position of its next token (logical); they differ once entries were evicted.
+    The addresses never change, so a captured graph can use them. ``length`` counts the entries in
+    use of a slot (physical), ``position`` is the position of its next token (logical); they differ
+    once entries were evicted.
     """
 
     k: Tensor
@@ -41,7 +42,7 @@ class KVCache:
         self.position[slot] = 0
 
     def append(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
-        """Write ``k`` and ``v`` [n_kv_heads, M, head_dim] behind the entries in use; ``advance`` counts them."""
+        """Write ``k``, ``v`` [n_kv_heads, M, head_dim] behind what is in use; not counted yet."""
         start = self.length[slot]
         end = start + k.shape[1]
         self.k[layer, slot, :, start:end] = k
@@ -59,9 +60,9 @@ class KVCache:
 
     def keep(self, slot: int, positions: Tensor) -> None:
         """
-        Keep only the entries at ``positions`` [n_layers, n_kv_heads, kept] (ascending), moved to the front in place.
+        Keep the entries at ``positions`` [n_layers, n_kv_heads, kept], moved to the front in place.
 
-        The logical position stays: keys remain rotated by the positions that they were written with.
+        The logical position stays: keys remain rotated by the positions they were written with.
         """
         for layer, indices in enumerate(positions):
             kept = indices.shape[1]
@@ -76,9 +77,11 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return config.kv_values_per_token * dtype.itemsize
 
 
-def allocate(config: ModelConfig, n_slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+def allocate(config: ModelConfig, n_slots: int, capacity: int, dtype: torch.dtype,
+             device: torch.device) -> KVCache:
     """Reserve a cache. On a CPU the memory is only taken when it is first written."""
     shape = (config.n_layers, n_slots, config.n_kv_heads, capacity, config.head_dim)
     return KVCache(
-        k=torch.empty(shape, dtype=dtype, device=device), v=torch.empty(shape, dtype=dtype, device=device),
+        k=torch.empty(shape, dtype=dtype, device=device),
+        v=torch.empty(shape, dtype=dtype, device=device),
         length=[0] * n_slots, position=[0] * n_slots)

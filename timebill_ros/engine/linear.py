@@ -3,10 +3,10 @@
 """
 Matrix products in the layout that is fastest on a CPU.
 
-Measured with the embedded model's shapes on an AMD EPYC (Zen 4), one thread, float32: one row times a row-major
-matrix streams its weights at 11 GB/s, times a column-major one at 16-24 GB/s, because the library's matrix-vector
-kernel then adds columns instead of reducing rows. Many rows run at 71 GFLOP/s through the default library (MKL, which
-holds back on AMD) and at 101 GFLOP/s through oneDNN.
+Measured with the embedded model's shapes on an AMD EPYC (Zen 4), one thread, float32: one row times
+a row-major matrix streams its weights at 11 GB/s, times a column-major one at 16-24 GB/s, because
+the matrix-vector kernel then adds columns instead of reducing rows. Many rows run at 71 GFLOP/s
+through torch's default (MKL, which holds back on AMD) and at 101 GFLOP/s through oneDNN.
 """
 
 from typing import Optional
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 
 def lay_out(weight: Tensor) -> Tensor:
-    """Return ``weight`` [out, in] with the same values, stored column-major where that is faster."""
+    """Return ``weight`` [out, in] with the same values, stored column-major where that is fast."""
     rows, columns = weight.shape
     if weight.device.type == 'cpu' and weight.dtype == torch.float32 and rows >= columns:
         return weight.t().contiguous().t()

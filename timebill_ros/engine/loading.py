@@ -1,11 +1,11 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From a ``Load`` message to the parts of an engine: where the model is, on which device, in which dtype."""
+"""From a ``Load`` message to a model in memory: which one, on which device, in which dtype."""
 
 from dataclasses import dataclass
 import hashlib
-import os
 from pathlib import Path
+import platform
 from typing import Callable, List
 
 import torch
@@ -13,15 +13,19 @@ import torch
 from timebill_ros import __version__
 from timebill_ros.engine.config import ModelConfig, read_config
 from timebill_ros.engine.errors import ModelError
+from timebill_ros.engine.memory import out_of_memory_as_ours
 from timebill_ros.engine.source import find_model, ModelSource
 from timebill_ros.engine.text import TextCodec
-from timebill_ros.engine.threads import choose_threads
+from timebill_ros.engine.threads import choose_threads, forbid_downloads
 from timebill_ros.engine.weights import load_weights, Weights
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 
-_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-_CPU_FLOAT32_UP_TO_BYTES = 4 * 1024 ** 3     # of weights in float32; above, memory and its bandwidth call for bfloat16
+_DTYPES = {
+    'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+# Up to here a CPU computes in float32, token for token what transformers gives. Above, half the
+# bytes to stream count for more.
+_CPU_FLOAT32_UP_TO_BYTES = 4 * 1024 ** 3
 
 Report = Callable[[str, float], None]        # what is being done, fraction 0..1
 
@@ -36,12 +40,14 @@ class LoadedModel:
     codec: TextCodec
     device: torch.device
     dtype: torch.dtype
-    notes: List[str]                         # for the operator's log
+    max_context: int                         # tokens, prompt and response
+    notes: List[str]                         # for the operator
 
 
 def load_model(load: Load, report: Report) -> LoadedModel:
-    """Load what the message asks for; raises ModelError that says what to mend."""
-    os.environ['HF_HUB_OFFLINE'] = '0' if load.allow_download else '1'
+    """Load what the message asks for; raises ModelError or OutOfMemory with what to mend."""
+    if not load.allow_download:
+        forbid_downloads()
     device = choose_device(load.device)
     if device.type == 'cpu':
         torch.set_num_threads(choose_threads(load.threads))
@@ -51,22 +57,35 @@ def load_model(load: Load, report: Report) -> LoadedModel:
     report('reading the configuration and the tokenizer', 0.7)
     config = read_config(source.directory)
     codec = TextCodec(source.directory)
+    dtype = choose_dtype(load.dtype, config, device)
+    with torch.inference_mode(), out_of_memory_as_ours('loading the weights', device):
+        weights = load_weights(
+            source.directory, config, device, dtype,
+            lambda fraction: report('loading weights', 0.8 + 0.2 * fraction))
+    max_context = min(load.max_context or config.max_positions, config.max_positions)
+    return LoadedModel(source, config, weights, codec, device, dtype, max_context,
+                       _notes(source, config, codec, load.max_context))
+
+
+def _notes(source: ModelSource, config: ModelConfig, codec: TextCodec, asked: int) -> List[str]:
+    """Return what the operator should know of the model."""
     notes = []
     if not codec.has_chat_template:
-        notes.append(f'{source.name} has no chat template; conversations are written as "User: ... Assistant:"')
+        notes.append(f'{source.name} has no chat template; a conversation is written as '
+                     '"User: ... Assistant:"')
     if config.sliding_window is not None:
         notes.append(f'{source.name} attends within a sliding window; the context is limited to '
-                     f'{config.sliding_window} tokens, which every layer sees whole')
+                     f'its {config.sliding_window} tokens, which every layer sees whole')
+    if asked > config.max_positions:
+        notes.append(f'max_context {asked} is more than {source.name} can take; it is '
+                     f'{config.max_positions}')
     if not config.eos_ids:
-        notes.append(f'{source.name} names no end token; every response runs to its cap or a stop string')
-    dtype = choose_dtype(load.dtype, config, device)
-    weights = load_weights(
-        source.directory, config, device, dtype, lambda fraction: report('loading weights', 0.8 + 0.2 * fraction))
-    return LoadedModel(source, config, weights, codec, device, dtype, notes)
+        notes.append(f'{source.name} names no end token; every response runs to its cap')
+    return notes
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; "auto" is an accelerator if there is one. Raises ModelError if it is not there."""
+    """Return the device; "auto" is an accelerator if there is one. Raises ModelError."""
     if name == 'auto':
         return torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
     try:
@@ -78,37 +97,29 @@ def choose_device(name: str) -> torch.device:
     if device.type != 'cuda':
         raise ModelError(f'device {name!r} is not one of auto, cpu, cuda, cuda:N')
     if not torch.cuda.is_available():
-        raise ModelError(f'device {name!r}: this torch ({torch.__version__}) sees no CUDA device')
+        raise ModelError(f'device {name!r}: torch {torch.__version__} sees no CUDA device')
     index = device.index or 0
     if index >= torch.cuda.device_count():
-        raise ModelError(f'device {name!r}: there are only {torch.cuda.device_count()} CUDA devices')
+        raise ModelError(f'device {name!r}: there are {torch.cuda.device_count()} CUDA devices')
     return torch.device('cuda', index)
 
 
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights, activations and cache; "auto" is bfloat16 on CUDA, on a CPU what fits the model."""
+    """Return the dtype of weights, activations and cache; "auto" is bfloat16 on CUDA."""
     if name in _DTYPES:
         return _DTYPES[name]
     if name != 'auto':
         raise ModelError(f'dtype {name!r} is not one of auto, {", ".join(_DTYPES)}')
-    if device.type == 'cuda':
+    if device.type == 'cuda' or 4 * config.n_parameters > _CPU_FLOAT32_UP_TO_BYTES:
         return torch.bfloat16
-    return torch.float32 if 4 * n_parameters(config) <= _CPU_FLOAT32_UP_TO_BYTES else torch.bfloat16
-
-
-def n_parameters(config: ModelConfig) -> int:
-    """Return the number of weights in the matrices of a model."""
-    c = config
-    attention = c.d_model * c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads)
-    vocabulary = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
-    return c.n_layers * (attention + 3 * c.d_model * c.d_ff) + vocabulary
+    return torch.float32
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device for people and for the key of a profile, e.g. "NVIDIA H200" or "AMD EPYC x2 threads"."""
+    """Return the device for people and for profiles: "NVIDIA H200", "AMD EPYC x2 threads"."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    name = 'CPU'
+    name = f'{platform.machine()} CPU'
     for line in Path('/proc/cpuinfo').read_text(errors='replace').splitlines():
         if line.startswith('model name'):
             name = ' '.join(line.partition(':')[2].split())
@@ -123,8 +134,9 @@ def model_key(source: ModelSource) -> str:
 
 
 def engine_version() -> str:
-    """Return what a measurement depends on: the package's version, the code of the engine room, and torch."""
+    """Return what measured times depend on: the version, the engine room's code, and torch."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob('*.py')):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(__file__).parent.rglob('*')):
+        if file.suffix in ('.py', '.cuh'):
+            digest.update(file.read_bytes())
     return f'{__version__}+{digest.hexdigest()[:8]}-torch{torch.__version__}'

@@ -14,7 +14,7 @@ _CGROUP = Path('/sys/fs/cgroup')
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the memory that can still be taken on a device: of a CPU, within the limit of our control group too."""
+    """Return the memory that can still be taken on a device; of a CPU, within our control group."""
     if device.type == 'cuda':
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -48,9 +48,11 @@ def out_of_memory_as_ours(what: str, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and 'allocate memory' not in str(error):
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and 'allocate memory' not in str(error):
             raise
         if device.type == 'cuda':
             torch.cuda.empty_cache()
         reason = str(error).splitlines()[0] if str(error) else 'no memory'
-        raise OutOfMemory(f'{what}: {reason}; {gibibytes(available_bytes(device))} are free') from error
+        free = gibibytes(available_bytes(device))
+        raise OutOfMemory(f'{what}: {reason}; {free} are free') from error

@@ -70,7 +70,7 @@ class EngineMeter:
     def _sequence(self, n_prompt: int, n_more: int, n_done: int) -> Iterator[Sequence]:
         """Open a sequence whose first ``n_done`` tokens are taken as prefilled."""
         ids = [index % self.info.vocab_size for index in range(7, 7 + n_prompt)]
-        sequence = self._engine.open(ids, n_prompt + n_more, self._sampling)
+        sequence = self._engine.open_sequence(ids, n_prompt + n_more, self._sampling)
         try:
             if n_done:
                 self._engine.assume_prefilled(sequence, n_done)

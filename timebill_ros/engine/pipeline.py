@@ -96,7 +96,7 @@ class QueryRun:
         if self._sequence is None:
             self._prefill_began_ns = self._clock()
             self._record.begun(self._prefill_began_ns)
-            self._sequence = self._engine.open(
+            self._sequence = self._engine.open_sequence(
                 self._prompt_ids, len(self._prompt_ids) + self._cap, self._query.sampling)
         if not self._engine.prefill_chunk(self._sequence):
             rest_s = self._rest_in_prefill_s(self._sequence.n_prefilled)

@@ -12,37 +12,36 @@ from timebill_ros.engine.config import ModelConfig
 
 @dataclass
 class RopeTable:
-    """Cosines and sines by logical position; each [max_context, head_dim], float32, both halves filled."""
+    """Cosines and sines by logical position: [max_context, head_dim], float32, both halves."""
 
     cos: Tensor
     sin: Tensor
 
 
 def rope_table(config: ModelConfig, max_context: int, device: torch.device) -> RopeTable:
-    """Compute the table for positions 0 .. max_context - 1 with the frequencies of transformers' own functions."""
+    """Compute positions 0 .. max_context - 1 with the frequencies of transformers' functions."""
     from transformers import Qwen3Config
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-    # The four families share one rotary module; Qwen3's configuration is the one that binds no shapes together.
+    # One rotary module serves all four families; Qwen3's configuration is the one of theirs that
+    # does not tie head_dim to d_model.
     rotary = Qwen3RotaryEmbedding(Qwen3Config(
         hidden_size=config.d_model, num_attention_heads=config.n_heads, head_dim=config.head_dim,
         max_position_embeddings=config.max_positions, rope_parameters=dict(config.rope)))
-    positions = torch.arange(max_context)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(max_context)[None])
     return RopeTable(cos=cos[0].to(device), sin=sin[0].to(device))
+
+
+def sign_sin(sin: Tensor) -> Tensor:
+    """Return ``sin`` [..., head_dim] with its first half negated, as ``rotate`` takes it."""
+    half = sin.shape[-1] // 2
+    return torch.cat((-sin[..., :half], sin[..., half:]), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """
-    Rotate ``x`` [..., head_dim] by the angles of its positions; ``cos`` and ``signed_sin`` broadcast against it.
+    Rotate ``x`` [..., head_dim]; ``cos`` and ``signed_sin`` of its positions broadcast against it.
 
-    ``signed_sin`` has its first half negated (``sign_sin``), so that rotate_half(x) * sin becomes one roll and one
-    multiply-add with the same products.
+    With the sign in the table, rotate_half(x) * sin is one roll and one multiply-add.
     """
     return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), signed_sin)
-
-
-def sign_sin(sin: Tensor) -> Tensor:
-    """Return ``sin`` [..., head_dim] with its first half negated."""
-    half = sin.shape[-1] // 2
-    return torch.cat((-sin[..., :half], sin[..., half:]), -1)

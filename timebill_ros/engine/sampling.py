@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of the next token: what transformers' processors and warpers compute, in their order."""
+"""The choice of the next token: what transformers' processors compute, in their order."""
 
 from typing import List
 
@@ -14,8 +14,8 @@ class Sampler:
     """
     Chooses the tokens of one sequence.
 
-    Order as in transformers: repetition penalty (CTRL, arXiv 1909.05858, section 4.1) over prompt and response; then,
-    unless greedy, temperature, top-k, top-p (arXiv 1904.09751), and a draw from what is left.
+    Order as in transformers: repetition penalty (CTRL, arXiv 1909.05858, section 4.1) over prompt
+    and response; then, unless greedy, temperature, top-k, top-p (arXiv 1904.09751), and a draw.
     """
 
     def __init__(self, sampling: Sampling, prompt: List[int], device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Sampler:
             else:
                 self._generator.manual_seed(sampling.seed)
         self._seen = set(prompt)
-        self._penalised = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
+        self._seen_ids = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
 
     def choose(self, logits: Tensor) -> int:
         """Return the next token, given the logits [vocab_size] after the newest one."""
@@ -37,7 +37,8 @@ class Sampler:
         if self._generator is None:
             token = int(scores.argmax())
         else:
-            token = int(torch.multinomial(torch.softmax(scores, -1), 1, generator=self._generator))
+            probabilities = torch.softmax(scores, -1)
+            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
         self._remember(token)
         return token
 
@@ -46,16 +47,18 @@ class Sampler:
         scores = logits.float()
         penalty = self.sampling.repetition_penalty
         if penalty != 1.0:
-            found = scores[self._penalised]
-            scores = scores.index_copy(0, self._penalised, torch.where(found < 0, found * penalty, found / penalty))
+            found = scores[self._seen_ids]
+            found = torch.where(found < 0, found * penalty, found / penalty)
+            scores = scores.index_copy(0, self._seen_ids, found)
         if self.sampling.temperature > 0.0:
-            scores = _top_p(_top_k(scores / self.sampling.temperature, self.sampling.top_k), self.sampling.top_p)
+            scores = _top_k(scores / self.sampling.temperature, self.sampling.top_k)
+            scores = _top_p(scores, self.sampling.top_p)
         return scores
 
     def _remember(self, token: int) -> None:
         if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
             self._seen.add(token)
-            self._penalised = torch.cat((self._penalised, self._penalised.new_tensor([token])))
+            self._seen_ids = torch.cat((self._seen_ids, self._seen_ids.new_tensor([token])))
 
 
 def _top_k(scores: Tensor, top_k: int) -> Tensor:
@@ -67,10 +70,10 @@ def _top_k(scores: Tensor, top_k: int) -> Tensor:
 
 
 def _top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of best tokens whose probability exceeds ``top_p``; at least one."""
+    """Keep the least set of best tokens whose probabilities sum up to ``top_p``; at least one."""
     if top_p >= 1.0:
         return scores
     ordered, order = scores.sort()
     excluded = ordered.softmax(-1).cumsum(-1) <= 1.0 - top_p
     excluded[-1] = False
-    return scores.masked_fill(excluded.new_zeros(excluded.shape).scatter(0, order, excluded), -torch.inf)
+    return scores.masked_fill(excluded.scatter(0, order, excluded), -torch.inf)

@@ -13,15 +13,15 @@ from timebill_ros.engine.snapkv import QueryWindow
 
 @dataclass
 class Sequence:
-    """A prompt on its way through prefill, eviction and decoding; ``Engine`` is the only one to change it."""
+    """A prompt on its way through prefill, eviction and decoding; only ``Engine`` changes it."""
 
     slot: int                                # of the KV cache
     prompt: List[int]
     capacity: int                            # tokens it may reach, prompt and response
     sampler: Sampler
-    window: Optional[QueryWindow] = None     # queries for SnapKV; None once it cannot be evicted any more
+    window: Optional[QueryWindow] = None     # queries for SnapKV; None once it is too late to evict
     n_prefilled: int = 0                     # prompt tokens done
-    kept: int = 0                            # prompt positions in the cache after eviction
+    kept: int = 0                            # prompt positions in the cache
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     tokens: List[int] = field(default_factory=list)    # the response so far
     closed: bool = False

@@ -3,11 +3,12 @@
 """
 Which prompt positions to keep: SnapKV (arXiv 2404.14469), per layer and KV head.
 
-Fixed here: window w = 32; softmax in float32 over all causal keys; sum over the window, mean over the query heads of
-a group; average pool of 5, zero-padded; ties to the lower position; the whole window is kept; kept positions ascend.
+Fixed here: window w = 32; softmax in float32 over all causal keys; sum over the window, mean over
+the query heads of a group; average pool of 5, zero-padded; ties to the lower position; the whole
+window is kept; kept positions ascend.
 """
 
-from typing import List
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +20,16 @@ POOL = 5
 
 
 class QueryWindow:
-    """The rotated queries of the last w prompt tokens, gathered while the prompt is prefilled in chunks."""
+    """The rotated queries of the last w prompt tokens, gathered while the prompt is prefilled."""
 
-    def __init__(self, n_layers: int, n_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, n_layers: int, n_heads: int, head_dim: int, dtype: torch.dtype,
+                 device: torch.device) -> None:
         """Reserve room for w queries in each layer."""
-        self._queries = torch.zeros((n_layers, n_heads, SNAPKV_WINDOW, head_dim), dtype=dtype, device=device)
+        shape = (n_layers, n_heads, SNAPKV_WINDOW, head_dim)
+        self._queries = torch.zeros(shape, dtype=dtype, device=device)
 
     def push(self, layer: int, queries: Tensor) -> None:
-        """Take the queries [n_heads, M, head_dim] of a chunk; older ones than the last w fall out."""
+        """Take the queries [n_heads, M, head_dim] of a chunk; all but the last w fall out."""
         window, count = self._queries[layer], queries.shape[1]
         if count < SNAPKV_WINDOW:
             window[:, :-count] = window[:, count:].clone()
@@ -37,17 +40,30 @@ class QueryWindow:
         return self._queries[index]
 
 
+def kept_positions(window: QueryWindow, keys: Sequence[Tensor], scale: float,
+                   n_kept: int) -> Tensor:
+    """
+    Score and select over all layers; ``keys`` holds each layer's [n_kv_heads, N_x, head_dim].
+
+    Returns [n_layers, n_kv_heads, n_kept]; only one layer's attention is held at a time.
+    """
+    return torch.stack([
+        select(layer_scores(window.layer(index), layer_keys, scale), n_kept)
+        for index, layer_keys in enumerate(keys)])
+
+
 def layer_scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """
-    Return the pooled attention that a layer's window pays to each earlier position, [n_kv_heads, N_x - w], float32.
+    Return the pooled attention that a layer's window pays to each earlier position.
 
-    ``queries`` [n_heads, w, head_dim] and ``keys`` [n_kv_heads, N_x, head_dim] are rotated; the window is the end of
-    the prompt, N_x > w.
+    ``queries`` [n_heads, w, head_dim] and ``keys`` [n_kv_heads, N_x, head_dim] are rotated; the
+    window is the end of the prompt, N_x > w. The result is [n_kv_heads, N_x - w], float32.
     """
     n_kv_heads, n_prompt, head_dim = keys.shape
     n_heads, window, _ = queries.shape
     group = n_heads // n_kv_heads
-    logits = torch.matmul(queries.reshape(n_kv_heads, group * window, head_dim), keys.transpose(1, 2)).float() * scale
+    rows = queries.reshape(n_kv_heads, group * window, head_dim)
+    logits = torch.matmul(rows, keys.transpose(1, 2)).float() * scale
     logits = logits.view(n_kv_heads, group, window, n_prompt)
     future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
     logits[..., n_prompt - window:].masked_fill_(future, -torch.inf)
@@ -59,7 +75,7 @@ def select(scores: Tensor, n_kept: int) -> Tensor:
     """
     Return the positions to keep, ascending: the best n_kept - w and the whole window.
 
-    ``scores`` [..., N_x - w]; the result is [..., n_kept]. Among equal scores the lower position wins.
+    ``scores`` [..., N_x - w]; the result is [..., n_kept]. Among equals the lower position wins.
     """
     n_scored = scores.shape[-1]
     n_best = n_kept - SNAPKV_WINDOW
@@ -70,13 +86,3 @@ def select(scores: Tensor, n_kept: int) -> Tensor:
     best = kept.nonzero()[:, -1].view(*scores.shape[:-1], n_best)
     window = torch.arange(n_scored, n_scored + SNAPKV_WINDOW, device=scores.device)
     return torch.cat((best, window.expand(*scores.shape[:-1], -1)), -1)
-
-
-def kept_positions(window: QueryWindow, keys: List[Tensor], scale: float, n_kept: int) -> Tensor:
-    """
-    Score and select over all layers; ``keys`` holds each layer's [n_kv_heads, N_x, head_dim].
-
-    Returns [n_layers, n_kv_heads, n_kept]. Layer by layer, so that only one layer's attention is held at a time.
-    """
-    return torch.stack([
-        select(layer_scores(window.layer(index), layer_keys, scale), n_kept) for index, layer_keys in enumerate(keys)])

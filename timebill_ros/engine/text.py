@@ -8,26 +8,28 @@ from typing import Callable, List, Sequence, Tuple
 from timebill_ros.engine.errors import EngineError, ModelError
 from timebill_ros.query import Turn
 
-_INCOMPLETE = '\ufffd'       # what a decoder writes for a character whose bytes have not all come yet
-_MAX_PENDING_TOKENS = 8      # a character has at most 4 bytes; whatever waits longer is no character
+_INCOMPLETE = '\ufffd'       # what a decoder writes for a character that is not whole yet
+_MAX_PENDING_TOKENS = 8      # a character has at most 4 bytes; what waits longer is none
 
 
 class TextCodec:
     """
     A tokenizer with its chat template.
 
-    Only calls that do not change the tokenizer are made, so that one thread may encode while another decodes.
+    Only calls that do not change the tokenizer are made, so that one thread may encode while
+    another decodes.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Load the tokenizer of a checkpoint; raises ModelError if it has none that the engine can use."""
+        """Load the tokenizer of a checkpoint; raises ModelError if it has none that we can use."""
         from transformers import AutoTokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False)
+        except Exception as error:      # the library raises whatever its parsers do
             raise ModelError(f'{directory}: its tokenizer cannot be loaded: {error}') from error
         if not getattr(tokenizer, 'is_fast', False):
-            raise ModelError(f'{directory}: it has no tokenizer.json; convert its tokenizer to the fast form')
+            raise ModelError(f'{directory}: its tokenizer has no fast form (tokenizer.json)')
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -35,7 +37,7 @@ class TextCodec:
         self.has_chat_template = bool(tokenizer.chat_template)
 
     def encode_chat(self, messages: Sequence[Turn]) -> List[int]:
-        """Return the ids of a conversation up to where the answer starts; raises EngineError with the reason."""
+        """Return a conversation's ids up to where the answer starts; raises EngineError."""
         try:
             if not self.has_chat_template:
                 return self.encode(plain_prompt(messages), special=True)
@@ -43,15 +45,16 @@ class TextCodec:
                 [{'role': turn.role, 'content': turn.content} for turn in messages],
                 add_generation_prompt=True, tokenize=False)
             return self.encode(text)
-        except Exception as error:          # a template may raise anything: it is a program that came with the model
-            raise EngineError(f'the prompt does not go through the chat template: {error}') from error
+        except Exception as error:      # a template is a program that came with the model
+            raise EngineError(
+                f'the prompt does not go through the chat template: {error}') from error
 
     def encode(self, text: str, special: bool = False) -> List[int]:
-        """Return the ids of a text; ``special`` adds what the tokenizer puts around a text (as a start token)."""
+        """Return the ids of a text; ``special`` adds what the tokenizer puts around a text."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids without special tokens; bytes that form no character come out as U+FFFD."""
+        """Return the text of ids without special tokens; bytes that are no character are U+FFFD."""
         return str(self._backend.decode(ids, skip_special_tokens=True))
 
 
@@ -65,8 +68,8 @@ class Detokenizer:
     """
     Turns one response's tokens into text as they come, whole characters only.
 
-    A token's text depends on its neighbours (bytes of one character, spaces between words), so a few tokens before it
-    are decoded along with it; how many does not grow with the response.
+    A token's text depends on its neighbours (bytes of one character, spaces between words), so a
+    few tokens before it are decoded along with it; how many does not grow with the response.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -76,7 +79,7 @@ class Detokenizer:
         self._pending: List[int] = []     # tokens whose text is not out yet
 
     def push(self, token: int) -> str:
-        """Take the next token; returns the text that it completes, often more or less than its own."""
+        """Take the next token; returns the text that it completes."""
         self._pending.append(token)
         return self._text(force=len(self._pending) >= _MAX_PENDING_TOKENS)
 
@@ -87,7 +90,7 @@ class Detokenizer:
     def _text(self, force: bool) -> str:
         known = self._decode(self._context)
         text = self._decode(self._context + self._pending)
-        if not text.startswith(known):     # cannot be told apart from the context: hold it until it can
+        if not text.startswith(known):     # not to be told apart from the context: hold it
             known = known[:_common_prefix(known, text)] if force else text
         if (text.endswith(_INCOMPLETE) or len(text) <= len(known)) and not force:
             return ''
@@ -122,7 +125,8 @@ class StopStrings:
         text = self._held + text
         ends = [_first_end(text, stop) for stop in self._stop if stop in text]
         if ends:
-            # the one that is complete first, as if the text came character by character; of those the longest
+            # the one that is complete first, as if the text came character by character; of those
+            # the longest
             end, length = min(ends, key=lambda pair: (pair[0], -pair[1]))
             self.found, self._held = True, ''
             return text[:end - length]

@@ -1,0 +1,84 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Decode steps behind one interface: plain tensor code anywhere, graphs of own kernels on CUDA."""
+
+from typing import List, Protocol, Tuple, TYPE_CHECKING
+
+import torch
+
+from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.kv_cache import KVCache
+from timebill_ros.engine.loading import LoadedModel
+from timebill_ros.engine.rope import RopeTable
+from timebill_ros.engine.sequence import Sequence
+from timebill_ros.executor.messages import Load
+from timebill_ros.paths import cache_dir
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.cuda.runner import StepRunner
+    from timebill_ros.engine.cuda.tiers import Tier
+
+_TIER_OF = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
+
+
+class Steps(Protocol):
+    """Takes decode steps in one of several precisions."""
+
+    @property
+    def tiers(self) -> List[str]:
+        """Return the precisions, best quality first."""
+
+    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+        """Run the newest token of each sequence and return the next ones; '' = the first tier."""
+
+
+class PlainSteps:
+    """Steps through the decoder's tensor code, in the precision that the weights are in."""
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype, device: torch.device) -> None:
+        """Take the decoder that prefills as well."""
+        self.tiers = [_TIER_OF[dtype]]
+        self._decoder = decoder
+        self._device = device
+
+    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+        """Run a step, as ``Steps`` says."""
+        ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self._device)
+        logits = self._decoder.step([seq.slot for seq in seqs], ids)
+        return [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
+
+
+class GraphSteps:
+    """Steps as replays of CUDA graphs, the choice of the token included."""
+
+    def __init__(self, runner: 'StepRunner') -> None:
+        """Take the runner of the graphs."""
+        self.tiers = runner.tiers
+        self._runner = runner
+
+    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+        """Run a step, as ``Steps`` says."""
+        for seq in seqs:
+            if len(seq.tokens) == 1:
+                self._runner.start(seq.slot, seq.tokens[0], seq.sampler.sampling, seq.prompt)
+        return self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
+
+
+def make_tiers(model: LoadedModel, load: Load) -> Tuple[List['Tier'], List[str]]:
+    """Quantise the weights to the tiers asked for that fit (CUDA only); and notes on the rest."""
+    if model.device.type != 'cuda':
+        return [], []
+    from timebill_ros.engine.cuda import setup
+    choice = setup.choose_tiers(load.tiers, model.config, model.device, model.dtype)
+    return setup.make_tiers(choice.names, model.weights), choice.notes
+
+
+def make_steps(model: LoadedModel, load: Load, tiers: List['Tier'], rope: RopeTable,
+               cache: KVCache, decoder: Decoder) -> Steps:
+    """Return graph steps for the tiers, or plain ones where there are none."""
+    if not tiers:
+        return PlainSteps(decoder, model.dtype, model.device)
+    from timebill_ros.engine.cuda import setup
+    cubins = cache_dir(load.cache_dir) / 'kernels'
+    return GraphSteps(
+        setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins))

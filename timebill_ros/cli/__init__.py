@@ -10,9 +10,11 @@ import sys
 # so that "timebill doctor" runs where rclpy, or torch, is what is missing.
 COMMANDS = {
     'demo': 'start a server, ask it queries with different budgets, print a table',
-    'serve': 'run the node in the foreground',
+    'serve': 'run the nodes in the foreground',
     'ask': 'ask a running server one question within a budget',
     'profile': 'measure the model on this machine',
+    'record': 'write every query of a running server to a file',
+    'plot': 'draw a profile, or recorded queries',
     'doctor': 'say what is missing on this machine and how to mend it',
     'setup-engine': 'make the virtual environment that the engine runs in',
     'bench': 'measure overheads, start-up and memory',

@@ -179,6 +179,12 @@ class Calibration(Node):
 
     # --- the end
 
+    def destroy_node(self) -> None:
+        """Keep what was tracked, then take the node down."""
+        self.save_state()
+        self._profile.destroy()  # rclpy leaves it to us
+        super().destroy_node()
+
     def ask_to_stop(self) -> None:
         """Have the node end; any thread may call it."""
         self._inbox.post(None)
@@ -201,7 +207,6 @@ def main(args: list[str] | None = None) -> int:
     executor.add_node(node)
     with StopSignals(node.ask_to_stop):
         spin_while(executor, node.get_logger(), lambda: not node.stop_asked)
-    node.save_state()
     node.destroy_node()
     rclpy.shutdown(context=context)
     return 0

@@ -36,6 +36,10 @@ class ProfileRequest:
         self._now_s = 0.0
         self._tenth = -1
 
+    def destroy(self) -> None:
+        """Take the action client down."""
+        self._client.destroy()
+
     def send_when_due(self, now_s: float) -> None:
         """Send a goal unless one is under way or it is too early; call it often (steady clock)."""
         self._now_s = now_s

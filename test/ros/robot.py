@@ -127,7 +127,8 @@ class Robot:
         n_prompt, n = 300, 60
         prefill, step = self.profile.law('prefill', ''), self.profile.law('decode_step', '')
         self._timing.publish(QueryTiming(
-            outcome=1, n_prompt=n_prompt, n_kept=n_prompt, n_generated=n, prefill=slow * prefill.seconds(300),
+            outcome=1, n_prompt=n_prompt, n_kept=n_prompt, n_generated=n,
+            prefill=slow * prefill.seconds(n_prompt),
             decode=slow * step.sum_steps(n_prompt, n - 1), coefficients_source=FROM_TOPIC,
             coefficients_stamp=time_msg(self.coefficients[-1].stamp_ns)))
 

@@ -89,7 +89,7 @@ class TimeBillClient:
         node: Node | None = None,
         *,
         namespace: str = '',
-        server_wait_s: float = 2.0,
+        server_wait_s: float = 5.0,
         late_wait_s: float = 0.1,
     ) -> None:
         """
@@ -246,6 +246,9 @@ class TimeBillClient:
                 self._none(ask, Outcome.FAILED, ErrorCode.SERVER_SHUTDOWN, 'the client was closed'),
             )
         self._executor.shutdown()
+        # Before the node: an action client that is left keeps the DDS participant alive, and what
+        # looks like a dead one slows the discovery of the next by seconds.
+        self._client.destroy()
         self._node.destroy_node()
 
     def _on_event(self, event: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ros_serving import Server, STORY, until, WAIT_S
 
 from timebill_ros.action import Query as QueryAction
+from timebill_ros.client import Answer
 from timebill_ros.msg import ChatMessage
 from timebill_ros.query import Admission, ErrorCode, FinishReason, Outcome
 
@@ -59,13 +60,15 @@ def test_without_streaming_there_is_no_text_in_the_feedback(server: Server) -> N
 
 
 def test_a_conversation(server: Server) -> None:
+    question = ChatMessage(role='user', content='And of Italy?')
+    alone = server.client.ask(within=WAIT_S, max_new_tokens=24, messages=[question])
     answer = server.client.ask(
-        within=WAIT_S, max_new_tokens=24, repetition_penalty=1.0,
-        system_prompt='You are a helpful robot.', messages=[
-            ChatMessage(role='user', content='My name is Ada.'), ChatMessage(role='assistant', content='Hello Ada.'),
-            ChatMessage(role='user', content='What is my name?')])
+        within=WAIT_S, max_new_tokens=24, system_prompt='You answer questions.', messages=[
+            ChatMessage(role='user', content=PARIS),
+            ChatMessage(role='assistant', content='The capital of France is Paris.'), question])
     assert answer.outcome == Outcome.COMPLETED
-    assert 'Ada' in answer.response
+    assert answer.timing.n_prompt > alone.timing.n_prompt
+    assert 'Rome' in answer.response
 
 
 def test_a_miss_comes_with_the_text_so_far(server: Server) -> None:
@@ -187,8 +190,12 @@ def test_the_deadline_holds_in_the_queue_and_during_anothers_prefill(server: Ser
     assert waiting.elapsed_s < 0.4
 
 
+def goal_id_of(answer: Answer) -> bytes:
+    assert answer.message is not None
+    return bytes(answer.message.goal_id.uuid.tolist())
+
+
 def test_a_burst_loses_nothing_and_a_cancel_is_answered_meanwhile(server: Server) -> None:
-    server.watcher.timings.clear()
     running = server.ask_and_wait_for_text()
     burst = [server.client.ask_async(PARIS, within=WAIT_S, max_new_tokens=2) for _ in range(200)]
     canceled_s = time.monotonic()
@@ -204,9 +211,12 @@ def test_a_burst_loses_nothing_and_a_cancel_is_answered_meanwhile(server: Server
         if answer.outcome == Outcome.SKIPPED:
             assert answer.error_code == ErrorCode.QUEUE_FULL
             assert 'max_queue = 8' in answer.error_msg
-    until(lambda: len(server.watcher.timings) >= 201)
-    assert len({bytes(each.goal_id.uuid.tolist()) for each in server.watcher.timings}) == 201
-    assert len(server.watcher.timings) == 201
+    goals = [goal_id_of(answer) for answer in [running.result(), *answers]]
+    assert len(set(goals)) == 201
+    for goal in goals:
+        server.watcher.timing_of(goal)
+    told = [bytes(each.goal_id.uuid.tolist()) for each in server.watcher.timings]
+    assert all(told.count(goal) == 1 for goal in goals)
 
 
 def test_a_killed_engine_fails_its_queries_and_is_replaced(server: Server) -> None:

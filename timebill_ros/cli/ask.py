@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--server-wait',
         type=float,
-        default=2.0,
+        default=5.0,
         metavar='SECONDS',
         help='how long to look for the server, before the budget begins',
     )

@@ -90,6 +90,10 @@ class ProfileAction:
         """End the running profile: the node is asked to stop."""
         self._fail(_RESULT.PROFILE_FAILED, 'the node was asked to stop')
 
+    def destroy(self) -> None:
+        """Take the action server down."""
+        self._server.destroy()
+
     def engine_said(self, message: ProfileProgress | ProfileDone) -> None:
         """Take in what the engine says about the profile that it runs."""
         if isinstance(message, ProfileDone) and message.coefficients is not None:

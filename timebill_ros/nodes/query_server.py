@@ -239,6 +239,10 @@ class QueryServer(Node):
     def destroy_node(self) -> None:
         """Stop the engine, then take the node down."""
         self._supervisor.stop()
+        # rclpy leaves these to us, and with them the DDS participant, which others then still see.
+        self._profile.destroy()
+        if self._server is not None:
+            self._server.destroy()
         super().destroy_node()
 
 

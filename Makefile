@@ -46,10 +46,11 @@ test-ros: build $(ENGINE)/.made-test $(ROS)/.made-test
 	. $(BUILD)/env.sh && pytest $(or $(TESTS),$(ROS_TESTS))
 
 #:   make test-launch  the tests of the launch file, on a ROS 2 installation (after sourcing its workspace)
+# (from test/, so that the installed package is imported and not the source tree, which has no interfaces)
 test-launch:
-	@$(PYTHON) -c 'import launch_pytest, timebill_ros.msg' || \
+	@cd test && $(PYTHON) -c 'import launch_pytest, timebill_ros.msg' || \
 	  { echo 'test-launch needs launch_pytest and timebill_ros: source a ROS 2 workspace that has them' >&2; exit 1; }
-	$(PYTHON) -P -m pytest test/launch
+	cd test && $(PYTHON) -m pytest -v launch
 
 #:   make lint         the style checks alone
 lint: $(ROS)/.made-test

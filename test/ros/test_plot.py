@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 import json
 from math import nan
 from pathlib import Path
+import re
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 from ament_index_python.packages import get_package_share_path
 import numpy as np
@@ -19,6 +21,8 @@ from ros.robot import Robot
 from timebill_ros.cli import main
 from timebill_ros.experiments.plot_data import NothingToDraw, Profile, read, Record
 from timebill_ros.experiments.plots import expected_s, mape, pairs_of
+from timebill_ros.msg import ExecutorStatus, QueryTiming, TimingLaw
+from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
 from timebill_ros.time_estimator.coefficients import save, TimingCoefficients
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC
 
@@ -149,3 +153,20 @@ def test_every_query_of_a_running_server_is_recorded(robot: Robot, tmp_path: Pat
     records = read(out)
     assert isinstance(records, list) and len(records) == 3
     assert all(isinstance(each, Record) and each.timing.n_prompt == 300 for each in records)
+
+
+def test_the_layouts_name_fields_that_exist() -> None:
+    config = get_package_share_path('timebill_ros') / 'config'
+    curves = [each.attrib['name'] for each in ElementTree.parse(config / 'plotjuggler.xml').iter(
+        'curve')]
+    layout = json.loads((config / 'foxglove.json').read_text())
+    paths = [path['value'] for panel in layout['configById'].values()
+             for path in panel.get('paths', ())]
+    assert len(curves) == len(paths) > 20
+    for name in curves + [re.sub(r'{.*}', '', path) for path in paths]:
+        topic, *fields = re.split(r'[./]', name.removeprefix('/timebill/'))
+        message = {'timing': QueryTiming, 'status': ExecutorStatus,
+                   'coefficients': TimingCoefficientsMsg}[topic]()
+        if fields[0].startswith('laws['):
+            message, fields = TimingLaw(), fields[1:]
+        assert isinstance(getattr(message, fields[0]), (bool, int, float)), name

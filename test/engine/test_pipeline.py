@@ -200,7 +200,7 @@ def test_a_tight_budget_evicts_what_the_plan_says(engine: Engine, clock: Clock) 
 
 def test_what_cannot_fit_is_at_risk_from_the_first_feedback_on(
         engine: Engine, clock: Clock) -> None:
-    slow = planning(step_s=10.0)
+    slow = planning(step_s=5.0, per_cached_s=0.01)
     last, messages = finish(start(engine, clock, LONG, within_s=60.0, cap=20, plan_with=slow))
     progress = [each for each in messages if isinstance(each, Progress)]
     assert progress[0].stage == Stage.PREFILL and progress[0].deadline_at_risk

@@ -4,14 +4,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import os
 import time
 
+from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.executor.messages import encode, Progress
-from timebill_ros.query import Sampling, Stage, Turn
+from timebill_ros.executor.messages import ModelInfo, write_message
+from timebill_ros.query import Query, Sampling, Turn
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
-_PROMPT_WORDS = 100     # of the prompt whose tokenising counts as overhead
+_QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
+_NEVER_NS = 3_600_000_000_000
 
 
 class EngineMeter:
@@ -28,6 +35,7 @@ class EngineMeter:
         self.chunk_tokens = engine.chunk_tokens
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
+        self._planning = _any_planning(engine.info)
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time from ``n_done`` prefilled tokens to the first token of the response."""
@@ -57,14 +65,28 @@ class EngineMeter:
             return time.perf_counter() - began_s
 
     def measure_overhead(self, n_tokens: int) -> float:
-        """Return the time to tokenise a prompt, and to write and send a response token by token."""
+        """
+        Return the time of a query of ``n_tokens`` that is neither prefill nor decode step.
+
+        That is tokenising, planning, forecasting, text, and messages; measured around real steps,
+        because what runs between two of them finds the processor's caches cold.
+        """
+        now_ns = time.monotonic_ns()
+        query = Query(
+            '0' * 32, [Turn('user', _QUESTION)], now_ns, now_ns + _NEVER_NS, now_ns + _NEVER_NS,
+            n_tokens, cap_is_clients=False, sampling=self._sampling)
         began_s = time.perf_counter()
-        prompt_ids = self._engine.tokenize([Turn('user', ' '.join(['word'] * _PROMPT_WORDS))])
-        text = self._engine.response_text(['\n\n\n'])
-        for index in range(n_tokens):
-            shown = text.push(prompt_ids[index % len(prompt_ids)])
-            encode(Progress('0' * 32, Stage.DECODE, shown, index, 0, False, 0))
-        return time.perf_counter() - began_s
+        prompt_ids = self._engine.tokenize(query.messages)
+        run = QueryRun(self._engine, query, prompt_ids, n_tokens, self._planning)
+        with open(os.devnull, 'wb') as nowhere:
+            while not run.done:
+                for message in run.advance():
+                    write_message(nowhere, message)
+        total_s = time.perf_counter() - began_s
+        timing = run.timing
+        steps_s = timing.decode if timing.n_generated > 1 else 0.0
+        # should the model have ended its answer early, the rest would have cost the same again
+        return (total_s - timing.prefill - steps_s) * n_tokens / max(1, timing.n_generated)
 
     @contextmanager
     def _sequence(self, n_prompt: int, n_more: int, n_done: int) -> Iterator[Sequence]:
@@ -77,3 +99,10 @@ class EngineMeter:
             yield sequence
         finally:
             self._engine.close(sequence)
+
+
+def _any_planning(info: ModelInfo) -> Planning:
+    """Return something to plan with while nothing is known: planning takes as long with any."""
+    laws = tuple(Law(name, AFFINE, (1e-6, 1e-3)) for name in (PREFILL, DECODE_STEP))
+    return Planning(TimeEstimator(TimingCoefficients(
+        1, info.device, info.key, info.dtype, info.engine_version, laws)), PlannerConfig(), '')

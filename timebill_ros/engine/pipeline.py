@@ -13,7 +13,7 @@ from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
-from timebill_ros.query import Ending, ErrorCode, FinishReason, Outcome, Query, Stage
+from timebill_ros.query import Ending, ErrorCode, FinishReason, Outcome, Query, QueryTiming, Stage
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -64,6 +64,11 @@ class QueryRun:
     def query_id(self) -> str:
         """The goal's id."""
         return self._query.query_id
+
+    @property
+    def timing(self) -> QueryTiming:
+        """The record so far."""
+        return self._record.timing
 
     def drop(self) -> None:
         """Have the next ``advance`` give the engine back: the node has ended this query."""

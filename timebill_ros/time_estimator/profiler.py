@@ -26,7 +26,7 @@ _WARM_UPS = 2
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _SHORTEST = 16
 _EVICT_ALPHAS = (0.25, 0.5, 0.9)
-_OVERHEAD_TOKENS = (1, 32, 256)
+_OVERHEAD_TOKENS = (1, 6, 24)
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
 
 
@@ -138,7 +138,8 @@ class _Pilot:
         growth = 1.0 + point.n_tokens / _DOUBLING_TOKENS
         if point.law == laws.PREFILL:
             return (point.n_tokens - point.n_done) * self._token_s * growth
-        return self._step_s * growth * (_STEPS if point.law == laws.DECODE_STEP else 1)
+        steps = {laws.DECODE_STEP: _STEPS, laws.OVERHEAD: point.n_tokens}.get(point.law, 1)
+        return self._step_s * growth * steps
 
     def affordable_points(self, effort: Effort) -> list[_Point]:
         """Return the points, with a longest context that leaves time for all rounds."""
@@ -178,7 +179,7 @@ def _measure(target: Target, point: _Point) -> list[Sample]:
     elif point.law == laws.EVICT:
         times = [target.measure_evict(point.n_tokens, point.alpha)]
     else:
-        times = [target.measure_overhead(point.n_tokens) for _ in range(_STEPS)]
+        times = [target.measure_overhead(point.n_tokens)]
     return [Sample(point.law, point.n_tokens, t, point.n_done, point.alpha) for t in times]
 
 

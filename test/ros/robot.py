@@ -30,6 +30,12 @@ SOON_S = 20.0
 _NODE = 'import sys; from timebill_ros.nodes.{module} import main; sys.exit(main(sys.argv[1:]))'
 
 
+def children_of(process: int) -> set[int]:
+    """Return the ids of the processes that a process started."""
+    return {int(each) for task in Path(f'/proc/{process}/task').iterdir()
+            for each in (task / 'children').read_text().split()}
+
+
 class Process:
     """A node in a process of its own, and what it logs."""
 
@@ -53,12 +59,14 @@ class Process:
         self._reader.join(5.0)
         return status
 
+    def children(self) -> set[int]:
+        """Return the ids of the processes that it started."""
+        return children_of(self._process.pid)
+
     def kill_engine(self) -> None:
         """End the engine process of a query server with SIGKILL."""
-        children = Path(f'/proc/{self._process.pid}/task')
-        for child in {each for task in children.iterdir()
-                      for each in (task / 'children').read_text().split()}:
-            os.kill(int(child), signal.SIGKILL)
+        for child in self.children():
+            os.kill(child, signal.SIGKILL)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self._process.send_signal(number)

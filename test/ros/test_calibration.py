@@ -3,6 +3,7 @@
 """The calibration node in a process of its own, over DDS, beside a query server's voice."""
 
 from collections.abc import Iterator
+import os
 from pathlib import Path
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticStatus
 import pytest
-from ros.robot import Process, Robot
+from ros.robot import children_of, Process, Robot
 
 from timebill_ros.time_estimator.coefficients import Drift, save, TimingCoefficients
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC
@@ -34,6 +35,12 @@ end = time.monotonic() + 10
 while not heard and time.monotonic() < end:
     rclpy.spin_once(node, timeout_sec=0.1)
 print(heard[0].key, heard[0].stamp.sec, sep='@')
+"""
+BESIDE_A_SERVER = """
+import sys
+from timebill_ros.cli.calibration_process import CalibrationProcess
+with CalibrationProcess([]):
+    sys.stdin.read()
 """
 
 pytestmark = pytest.mark.usefixtures('ros_domain')
@@ -135,3 +142,18 @@ def test_a_parameter_out_of_its_range_ends_the_node_with_its_name(cache: Path) -
     with Process('calibration', cache, 'high_drift_ratio:=0.5') as node:
         assert node.status() == 2
         assert 'high_drift_ratio' in node.log
+
+
+def test_beside_a_server_it_is_started_again_and_ends_with_it(robot: Robot, cache: Path) -> None:
+    with subprocess.Popen(
+            [sys.executable, '-c', BESIDE_A_SERVER], cwd='/', stdin=subprocess.PIPE,
+            env={**os.environ, 'TIMEBILL_CACHE_DIR': str(cache)}) as server:
+        robot.wait_for(lambda: robot.coefficients)
+        first, = children_of(server.pid)
+        os.kill(first, signal.SIGKILL)
+        robot.wait_for(lambda: len(robot.coefficients) > 1)
+        second, = children_of(server.pid)
+        assert second != first and robot.coefficients == [BASE, BASE]
+        server.kill()
+    robot.wait_for(lambda: not Path(f'/proc/{second}/cmdline').exists()
+                   or not Path(f'/proc/{second}/cmdline').read_bytes())

@@ -3,6 +3,7 @@
 """The calibration node in a process of its own, over DDS, beside a query server's voice."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 import os
 from pathlib import Path
 import signal
@@ -80,8 +81,11 @@ def test_the_stored_profile_is_published_and_a_late_joiner_has_it_at_once(
             [sys.executable, '-c', LATE_JOINER], cwd='/', capture_output=True, text=True,
             timeout=30)
         assert late.stdout.strip() == f'{BASE.key}@1700000000', late.stderr
-        robot.wait_for(lambda: level(robot, DRIFT) == DiagnosticStatus.OK)
-        assert level(robot, COEFFICIENTS) == DiagnosticStatus.OK
+        robot.wait_for(lambda: level(robot, DRIFT) == level(robot, COEFFICIENTS) == (
+            DiagnosticStatus.OK))
+        newer = replace(BASE, stamp_ns=BASE.stamp_ns + 1)
+        save(profile_path(cache, BASE.key), newer)
+        robot.wait_for(lambda: robot.coefficients == [BASE, newer])
         assert node.end() == 0
 
 

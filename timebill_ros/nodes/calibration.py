@@ -87,10 +87,8 @@ class Calibration(Node):
                 self.parameters.tracking,
             )
             self._load(self._calibrator)
-        elif self._calibrator.file_changed() and (
-            self._calibrator.current is None or status.coefficients_source != FROM_TOPIC
-        ):
-            # the server profiled itself, at its start or because somebody else asked
+        elif self._calibrator.file_changed():
+            # somebody profiled: the server at its start or when asked, or the command line
             self._load(self._calibrator)
 
     def _load(self, calibrator: Calibrator) -> None:

@@ -13,8 +13,8 @@ from timebill_ros.time_estimator.profiler import (
     Effort, profile, ProfileCanceled, Progress, START_UP, THOROUGH)
 
 INFO = ModelInfo(
-    'Tiny', 'Tiny-1234', 'llama', 'Test CPU x2 threads', 'float32', ['fp32'], 2, 4, 2, 16, 100,
-    8192, 512, 512, {}, '1')
+    'Tiny', 'Tiny-1234', 'llama', 'Test CPU x2 threads', 'float32', ['fp32', 'int8'], 2, 4, 2, 16,
+    100, 8192, 512, 512, {}, '1')
 
 
 class Machine:
@@ -37,8 +37,8 @@ class Machine:
         return self._take('prefill', n_tokens, self.prefill_s(n_tokens) - (
             self.prefill_s(n_done) if n_done else 0.0))
 
-    def measure_decode_step(self, n_cached: int, repeats: int) -> list[float]:
-        return [self._take('decode_step', n_cached, 0.03 + 1e-5 * n_cached)
+    def measure_decode_step(self, n_cached: int, repeats: int, tier: str) -> list[float]:
+        return [self._take('decode_step', n_cached, self.step_s(n_cached, tier))
                 for _ in range(repeats)]
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
@@ -46,6 +46,10 @@ class Machine:
 
     def measure_overhead(self, n_tokens: int) -> float:
         return self._take('overhead', n_tokens, 0.001 + 1e-4 * n_tokens)
+
+    @staticmethod
+    def step_s(n_cached: int, tier: str) -> float:
+        return {'fp32': 0.03, 'int8': 0.01}[tier] + 1e-5 * n_cached
 
     @staticmethod
     def prefill_s(n_tokens: int) -> float:
@@ -65,7 +69,9 @@ def test_the_fit_is_good_between_and_beyond_the_points(effort: Effort) -> None:
     estimator = TimeEstimator(coefficients, 'fp32')
     for n in (20, 333, 1500, 5000, 8000):
         assert estimator.prefill_s(n) == pytest.approx(Machine.prefill_s(n), rel=0.03)
-        assert estimator.decode_s(n, 1) == pytest.approx(0.03 + 1e-5 * n, rel=0.03)
+        for tier in INFO.tiers:
+            step_s = TimeEstimator(coefficients, tier).decode_s(n, 1)
+            assert step_s == pytest.approx(Machine.step_s(n, tier), rel=0.03)
         assert estimator.evict_s(n) == pytest.approx(0.002 + 1e-6 * n, rel=0.05)
     assert estimator.overhead_s(100) == pytest.approx(0.011, rel=0.05)
     assert coefficients.key == 'Test CPU x2 threads | Tiny-1234 | float32 | engine 1'

@@ -46,14 +46,15 @@ class EngineMeter:
             self._engine.next_token(sequence)
             return time.perf_counter() - began_s
 
-    def measure_decode_step(self, n_cached: int, repeats: int) -> list[float]:
-        """Return the times of decode steps, the first with ``n_cached`` tokens cached."""
+    def measure_decode_step(self, n_cached: int, repeats: int, tier: str = '') -> list[float]:
+        """Return the times of decode steps, with ``n_cached`` tokens cached or a few more."""
         times = []
-        with self._sequence(n_cached, repeats + 1, n_cached) as sequence:
+        with self._sequence(n_cached, repeats + 2, n_cached) as sequence:
             sequence.tokens.append(sequence.prompt[-1])
+            self._engine.decode_step([sequence], tier)      # a response's first step sets up
             for _ in range(repeats):
                 began_s = time.perf_counter()
-                self._engine.decode_step([sequence])
+                self._engine.decode_step([sequence], tier)
                 times.append(time.perf_counter() - began_s)
         return times
 

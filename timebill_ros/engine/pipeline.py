@@ -93,20 +93,25 @@ class QueryRun:
         return self._end(ending)
 
     def _work(self) -> list[Message]:
+        if self._sequence is None:
+            return self._open()
         if self._plan is None:
-            return self._prefill_chunk()
+            return self._prefill_chunk(self._sequence)
         return self._evict(self._plan) if self._evict_next else self._decode_step(self._plan)
 
-    def _prefill_chunk(self) -> list[Message]:
-        if self._sequence is None:
-            self._prefill_began_ns = self._clock()
-            self._record.begun(self._prefill_began_ns)
-            self._sequence = self._engine.open_sequence(
-                self._prompt_ids, len(self._prompt_ids) + self._cap, self._query.sampling)
-        if not self._engine.prefill_chunk(self._sequence):
-            rest_s = self._rest_in_prefill_s(self._sequence.n_prefilled)
+    def _open(self) -> list[Message]:
+        """Make room for the query, and say at once that its turn has come."""
+        self._prefill_began_ns = self._clock()
+        self._record.begun(self._prefill_began_ns)
+        self._sequence = self._engine.open_sequence(
+            self._prompt_ids, len(self._prompt_ids) + self._cap, self._query.sampling)
+        return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s(0))]
+
+    def _prefill_chunk(self, sequence: 'Sequence') -> list[Message]:
+        if not self._engine.prefill_chunk(sequence):
+            rest_s = self._rest_in_prefill_s(sequence.n_prefilled)
             return [self._progress(Stage.PREFILL, '', rest_s)]
-        token = self._engine.next_token(self._sequence)
+        token = self._engine.next_token(sequence)
         now_ns = self._clock()
         self._record.prefilled((now_ns - self._prefill_began_ns) / _NS)
         made = plan(self._plan_inputs(now_ns), self._planning.estimator, self._planning.config)
@@ -130,7 +135,7 @@ class QueryRun:
 
     def _decode_step(self, made: Plan) -> list[Message]:
         began_ns = self._clock()
-        token, = self._engine.decode_step([self._opened])
+        token, = self._engine.decode_step([self._opened], made.tier)
         return self._take(made, token, (self._clock() - began_ns) / _NS)
 
     def _take(self, made: Plan, token: int, step_s: float = nan) -> list[Message]:

@@ -58,6 +58,7 @@ class Sample:
     seconds: float
     n_done: int = 0         # prefill only: the time is that of the tokens from here on
     alpha: float = 0.0      # evict only: the ratio it was measured at
+    tier: str = ''          # precision tier it was measured on; '' = the law has no tiers
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class _Fit:
 
 def fit_law(name: str, samples: Sequence[Sample], tier: str = '') -> Law:
     """
-    Fit one law to its samples (those of other laws are passed over).
+    Fit one law to its samples; those of other laws and tiers are passed over.
 
     Raises ValueError if there are none, or a time is not a positive number. Of a single measuring
     point comes a constant.
     """
-    chosen = [sample for sample in samples if sample.law == name]
+    chosen = [sample for sample in samples if (sample.law, sample.tier) == (name, tier)]
     data = _Data(*(np.array([getattr(sample, column) for sample in chosen], float)
                    for column in ('n_tokens', 'n_done', 'seconds')))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):

@@ -39,8 +39,8 @@ class Target(Protocol):
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time to prefill the tokens from ``n_done`` on of a prompt of ``n_tokens``."""
 
-    def measure_decode_step(self, n_cached: int, repeats: int) -> list[float]:
-        """Return the times of decode steps, sampling included, with ``n_cached`` tokens cached."""
+    def measure_decode_step(self, n_cached: int, repeats: int, tier: str) -> list[float]:
+        """Return the times of steps, sampling included, from ``n_cached`` tokens cached on."""
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
@@ -84,6 +84,7 @@ class _Point:
     n_tokens: int
     n_done: int = 0
     alpha: float = 0.0
+    tier: str = ''
 
 
 def profile(
@@ -129,7 +130,8 @@ class _Pilot:
         self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
         for _ in range(_WARM_UPS):
             self._token_s = target.measure_prefill(self._chunk) / self._chunk
-            self._step_s = min(target.measure_decode_step(self._chunk, _STEPS))
+            for tier in target.info.tiers:
+                self._step_s = min(target.measure_decode_step(self._chunk, _STEPS, tier))
             target.measure_evict(self._chunk, _EVICT_ALPHAS[0])
             target.measure_overhead(1)
 
@@ -143,21 +145,21 @@ class _Pilot:
 
     def affordable_points(self, effort: Effort) -> list[_Point]:
         """Return the points, with a longest context that leaves time for all rounds."""
-        longest = min(effort.max_tokens, self._target.info.max_context - _STEPS - 1)
+        longest = min(effort.max_tokens, self._target.info.max_context - _STEPS - 2)
         while True:
-            points = _points(longest, effort.points, self._chunk)
+            points = _points(longest, effort.points, self._chunk, self._target.info.tiers)
             cost_s = effort.rounds * sum(self.cost_s(point) for point in points)
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
                 return points
             longest //= 2
 
 
-def _points(longest: int, count: int, chunk: int) -> list[_Point]:
+def _points(longest: int, count: int, chunk: int, tiers: list[str]) -> list[_Point]:
     lengths = _evenly(_SHORTEST, longest, count)
     points = [_Point(laws.PREFILL, n, n_done=0 if n <= 2 * chunk else n - chunk) for n in lengths]
     # one whole prefill beyond its first chunks, so that the chunks' sum is checked and not assumed
     points.append(_Point(laws.PREFILL, min(longest, 3 * chunk)))
-    points += [_Point(laws.DECODE_STEP, n) for n in lengths]
+    points += [_Point(laws.DECODE_STEP, n, tier=tier) for tier in tiers for n in lengths]
     points += [
         _Point(laws.EVICT, n, alpha=_EVICT_ALPHAS[index % len(_EVICT_ALPHAS)])
         for index, n in enumerate(_evenly(2 * SNAPKV_WINDOW, longest, count))]
@@ -175,18 +177,20 @@ def _measure(target: Target, point: _Point) -> list[Sample]:
     if point.law == laws.PREFILL:
         times = [target.measure_prefill(point.n_tokens, point.n_done)]
     elif point.law == laws.DECODE_STEP:
-        times = target.measure_decode_step(point.n_tokens, _STEPS)
+        times = target.measure_decode_step(point.n_tokens, _STEPS, point.tier)
     elif point.law == laws.EVICT:
         times = [target.measure_evict(point.n_tokens, point.alpha)]
     else:
         times = [target.measure_overhead(point.n_tokens)]
-    return [Sample(point.law, point.n_tokens, t, point.n_done, point.alpha) for t in times]
+    return [
+        Sample(point.law, point.n_tokens, t, point.n_done, point.alpha, point.tier)
+        for t in times]
 
 
 def _fit(info: ModelInfo, samples: list[Sample]) -> TimingCoefficients:
-    tier = info.tiers[0]
+    names = [(laws.PREFILL, ''), *((laws.DECODE_STEP, tier) for tier in info.tiers),
+             (laws.EVICT, ''), (laws.OVERHEAD, '')]
     return TimingCoefficients(
         stamp_ns=time.time_ns(), device=info.device, model=info.key, dtype=info.dtype,
-        engine_version=info.engine_version, worst_quantile=WORST_QUANTILE, laws=tuple(
-            fit_law(name, samples, tier)
-            for name in (laws.PREFILL, laws.DECODE_STEP, laws.EVICT, laws.OVERHEAD)))
+        engine_version=info.engine_version, worst_quantile=WORST_QUANTILE,
+        laws=tuple(fit_law(name, samples, tier) for name, tier in names))

@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_not_evicted_if_that_would_cost_more_than_it_saves(
 
 
 def test_a_hopeless_eviction_has_to_save_its_least_gain() -> None:
-    step = affine(1e-6, 0.02)           # evicting 95 % of 100 tokens saves half a per cent of a step
+    step = affine(1e-6, 0.02)           # evicting 95 % of 100 tokens saves half a per cent
     hopeless = select_alpha(step, 100, 50, 0.1, 0.95, least_gain=0.05)
     assert (hopeless.alpha, hopeless.n_kept, hopeless.fits) == (0.0, 100, False)
     assert select_alpha(step, 100, 50, 0.1, 0.95).alpha == 0.95

@@ -22,8 +22,6 @@ from math import isfinite, isnan, nan
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
 from timebill_ros.time_estimator.laws import Law
 
-_BISECTIONS = 60    # halvings of [0, N_x]: below one part in 1e18
-
 
 @dataclass(frozen=True)
 class AlphaChoice:
@@ -90,11 +88,14 @@ def _raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
     least_s, most_s = step.sum_steps(0.0, steps), step.sum_steps(n_prompt, steps)
     if least_s > budget_s or least_s == most_s:
         return nan
-    low, high = 0.0, float(n_prompt)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
+    if most_s <= budget_s:
+        return 0.0
+    low, high = 0, n_prompt                     # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
         low, high = (middle, high) if step.sum_steps(middle, steps) <= budget_s else (low, middle)
-    return 1.0 - low / n_prompt
+    low_s, high_s = step.sum_steps(low, steps), step.sum_steps(high, steps)
+    return 1.0 - (low + (budget_s - low_s) / (high_s - low_s)) / n_prompt
 
 
 def _most_that_fits(

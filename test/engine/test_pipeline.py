@@ -104,7 +104,7 @@ def test_an_answer_in_time_is_complete_and_its_record_too(engine: Engine, clock:
     assert last.ending.finish_reason == FinishReason.END_TOKEN
     assert last.text == shown(messages) == 'The capital of France is Paris.'
     progress = [each for each in messages if isinstance(each, Progress)]
-    assert [each.n_generated for each in progress] == list(range(1, timing.n_generated + 1))
+    assert [each.n_generated for each in progress] == list(range(timing.n_generated + 1))
     assert not any(each.deadline_at_risk for each in progress) and timing.feasible
     assert all(each.predicted_finish_ns > each.sent_ns for each in progress[:-1])
     assert (timing.n_prompt, timing.n_kept, timing.n_cap, timing.n_worst) == (37, 37, 40, 40)
@@ -143,8 +143,9 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(
 
 def test_the_deadline_ends_a_prefill_between_two_chunks(engine: Engine, clock: Clock) -> None:
     run = start(engine, clock, LONG)
-    first, = run.advance()
-    assert isinstance(first, Progress) and first.stage == Stage.PREFILL
+    for _ in range(2):      # its turn has come; the first chunk
+        first, = run.advance()
+        assert isinstance(first, Progress) and first.stage == Stage.PREFILL
     clock.now_ns += 700 * S
     last, = run.advance()
     assert isinstance(last, Finished) and last.ending.outcome == Outcome.DEADLINE_MISSED
@@ -155,7 +156,7 @@ def test_the_deadline_ends_a_prefill_between_two_chunks(engine: Engine, clock: C
 
 def test_the_deadline_ends_a_decoding_with_the_text_so_far(engine: Engine, clock: Clock) -> None:
     run = start(engine, clock, 'Tell me a story.')
-    messages = run.advance() + run.advance() + run.advance()
+    messages = [each for _ in range(4) for each in run.advance()]
     clock.jump_after(2, 700.0)              # in the middle of the next step
     *more, last = run.advance()
     assert isinstance(last, Finished) and last.ending.outcome == Outcome.DEADLINE_MISSED
@@ -165,6 +166,7 @@ def test_the_deadline_ends_a_decoding_with_the_text_so_far(engine: Engine, clock
 
 def test_a_whole_answer_that_is_late_is_a_miss(engine: Engine, clock: Clock) -> None:
     run = start(engine, clock, cap=2)
+    run.advance()
     run.advance()
     clock.jump_after(2, 700.0)
     last, = run.advance()

@@ -28,6 +28,7 @@ class ProfileSample:
     n_tokens: int
     seconds: float
     n_done: int = 0     # tokens that were in the cache before; only their difference was measured
+    tier: str = ''
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def _profile(path: Path) -> Profile | None:
     raw = body.get('raw') or {}
     try:
         samples = tuple(
-            ProfileSample(each['law'], each['n_tokens'], each['seconds'], each.get('n_done', 0))
+            ProfileSample(
+                each['law'], each['n_tokens'], each['seconds'], each.get('n_done', 0),
+                each.get('tier', ''))
             for each in raw.get('samples', ()))
         return Profile(TimingCoefficients.from_dict(body['coefficients']), samples)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

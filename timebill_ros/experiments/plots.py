@@ -28,16 +28,21 @@ Pairs = list[tuple[float, float]]
 def profile_figure(profile: Profile) -> Figure:
     """Draw each law with its samples, and below it how far they are from it."""
     laws = [law for law in profile.coefficients.laws
-            if any(each.law == law.law for each in profile.samples)]
+            if _samples_of(law, profile)]
     laws = laws or list(profile.coefficients.laws)
     figure = Figure(figsize=(4.2 * len(laws), 6.4), layout='constrained')
     figure.suptitle(profile.coefficients.key, fontsize=10)
     axes = figure.subplots(2, len(laws), sharex='col', squeeze=False, height_ratios=(2, 1))
     for law, above, below in zip(laws, axes[0], axes[1]):
-        samples = [each for each in profile.samples if each.law == law.law]
+        samples = _samples_of(law, profile)
         _draw_law(above, law, samples)
         _draw_residuals(below, law, samples)
     return figure
+
+
+def _samples_of(law: Law, profile: Profile) -> list[ProfileSample]:
+    return [each for each in profile.samples
+            if each.law == law.law and (each.tier == law.tier or '' in (each.tier, law.tier))]
 
 
 def expected_s(law: Law, sample: ProfileSample) -> float:

@@ -79,7 +79,7 @@ def test_the_fit_is_good_between_and_beyond_the_points(effort: Effort) -> None:
 
 
 def test_the_start_up_profile_keeps_its_budget() -> None:
-    for slowness in (0.1, 1.0, 5.0):
+    for slowness in (0.1, 1.0, 5.0, 10.0):
         machine = Machine(slowness)
         profile(machine, START_UP, clock_s=machine.clock_s)
         assert machine.now_s < 30.0
@@ -89,6 +89,13 @@ def test_a_machine_too_slow_for_the_budget_is_measured_on_shorter_contexts() -> 
     machine = Machine(slowness=20.0)
     profile(machine, START_UP, clock_s=machine.clock_s)
     assert max(n for _, n in machine.visited) < START_UP.max_tokens
+
+
+def test_a_machine_that_slows_down_meanwhile_does_not_stretch_it_for_long() -> None:
+    machine = Machine()
+    coefficients, _ = profile(
+        machine, START_UP, lambda _: setattr(machine, '_slowness', 8.0), clock_s=machine.clock_s)
+    assert machine.now_s < 30.0 and all(law.samples >= 3 for law in coefficients.laws)
 
 
 def test_the_points_are_visited_in_rounds_of_different_order() -> None:

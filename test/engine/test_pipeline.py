@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One query's way through the embedded model, on a clock of the test's own."""
 
-from collections.abc import Iterator
 from math import isfinite, isnan
 from typing import Any
 
@@ -12,7 +11,7 @@ from timebill_ros.budget.kept import kept_tokens
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.pipeline import Message, QueryRun
-from timebill_ros.executor.messages import Finished, Load, Planned, Progress
+from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
     ErrorCode, FinishReason, Outcome, Query, QueryTiming, Sampling, Stage, Turn)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
@@ -45,9 +44,9 @@ class Clock:
         self._jump = (looks - 1, round(seconds * S))
 
 
-@pytest.fixture(scope='module')
-def engine() -> Iterator[Engine]:
-    yield Engine.load(Load('embedded', max_context=2048))
+@pytest.fixture
+def engine(embedded: Engine) -> Engine:
+    return embedded
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import rclpy
 from rclpy.action import ActionClient
+from rclpy.signals import SignalHandlerOptions
 
 from timebill_ros.action import Profile
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
@@ -20,7 +21,7 @@ _CANCEL_S = 30.0        # a point that is being measured is measured to its end
 
 def measure(arguments: argparse.Namespace, bar: ProgressBar) -> Outcome:
     """Send a goal and follow it; an interrupt cancels it."""
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)     # an interrupt is ours
     node = rclpy.create_node('timebill_profile', namespace=arguments.namespace)
     client = ActionClient(node, Profile, qos.PROFILE_ACTION_NAME, **qos.service_qos())
     try:

@@ -9,10 +9,11 @@ import time
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.executor.messages import ModelInfo, write_message
-from timebill_ros.query import Query, Sampling, Turn
+from timebill_ros.executor.messages import Finished, ModelInfo, write_message
+from timebill_ros.query import Outcome, Query, Sampling, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
@@ -78,12 +79,15 @@ class EngineMeter:
             n_tokens, cap_is_clients=False, sampling=self._sampling)
         began_s = time.perf_counter()
         prompt_ids = self._engine.tokenize(query.messages)
-        run = QueryRun(self._engine, query, prompt_ids, n_tokens, self._planning)
+        room = self.info.max_context - n_tokens
+        run = QueryRun(self._engine, query, prompt_ids[:room], n_tokens, self._planning)
         with open(os.devnull, 'wb') as nowhere:
             while not run.done:
                 for message in run.advance():
                     write_message(nowhere, message)
         total_s = time.perf_counter() - began_s
+        if isinstance(message, Finished) and message.ending.outcome != Outcome.COMPLETED:
+            raise EngineError(message.ending.error_msg)
         timing = run.timing
         steps_s = timing.decode if timing.n_generated > 1 else 0.0
         # should the model have ended its answer early, the rest would have cost the same again

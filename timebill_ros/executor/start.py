@@ -5,6 +5,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 import logging
+from math import inf
 from pathlib import Path
 import time
 
@@ -72,7 +73,8 @@ def measure(
     if request.max_tokens:
         effort = replace(effort, max_tokens=request.max_tokens)
     if request.repeats:
-        effort = replace(effort, rounds=request.repeats, most_rounds=request.repeats)
+        effort = replace(
+            effort, rounds=request.repeats, most_rounds=request.repeats, budget_s=inf)
 
     def tell(progress: Progress) -> None:
         report(ProfileProgress(progress.law, progress.done, progress.total, progress.left_s))

@@ -9,6 +9,7 @@ up spreads over all of them instead of bending a law. Long prompts are not prefi
 start: one chunk of theirs is measured, behind as many cached tokens as it would have before it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 import random
@@ -22,9 +23,9 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
 
 _STEPS = 4                  # decode steps per visit of a point
-_WARM_UPS = 2
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _SHORTEST = 16
+LEAST_POINTS = 3            # of each law, before the budget may end a profile
 _EVICT_ALPHAS = (0.25, 0.5, 0.9)
 _OVERHEAD_TOKENS = (1, 6, 24)
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
@@ -55,9 +56,9 @@ class Effort:
 
     max_tokens: int         # longest context
     points: int             # of each law
-    rounds: int             # visits of each point, at least
+    rounds: int             # visits of each point, at least, if the budget allows
     most_rounds: int
-    budget_s: float         # beyond ``rounds``, no round begins that would end later
+    budget_s: float         # no round begins that would end later, and none goes on beyond it
 
 
 START_UP = Effort(max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0)
@@ -117,6 +118,8 @@ def profile(
             report(Progress(point.law, len(points) * (rounds - 1) + index, total, left_s))
             if canceled():
                 raise ProfileCanceled
+            if clock_s() - began_s > effort.budget_s and _are_enough(samples, points):
+                return _fit(target.info, samples), samples
             samples += _measure(target, point)
         round_s = clock_s() - round_began_s
     return _fit(target.info, samples), samples
@@ -128,11 +131,11 @@ class _Pilot:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
-        for _ in range(_WARM_UPS):
-            self._token_s = target.measure_prefill(self._chunk) / self._chunk
+        for n_tokens in (min(2 * SNAPKV_WINDOW, self._chunk), self._chunk):
+            self._token_s = target.measure_prefill(n_tokens) / n_tokens
             for tier in target.info.tiers:
-                self._step_s = min(target.measure_decode_step(self._chunk, _STEPS, tier))
-            target.measure_evict(self._chunk, _EVICT_ALPHAS[0])
+                self._step_s = min(target.measure_decode_step(n_tokens, 2, tier))
+            target.measure_evict(n_tokens, _EVICT_ALPHAS[0])
             target.measure_overhead(1)
 
     def cost_s(self, point: _Point) -> float:
@@ -152,6 +155,14 @@ class _Pilot:
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
                 return points
             longest //= 2
+
+
+def _are_enough(samples: list[Sample], points: list[_Point]) -> bool:
+    """Tell whether every law has been measured at LEAST_POINTS of its points."""
+    wanted = {(each.law, each.tier) for each in points}
+    seen = {(each.law, each.tier, each.n_tokens, each.n_done) for each in samples}
+    counts = Counter(name[:2] for name in seen)
+    return all(counts[name] >= LEAST_POINTS for name in wanted)
 
 
 def _points(longest: int, count: int, chunk: int, tiers: list[str]) -> list[_Point]:

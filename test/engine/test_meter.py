@@ -1,0 +1,43 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The profile of a real engine: a tiny checkpoint, measured in seconds."""
+
+from typing import Any
+
+import pytest
+
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.meter import EngineMeter
+from timebill_ros.executor.messages import Load
+from timebill_ros.time_estimator.profiler import Effort, profile
+
+
+@pytest.fixture(scope='module')
+def engine(make_checkpoint: Any) -> Engine:
+    from transformers import LlamaConfig
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
+        eos_token_id=256)
+    return Engine.load(Load(str(make_checkpoint(config)), prefill_chunk=16))
+
+
+def test_each_stage_takes_time_and_frees_its_place(engine: Engine) -> None:
+    meter = EngineMeter(engine)
+    for _ in range(3):      # more often than there are places
+        assert meter.measure_prefill(40) > 0.0
+        assert meter.measure_prefill(40, n_done=24) > 0.0
+        assert all(time_s > 0.0 for time_s in meter.measure_decode_step(100, 4))
+        assert meter.measure_evict(100, 0.5) > 0.0
+        assert meter.measure_overhead(5) > 0.0
+
+
+def test_a_profile_of_a_context_as_short_as_this(engine: Engine) -> None:
+    effort = Effort(max_tokens=4096, points=4, rounds=2, most_rounds=2, budget_s=60.0)
+    coefficients, samples = profile(EngineMeter(engine), effort)
+    assert {each.law for each in coefficients.laws} == {
+        'prefill', 'decode_step', 'evict', 'overhead'}
+    assert max(each.n_tokens for each in samples) < 128
+    assert all(law.seconds(100) > 0.0 for law in coefficients.laws)
+    assert coefficients.law('decode_step', 'fp32').tier == 'fp32'
+    assert coefficients.device in coefficients.key

@@ -22,14 +22,16 @@ import torch
 from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
-from timebill_ros.engine.cuda.driver import Kernels
+from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, product_shape
+from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.nvrtc import compile_cubin
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.tiers import build_tier, Tier
-from timebill_ros.engine.cuda.tuning import Cut, DEFAULT, PRODUCTS, Tuning
+from timebill_ros.engine.cuda.tuning import Cut, DEFAULT, Limits, PRODUCTS, Tuning
 from timebill_ros.engine.cuda.variants import source
+from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.kv_cache import allocate, KVCache
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import LayerWeights, Weights
@@ -43,10 +45,7 @@ SHAPES = {
                          head_dim=64, d_ff=1536, vocab_size=49152, attention_bias=False,
                          tie_embeddings=True)}
 CANDIDATES = (
-    Cut(8, 8, 1), Cut(8, 12, 1), Cut(8, 4, 2), Cut(8, 6, 2), Cut(8, 4, 1), Cut(8, 6, 1),
-    Cut(4, 8, 2), Cut(4, 12, 2), Cut(4, 6, 3), Cut(4, 8, 1), Cut(4, 12, 1), Cut(16, 4, 1),
-    Cut(16, 6, 1), Cut(8, 10, 1))
-SHARED_BYTES_PER_SM = 227 * 1024
+    Cut(8, 8), Cut(8, 12), Cut(8, 16), Cut(8, 20), Cut(16, 4), Cut(16, 6), Cut(16, 8), Cut(16, 10))
 
 
 def shape_config(name: str) -> ModelConfig:
@@ -120,17 +119,15 @@ class Bench:
         self.cache: KVCache = allocate(self.config, slots, capacity, torch.bfloat16, self.device)
         self.cache.k.normal_()
         self.cache.v.normal_()
-        self.cubins, self.bandwidth = cubins, 0.0
-        needed = kernels_needed(self.config, self.tiers, DEFAULT)
+        self.cubins, self.bandwidth, self.limits = cubins, 0.0, device_limits(self.device)
+        needed = kernels_needed(self.config, self.tiers, DEFAULT, self.limits)
         if tuning:
-            needed |= candidate_kernels(self.config, self.tiers)
+            needed |= candidate_kernels(self.config, self.tiers, self.limits)
         self.kernels = Loaded(needed, cubins, self.device)
 
     def runner(self, tuning: Tuning, **options: Any) -> StepRunner:
         step = DecodeStep(self.config, self.weights.embed, self.rope, self.cache,
-                          options.pop('kernels', self.kernels), tuning,
-                          torch.cuda.get_device_properties(self.device).multi_processor_count,
-                          **options)
+                          self.kernels, tuning, self.limits, **options)
         self.step = step
         return StepRunner(step, self.tiers, self.cache)
 
@@ -197,17 +194,18 @@ def compile_all(groups: List[List[Any]], architecture: str, cubins: Path) -> Lis
 def candidates(product: str) -> List[Cut]:
     cuts = list(CANDIDATES)
     if product in ('o', 'down'):
-        cuts += [replace(cut, stream=True) for cut in cuts]
+        cuts += [replace(cut, stream=True) for cut in cuts if cut.stages < 16]
     return cuts
 
 
-def candidate_kernels(config: ModelConfig, tiers: Sequence[Tier]) -> set:
+def candidate_kernels(config: ModelConfig, tiers: Sequence[Tier], limits: Limits) -> set:
     needed = set()
     for tier in tiers:
         for product in PRODUCTS:
             for cut in candidates(product):
                 tuning = Tuning().with_cut(product, tier.bits_of(product), cut)
-                needed.add(tuning.matvec(product, tier.bits_of(product), 1))
+                needed.add(tuning.matvec(product, tier.bits_of(product), 1,
+                                         *product_shape(config, product), limits))
     for warps in (4, 8):
         for stages in (2, 3, 4):
             needed.add(Tuning({}, warps, stages).attention(config.head_dim))
@@ -223,12 +221,11 @@ def tune(bench: Bench, tuning: Tuning, length: int) -> Tuning:
             bits, trials = tier.bits_of(product), []
             for cut in candidates(product):
                 trial = tuning.with_cut(product, bits, cut)
-                shared = trial.matvec(product, bits, 1).shared_bytes(
-                    {'o': bench.config.n_heads * bench.config.head_dim,
-                     'down': bench.config.d_ff}.get(product, bench.config.d_model))
-                if shared * cut.blocks_per_sm > SHARED_BYTES_PER_SM - 1024 * cut.blocks_per_sm:
+                try:
+                    ms = bench.step_ms(bench.runner(trial), tier.name, [length], 9)
+                except EngineError:              # more shared memory than there is
                     continue
-                trials.append((bench.step_ms(bench.runner(trial), tier.name, [length], 9), cut))
+                trials.append((ms, cut))
             trials.sort(key=lambda trial: trial[0])
             print(f'  {product}: ' + ', '.join(
                 f'{ms:.3f} {c.warps}w{c.stages}s{c.blocks_per_sm}b{"S" * c.stream}'
@@ -239,27 +236,24 @@ def tune(bench: Bench, tuning: Tuning, length: int) -> Tuning:
 
 
 def explore(bench: Bench, length: int) -> None:
-    """How kernels follow each other: overlap, its lead, prefetching, blocks per multiprocessor."""
+    """How kernels follow each other, and how deep their pipelines are, one cut for all products."""
     for tier in bench.tiers:
         rows = []
-        for warps, stages in ((8, 8), (8, 10), (16, 4), (16, 6)):
-            for overlap, floor, lead, prefetch in [
-                    (False, 0, 0, 0), (False, 0, 0, 131072)] + [
-                    (True, floor, lead, prefetch)
-                    for floor in (0, 78 * 1024, 115 * 1024)
-                    for lead in (0, stages, 3 * stages, 10**6)
-                    for prefetch in (0, 65536, 196608)]:
-                cut = Cut(warps, stages, 1, False, lead, prefetch)
-                cuts = {(p, b): cut for p in PRODUCTS for b in (16, 8, 4)}
-                tuning = Tuning(cuts, attention_early=lead > 1000)
-                bench.kernels.mode(overlap, floor)
-                ms = bench.step_ms(bench.runner(tuning), tier.name, [length], 7)
-                rows.append((ms, f'{warps}w{stages}s overlap={int(overlap)} floor={floor // 1024} '
-                             f'lead={lead} prefetch={prefetch // 1024}'))
-                if not overlap:
-                    print(f'{tier.name} {rows[-1][0]:.3f} {rows[-1][1]}')
+        for warps, stages in ((8, 8), (8, 12), (8, 16), (8, 20), (16, 4), (16, 6), (16, 8), (16, 10)):
+            for overlap, floor in ((False, 0), (True, 115), (True, 78)):
+                for stream in (False, True):
+                    cuts = {(p, b): Cut(warps, stages, 1, stream and p == 'down' and stages < 16)
+                            for p in PRODUCTS for b in (16, 8, 4)}
+                    tuning = Tuning(cuts)
+                    bench.kernels.mode(overlap, floor * 1024)
+                    try:
+                        ms = bench.step_ms(bench.runner(tuning), tier.name, [length], 7)
+                    except EngineError:
+                        continue
+                    rows.append((ms, f'{warps}w{stages}s overlap={int(overlap)} floor={floor} '
+                                 f'stream={int(stream)}'))
         rows.sort()
-        for ms, text in rows[:8] + rows[len(rows) // 2:len(rows) // 2 + 1] + rows[-2:]:
+        for ms, text in rows[:6]:
             print(f'{tier.name} {ms:.3f} {text}', flush=True)
         best: Dict[str, float] = {}
         for ms, text in rows:
@@ -288,19 +282,18 @@ def timeline(bench: Bench, tuning: Tuning, tier: str, lengths: Sequence[int]) ->
 
 def tune_attention(bench: Bench, tuning: Tuning) -> Tuning:
     results = []
-    for warps in (4, 8):
-        for stages in (2, 3, 4):
-            for blocks in (0.5, 1, 2):
-                trial = Tuning(tuning.cuts, warps, stages, blocks)
-                if trial.attention(bench.config.head_dim).shared_bytes() > SHARED_BYTES_PER_SM:
-                    continue
-                runner = bench.runner(trial)
-                times = [bench.step_ms(runner, 'int8', [n], 9) for n in (512, 8192, 32768)]
-                results.append((sum(times), times, trial))
+    for warps, stages in ((4, 3), (4, 4), (8, 2), (8, 3)):
+        for blocks, least in ((1, 1), (1, 2), (1, 4), (0.5, 2)):
+            trial = replace(tuning, attention_warps=warps, attention_stages=stages,
+                            attention_blocks_per_sm=blocks, attention_least_tiles=least)
+            runner = bench.runner(trial)
+            times = [bench.step_ms(runner, 'int8', [n], 9) for n in (512, 8192, 32768)]
+            results.append((sum(times), times, trial))
     results.sort(key=lambda result: result[0])
-    for _, times, trial in results[:6] + results[-1:]:
+    for _, times, trial in results[:7] + results[-1:]:
         print(f'  attention {trial.attention_warps}w{trial.attention_stages}s'
-              f'{trial.attention_blocks_per_sm}b ' + ' '.join(f'{ms:.3f}' for ms in times))
+              f'{trial.attention_blocks_per_sm}b{trial.attention_least_tiles}l '
+              + ' '.join(f'{ms:.3f}' for ms in times))
     return results[0][2]
 
 
@@ -354,6 +347,36 @@ def check(bench: Bench, tuning: Tuning) -> Dict[str, float]:
     return errors
 
 
+def parity(bench: Bench, tuning: Tuning, prompts: int, tokens: int) -> Dict[str, Any]:
+    """Compare greedy tokens with the plain decoder's (bf16), prompt by prompt, to the first difference."""
+    runner, cache = bench.runner(tuning), bench.cache
+    decoder = Decoder(bench.config, bench.weights, bench.rope, cache)
+    generator = torch.Generator().manual_seed(2)
+    same, gaps = 0, []
+    for _ in range(prompts):
+        length = int(torch.randint(8, 80, (1,), generator=generator))
+        ids = torch.randint(0, bench.config.vocab_size, (length,), generator=generator).to(bench.device)
+        cache.reset(0)
+        logits = [decoder.prefill_chunk(0, ids, None, True).float()]
+        expected = [int(logits[0].argmax())]
+        while len(expected) < tokens:
+            logits.append(decoder.step([0], torch.tensor(expected[-1:], device=bench.device))[0].float())
+            expected.append(int(logits[-1].argmax()))
+        cache.length[0] = cache.position[0] = length
+        runner.start(0, expected[0], Sampling(), [])
+        actual = expected[:1]
+        while len(actual) < tokens and actual[-1] == expected[len(actual) - 1]:
+            actual += runner.step('bf16', [0])
+        at = len(actual) - 1
+        if actual[at] == expected[at]:
+            same += 1
+        else:
+            top = logits[at]
+            gaps.append(float((top[expected[at]] - top[actual[at]]) / top.abs().max() * 128))
+    return {'prompts': prompts, 'tokens': tokens, 'identical': same,
+            'gap_at_difference_in_bf16_steps': [round(gap, 2) for gap in sorted(gaps)]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, required=True)
@@ -361,6 +384,7 @@ def main() -> None:
     parser.add_argument('--cubins', type=Path, default=Path('/tmp/timebill-cubins'))
     parser.add_argument('--tune', action='store_true')
     parser.add_argument('--explore', action='store_true')
+    parser.add_argument('--parity', type=int, default=0, help='prompts for the comparison of tokens')
     parser.add_argument('--tail', type=int, default=0, help='consecutive steps for the tail table')
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -381,16 +405,27 @@ def main() -> None:
     result['errors'] = check(bench, tuning)
     note('logits errors ' + ', '.join(f'{k} {v:.4f}' for k, v in result['errors'].items()))
     if arguments.explore:
-        for overlap in (False, True):
-            bench.kernels.mode(overlap, 0)
-            for tier in ('bf16', 'int4'):
-                timeline(bench, Tuning(), tier, [512])
-        timeline(bench, Tuning(), 'int4', [32768])
+        bench.kernels.mode(False, 0)
+        for tier, length in (('bf16', 512), ('int8', 512), ('int4', 512), ('int4', 32768)):
+            timeline(bench, Tuning(), tier, [length])
         explore(bench, 512)
+        bench.kernels.mode(True, 115 * 1024)
+        tune_attention(bench, Tuning())
+        return
     if arguments.tune:
         tuning = tune(bench, tuning, 512)
         tuning = tune_attention(bench, tuning)
         note(f'tuned: {tuning}')
+        bench.kernels = Loaded(kernels_needed(bench.config, bench.tiers, tuning, bench.limits), arguments.cubins,
+                               bench.device)
+        result['tuning'] = repr(tuning)
+        result['errors'] = check(bench, tuning)
+        note('logits errors ' + ', '.join(f'{k} {v:.4f}' for k, v in result['errors'].items()))
+        for tier, length in (('bf16', 512), ('int4', 512), ('int4', 32768)):
+            timeline(bench, tuning, tier, [length])
+    if arguments.parity:
+        result['parity'] = parity(bench, tuning, arguments.parity, 48)
+        note(f'parity {result["parity"]}')
     result['steps'] = step_table(bench, tuning)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.tail:
@@ -403,8 +438,6 @@ def step_table(bench: Bench, tuning: Tuning) -> List[Dict[str, Any]]:
     runner, table = bench.runner(tuning), []
     for tier in bench.tiers:
         for width in (1, 4, 8):
-            if width != 1 and tuning is not DEFAULT:
-                continue
             for length in (512, 8192, 32768):
                 ms = bench.step_ms(runner, tier.name, [length] * width)
                 floor = bench.floor_ms(tier.name, [length] * width)

@@ -198,6 +198,7 @@ inline u32 one_bf16(float value)
 }
 inline u32 pack_bf16(float low, float high) { return one_bf16(low) | (one_bf16(high) << 16); }
 inline float half_of(u32 pair, int high) { return bits_to_float(high ? pair & 0xFFFF0000u : pair << 16); }
+inline u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
 inline u32 fma_bf16x2(u32 a, u32 b, u32 c)
 {
   return pack_bf16(
@@ -231,7 +232,7 @@ template<class T> T load_fresh(const T * address) { return *address; }
 
 inline void copy_async(void * to, const void * from, int bytes, bool valid)
 {
-  if ((u64)to % bytes != 0 || (u64)from % bytes != 0) {
+  if ((u64)to % bytes != 0 || (valid && (u64)from % bytes != 0)) {
     std::fprintf(stderr, "copy_async: address is not a multiple of %d\n", bytes);
     std::abort();
   }
@@ -259,4 +260,4 @@ template<int PENDING> void copy_async_wait()
 }
 inline void let_next_kernel_start() {}
 inline void wait_for_previous_kernel() {}
-inline void prefetch_to_l2(const void *, u32) {}
+inline void prefetch(const void *) {}

@@ -14,7 +14,6 @@ import torch
 from timebill_ros.engine.cuda import launch
 from timebill_ros.engine.cuda.quantize import dequantize, matrix_bytes, quantize
 from timebill_ros.engine.cuda.state import allocate_state
-from timebill_ros.engine.cuda.tuning import Cut
 from timebill_ros.engine.cuda.variants import Attention, Matvec
 
 from engine.cuda_emulation import EmulatedKernels
@@ -76,7 +75,7 @@ def test_product_matches_its_reference(kernels, device, kernel):
     before = random(kernel.batch, rows, device=device, seed=3)
     out = before.clone() if kernel.role == 'residual' else torch.full_like(before, torch.nan)
     tap = torch.full_like(out, torch.nan) if kernel.role == 'residual' else None
-    launch.matvec(kernels, kernel, Cut(lead=2), BLOCKS, weight, x, out, bias, norm, 1e-6, tap)
+    launch.matvec(kernels, kernel, BLOCKS, weight, x, out, bias, norm, 1e-6, tap)
 
     inputs = x.float() if kernel.role == 'residual' else rms_norm(x, norm)
     expected = inputs @ dense.T + bias.float()
@@ -99,7 +98,7 @@ def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
     state.slot_of_row[:kernel.batch] = torch.arange(kernel.batch, device=device).flip(0)
     state.seen[:, ::2] = 1
     state.penalty[:] = 1.5
-    launch.head(kernels, kernel, Cut(), BLOCKS, weight, x, norm, 1e-6, state)
+    launch.head(kernels, kernel, BLOCKS, weight, x, norm, 1e-6, state)
     launch.sample(kernels, kernel.batch, n_best, state)
 
     logits = rms_norm(x, norm) @ dequantize(weight).float().T

@@ -12,7 +12,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.tiers import build_tier, tier_bytes, unsupported
-from timebill_ros.engine.cuda.tuning import Cut, Tuning
+from timebill_ros.engine.cuda.tuning import Cut, Limits, Tuning
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.kv_cache import allocate
 from timebill_ros.engine.rope import rope_table
@@ -28,6 +28,7 @@ TUNING = Tuning({(product, bits): Cut(4, 3, 1, stream=product == 'down')
                  for product in PRODUCTS for bits in (16, 8, 4)}, 2, 2, 1)
 CPU = torch.device('cpu')
 WIDTHS = (1, 4)
+LIMITS = Limits(sm_count=3)
 
 pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='the emulator needs a C++ compiler')
 
@@ -74,7 +75,7 @@ def tiers(weights):
 
 @pytest.fixture(scope='module')
 def kernels(tiers, tmp_path_factory):
-    return EmulatedKernels(kernels_needed(CONFIG, tiers, TUNING, WIDTHS), tmp_path_factory.mktemp('step'))
+    return EmulatedKernels(kernels_needed(CONFIG, tiers, TUNING, LIMITS, WIDTHS), tmp_path_factory.mktemp('step'))
 
 
 def filled_cache(weights):
@@ -95,7 +96,7 @@ def twin_step(kernels, weights, tier, width, slots, steps):
     other.k.copy_(cache.k), other.v.copy_(cache.v)
     other.length, other.position = list(cache.length), list(cache.position)
     decoder = Decoder(CONFIG, dense(tier, weights), rope_table(CONFIG, 256, CPU), other)
-    step = DecodeStep(CONFIG, weights.embed, rope_table(CONFIG, 256, CPU), cache, kernels, TUNING, 3,
+    step = DecodeStep(CONFIG, weights.embed, rope_table(CONFIG, 256, CPU), cache, kernels, TUNING, LIMITS,
                       tap_layer=1)
     state = step.state
     state.lengths[:] = torch.tensor(cache.length)

@@ -27,8 +27,7 @@ class MatvecArgs(ctypes.Structure):
         ('norm_weight', _POINTER), ('out', _POINTER), ('tap', _POINTER), ('logits', _POINTER),
         ('seen', _POINTER), ('penalty', _POINTER), ('slot_of_row', _POINTER),
         ('best_value', _POINTER), ('best_index', _POINTER),
-        ('norm_eps', _FLOAT), ('n_rows', _INT), ('k', _INT), ('rows_per_block', _INT),
-        ('lead', _INT), ('prefetch_bytes', _INT)]
+        ('norm_eps', _FLOAT), ('n_rows', _INT), ('k', _INT), ('rows_per_block', _INT)]
 
 
 class AttentionArgs(ctypes.Structure):
@@ -40,7 +39,8 @@ class AttentionArgs(ctypes.Structure):
         ('positions', _POINTER), ('keys', _POINTER), ('values', _POINTER), ('out', _POINTER),
         ('partial', _POINTER), ('finished', _POINTER), ('slot_stride', ctypes.c_ulonglong),
         ('capacity', _INT), ('heads', _INT), ('kv_heads', _INT),
-        ('norm_eps', _FLOAT), ('scale', _FLOAT), ('early', _INT)]
+        ('norm_eps', _FLOAT), ('scale', _FLOAT),
+        ('least_tiles', _INT)]
 
 
 class EmbedArgs(ctypes.Structure):

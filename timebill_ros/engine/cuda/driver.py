@@ -3,15 +3,29 @@
 """Loads compiled kernels and launches them on torch's current stream through the CUDA driver."""
 
 import ctypes
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 
+from timebill_ros.engine.cuda.tuning import Limits
 from timebill_ros.engine.errors import EngineError
 
 _MAX_DYNAMIC_SHARED_BYTES = 8            # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PROGRAMMATIC_SERIALIZATION = 6          # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _PROGRAMMATIC_SINCE = (9, 0)             # compute capability
+
+
+def device_limits(device: torch.device) -> Limits:
+    """Return what a GPU offers to a block."""
+    properties = torch.cuda.get_device_properties(device)
+    return Limits(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+def one_block_per_sm(device: torch.device) -> int:
+    """Return the shared memory that a block must claim to have a multiprocessor for itself."""
+    properties = torch.cuda.get_device_properties(device)
+    return min(properties.shared_memory_per_multiprocessor // 2 + 1024,
+               properties.shared_memory_per_block_optin)
 
 
 class _Attribute(ctypes.Structure):
@@ -33,12 +47,19 @@ class Kernels:
     """The kernels of one module, by name, on one device."""
 
     def __init__(self, cubin: bytes, device: torch.device, overlap: bool = True,
-                 shared_floor_bytes: int = 0) -> None:
-        """Load the module; ``overlap`` lets each kernel start while the one before it runs."""
+                 shared_floor_bytes: Optional[int] = None) -> None:
+        """
+        Load the module; ``overlap`` lets each kernel start while the one before it runs.
+
+        Every block claims ``shared_floor_bytes`` of shared memory at least. With more than half
+        of a multiprocessor's (None), one block of the next kernel follows on each multiprocessor
+        as the last one ends there; with less, blocks pile up on some and leave others empty.
+        """
         torch.cuda.current_stream(device).synchronize()   # torch makes its context current
         self._driver = ctypes.CDLL('libcuda.so.1')
         self._device = device
-        self.shared_floor_bytes = shared_floor_bytes
+        self.shared_floor_bytes = (
+            one_block_per_sm(device) if shared_floor_bytes is None else shared_floor_bytes)
         self.overlap = overlap and torch.cuda.get_device_capability(device) >= _PROGRAMMATIC_SINCE
         self._module = ctypes.c_void_p()
         self._check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin))

@@ -11,7 +11,7 @@ from timebill_ros.engine.cuda.arguments import (
     AttentionArgs, EmbedArgs, MatvecArgs, SampleArgs, pointer)
 from timebill_ros.engine.cuda.quantize import Matrix
 from timebill_ros.engine.cuda.state import BatchState
-from timebill_ros.engine.cuda.tuning import Cut
+from timebill_ros.engine.cuda.tuning import rows_per_block
 from timebill_ros.engine.cuda.variants import (
     Attention, EMBED_THREADS, Matvec, MAX_GROUP, SAMPLE_SHARED_BYTES, SAMPLE_THREADS)
 
@@ -24,12 +24,7 @@ class Launcher(Protocol):
         """Launch one kernel."""
 
 
-def rows_per_block(rows: int, blocks: int) -> int:
-    """Rows that each of at most ``blocks`` blocks takes: a multiple of four, as the scales lie."""
-    return 4 * max(1, -(-rows // (4 * blocks)))
-
-
-def matvec(kernels: Launcher, kernel: Matvec, cut: Cut, blocks: int, weight: Matrix, x: Tensor, out: Tensor,
+def matvec(kernels: Launcher, kernel: Matvec, blocks: int, weight: Matrix, x: Tensor, out: Tensor,
            bias: Optional[Tensor] = None, norm: Optional[Tensor] = None, norm_eps: float = 0.0,
            tap: Optional[Tensor] = None) -> None:
     """
@@ -43,13 +38,12 @@ def matvec(kernels: Launcher, kernel: Matvec, cut: Cut, blocks: int, weight: Mat
     arguments = MatvecArgs(
         weight=pointer(weight.data), scales=pointer(weight.scales), bias=pointer(bias),
         x=pointer(x), norm_weight=pointer(norm), out=pointer(out), tap=pointer(tap),
-        norm_eps=norm_eps, n_rows=rows, k=weight.k, rows_per_block=per_block, lead=cut.lead,
-        prefetch_bytes=cut.prefetch_bytes)
+        norm_eps=norm_eps, n_rows=rows, k=weight.k, rows_per_block=per_block)
     kernels.launch(kernel.name, (blocks, 1, 1), kernel.threads,
-                   kernel.shared_bytes(weight.k), arguments)
+                   kernel.shared_bytes(weight.k, per_block), arguments)
 
 
-def head(kernels: Launcher, kernel: Matvec, cut: Cut, blocks: int, weight: Matrix, x: Tensor, norm: Tensor,
+def head(kernels: Launcher, kernel: Matvec, blocks: int, weight: Matrix, x: Tensor, norm: Tensor,
          norm_eps: float, state: BatchState) -> None:
     """Launch the head: final norm, logits with the repetition penalty, best token per block."""
     per_block = rows_per_block(weight.n, blocks)
@@ -58,16 +52,15 @@ def head(kernels: Launcher, kernel: Matvec, cut: Cut, blocks: int, weight: Matri
         norm_weight=pointer(norm), logits=pointer(state.logits), seen=pointer(state.seen),
         penalty=pointer(state.penalty), slot_of_row=pointer(state.slot_of_row),
         best_value=pointer(state.best_value), best_index=pointer(state.best_index),
-        norm_eps=norm_eps, n_rows=weight.n, k=weight.k, rows_per_block=per_block, lead=cut.lead,
-        prefetch_bytes=cut.prefetch_bytes)
+        norm_eps=norm_eps, n_rows=weight.n, k=weight.k, rows_per_block=per_block)
     kernels.launch(kernel.name, (blocks, 1, 1), kernel.threads,
-                   kernel.shared_bytes(weight.k), arguments)
+                   kernel.shared_bytes(weight.k, per_block), arguments)
 
 
 def attention(kernels: Launcher, kernel: Attention, splits: int, batch: int, qkv: Tensor,
               out: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, scale: float,
               state: BatchState, q_norm: Optional[Tensor] = None,
-              k_norm: Optional[Tensor] = None, norm_eps: float = 0.0, early: bool = False) -> None:
+              k_norm: Optional[Tensor] = None, norm_eps: float = 0.0, least_tiles: int = 1) -> None:
     """
     Launch attention of one new token per row; appends its key and value to the cache.
 
@@ -84,7 +77,8 @@ def attention(kernels: Launcher, kernel: Attention, splits: int, batch: int, qkv
         positions=pointer(state.positions), keys=pointer(keys), values=pointer(values),
         out=pointer(out), partial=pointer(state.partial), finished=pointer(state.finished),
         slot_stride=keys.stride(0), capacity=capacity, heads=heads, kv_heads=kv_heads,
-        norm_eps=norm_eps, scale=scale, early=early)
+        norm_eps=norm_eps, scale=scale,
+        least_tiles=least_tiles)
     kernels.launch(kernel.name, (splits, kv_heads, batch), kernel.threads, kernel.shared_bytes(),
                    arguments)
 

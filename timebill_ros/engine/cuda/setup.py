@@ -10,7 +10,7 @@ import torch
 
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
-from timebill_ros.engine.cuda.driver import Kernels
+from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.nvrtc import compile_cubin
 from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, unsupported
@@ -83,8 +83,8 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
     """Return the graph runner; kernels come from ``cubins`` if they were compiled for this GPU before."""
     device = weights.embed.device
     major, minor = torch.cuda.get_device_capability(device)
-    cubin = compile_cubin(source(kernels_needed(config, tiers, DEFAULT)), f'sm_{major}{minor}', cubins)
-    kernels = Kernels(cubin, device)
-    sm_count = torch.cuda.get_device_properties(device).multi_processor_count
-    step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, sm_count, tap_layer)
+    limits = device_limits(device)
+    code = source(kernels_needed(config, tiers, DEFAULT, limits))
+    kernels = Kernels(compile_cubin(code, f'sm_{major}{minor}', cubins), device)
+    step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, limits, tap_layer)
     return StepRunner(step, tiers, cache)

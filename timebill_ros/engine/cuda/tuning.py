@@ -11,15 +11,26 @@ PRODUCTS = ('qkv', 'o', 'gate_up', 'down', 'head')
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a GPU offers: multiprocessors, and bytes of shared memory for one block."""
+
+    sm_count: int = 132
+    shared_bytes: int = 227 * 1024
+
+
+def rows_per_block(rows: int, blocks: int) -> int:
+    """Rows that each of at most ``blocks`` blocks takes: a multiple of four, as the scales lie."""
+    return 4 * max(1, -(-rows // (4 * blocks)))
+
+
+@dataclass(frozen=True)
 class Cut:
     """One product: warps and pipeline stages of a block, blocks per multiprocessor."""
 
-    warps: int = 8
-    stages: int = 8
+    warps: int = 16
+    stages: int = 4
     blocks_per_sm: int = 1
     stream: bool = False
-    lead: int = 8                    # units before its end at which a block lets the next start
-    prefetch_bytes: int = 131072     # per block, to L2 while it waits for the kernel before
 
 
 @dataclass(frozen=True)
@@ -27,22 +38,32 @@ class Tuning:
     """Cuts by (product, bits), and the cut of attention."""
 
     cuts: Mapping[Tuple[str, int], Cut] = field(default_factory=dict)
-    attention_warps: int = 4
-    attention_stages: int = 3
+    attention_warps: int = 8
+    attention_stages: int = 2
     attention_blocks_per_sm: float = 1
-    attention_early: bool = False
-    shared_floor_bytes: int = 0
+    attention_least_tiles: int = 1
 
     def cut(self, product: str, bits: int) -> Cut:
         """Return how a product is cut."""
-        return self.cuts.get((product, bits), Cut(stream=product == 'down'))
+        return self.cuts.get((product, bits), Cut())
 
-    def matvec(self, product: str, bits: int, batch: int) -> Matvec:
-        """Return the kernel of a product for a batch width."""
+    def matvec(self, product: str, bits: int, batch: int, rows: int, k: int,
+               limits: Limits) -> Matvec:
+        """
+        Return the kernel of a product [rows, k] for a batch width.
+
+        Where the vectors do not fit into shared memory they are streamed (role residual), and
+        the pipeline is made as short as need be.
+        """
         cut = self.cut(product, bits)
         role = 'residual' if product in ('o', 'down') else product
-        stages, stream = cut.stages, cut.stream
-        return Matvec(bits, role, batch, cut.warps, stages, stream)
+        kernel = Matvec(bits, role, batch, cut.warps, cut.stages, cut.stream)
+        per_block = rows_per_block(rows, limits.sm_count * cut.blocks_per_sm)
+        if role == 'residual' and kernel.shared_bytes(k, per_block) > limits.shared_bytes:
+            kernel = replace(kernel, stream=True)
+        while kernel.shared_bytes(k, per_block) > limits.shared_bytes and kernel.stages > 2:
+            kernel = replace(kernel, stages=kernel.stages - 1)
+        return kernel
 
     def attention(self, head_dim: int) -> Attention:
         """Return the attention kernel."""

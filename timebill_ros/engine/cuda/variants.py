@@ -48,14 +48,18 @@ class Matvec:
         """Columns that four lanes fetch at once."""
         return 512 // self.bits
 
-    def shared_bytes(self, k: int) -> int:
-        """Dynamic shared memory for rows of ``k`` columns."""
+    def shared_bytes(self, k: int, rows_per_block: int) -> int:
+        """Dynamic shared memory for ``rows_per_block`` rows of ``k`` columns."""
         slots = 2 + self.chunk // 32 if self.stream else 2
         ring = self.stages * slots * self.threads * 16
         scales = self.stages * self.warps * 32 if self.bits == 4 else 0
-        sums = 2 * self.warps * 16 * self.batch * 4
-        padded = -(-k // self.chunk) * self.chunk
-        stride = -(-padded // 64) * 64 + 32
+        chunks = -(-k // self.chunk)
+        tiles = -(-rows_per_block // (8 if self.role == 'gate_up' else 16))
+        span = min(tiles, (-(-tiles * chunks // self.warps) + chunks - 2) // chunks + 1)
+        sums = self.warps * span * 16 * self.batch * 4
+        if _ROLES[self.role][0] == 'RMS_NORM':
+            sums += self.warps * self.batch * 4 + 2 * k
+        stride = -(-chunks * self.chunk // 64) * 64 + 32
         return ring + scales + sums + (0 if self.stream else self.batch * stride * 2)
 
     def entry(self) -> str:
@@ -92,7 +96,8 @@ class Attention:
     def shared_bytes(self) -> int:
         """Dynamic shared memory."""
         ring = self.stages * 2 * (self.head_dim // 16) * self.threads * 16
-        small = (MAX_GROUP + 2) * self.head_dim * 2 + 2 * (self.warps + 1) * MAX_GROUP * 4 + 16
+        small = (2 * MAX_GROUP + 3) * self.head_dim * 2 + 2 * self.head_dim * 4
+        small += (2 * self.warps + 3) * MAX_GROUP * 4 + 16
         return ring + small
 
     def entry(self) -> str:

@@ -23,7 +23,7 @@ struct AttentionArgs
   u16 * keys;                // one layer of the cache: [slots, kv_heads, capacity, D]
   u16 * values;
   u16 * out;                 // [batch, heads * D]
-  float * partial;           // [batch, kv_heads, splits, 8, D + 2]: sums, maximum, weight
+  float * partial;           // [batch, kv_heads]: sums [splits, 8, D], then (maximum, weight) [splits, 8]
   u32 * finished;            // [batch, kv_heads], zero between launches
   u64 slot_stride;           // elements from one slot of the cache to the next
   int capacity;
@@ -31,12 +31,13 @@ struct AttentionArgs
   int kv_heads;
   float norm_eps;
   float scale;
-  int early;                 // let the next kernel start at the beginning, not near the end
+  int least_tiles;           // of a stretch, so that a short cache is not split too finely
 };
 
 const int MAX_GROUP = 8;     // query heads per KV head that one block serves
 
-// One head of the new token: norm, if there is one, and rotation. One warp; result in `to`.
+// One head of the new token, from and to shared memory: norm, if there is one, and rotation. One
+// warp. Products are rounded as bf16 tensor code rounds them.
 template<int D>
 DEVICE void prepare_head(const u16 * from, const u16 * norm, float eps, const float * cos,
   const float * sin, u16 * to)
@@ -47,9 +48,8 @@ DEVICE void prepare_head(const u16 * from, const u16 * norm, float eps, const fl
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PER_LANE; ++i) {
-    const int d = lane + 32 * i;
-    low[i] = bf16_to_float(load_fresh(from + d));
-    high[i] = bf16_to_float(load_fresh(from + d + D / 2));
+    low[i] = bf16_to_float(from[lane + 32 * i]);
+    high[i] = bf16_to_float(from[lane + 32 * i + D / 2]);
     squares += low[i] * low[i] + high[i] * high[i];
   }
   if (norm != nullptr) {
@@ -65,13 +65,59 @@ DEVICE void prepare_head(const u16 * from, const u16 * norm, float eps, const fl
 #pragma unroll
   for (int i = 0; i < PER_LANE; ++i) {
     const int d = lane + 32 * i;
-    // Products rounded as bf16 tensor code rounds them.
-    to[d] = float_to_bf16(
-      round_to_bf16(low[i] * round_to_bf16(cos[d])) -
-      round_to_bf16(high[i] * round_to_bf16(sin[d])));
+    to[d] = float_to_bf16(round_to_bf16(low[i] * cos[d]) - round_to_bf16(high[i] * sin[d]));
     to[d + D / 2] = float_to_bf16(
-      round_to_bf16(high[i] * round_to_bf16(cos[d + D / 2])) +
-      round_to_bf16(low[i] * round_to_bf16(sin[d + D / 2])));
+      round_to_bf16(high[i] * cos[d + D / 2]) + round_to_bf16(low[i] * sin[d + D / 2]));
+  }
+}
+
+// The last block of a KV head: weighs the stretches, then adds them.
+template<int D, int WARPS>
+DEVICE void add_stretches(const float * sums_of, const float * stats_of, int splits, int group,
+  float * factors, u16 * out)
+{
+  const int THREADS = WARPS * 32;
+  const int lane = threadIdx.x % 32;
+  float * const stats = factors + splits * MAX_GROUP;             // [splits][8][2]
+#pragma unroll 1
+  for (int i = threadIdx.x; i < splits * MAX_GROUP * 2; i += THREADS) {
+    stats[i] = load_fresh(stats_of + i);
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int head = threadIdx.x / 32; head < group; head += WARPS) {
+    float top = MINUS_INFINITY;
+#pragma unroll 1
+    for (int s = lane; s < splits; s += 32) {top = fmaxf(top, stats[(s * MAX_GROUP + head) * 2]);}
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, distance));
+    }
+    float total = 0.0f;
+#pragma unroll 1
+    for (int s = lane; s < splits; s += 32) {
+      const float * const own = stats + (s * MAX_GROUP + head) * 2;
+      total += two_to_the(own[0] - top) * own[1];
+    }
+    total = warp_sum(total);
+#pragma unroll 1
+    for (int s = lane; s < splits; s += 32) {
+      factors[s * MAX_GROUP + head] = two_to_the(stats[(s * MAX_GROUP + head) * 2] - top) / total;
+    }
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; i < group * D; i += THREADS * 4) {
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+    for (int s = 0; s < splits; ++s) {
+      const Vector16 part = load_fresh_16(sums_of + s * MAX_GROUP * D + i);
+      const float factor = factors[s * MAX_GROUP + i / D];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {sum[j] += factor * bits_to_float(part.word[j]);}
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {out[i + j] = float_to_bf16(sum[j]);}
   }
 }
 
@@ -85,10 +131,12 @@ DEVICE void attention(const AttentionArgs & args)
   Vector16 * const ring = (Vector16 *)shared;   // [STAGES][2 * PIECES][THREADS]
   u16 * const query = (u16 *)(ring + STAGES * 2 * PIECES * THREADS);        // [8][D]
   u16 * const new_key = query + MAX_GROUP * D;                              // [D]
-  u16 * const new_value = new_key + D;                                      // [D]
-  float * const maxima = (float *)(new_value + D);                          // [WARPS + 1][8]
+  u16 * const raw = new_key + D;                // [group + 2][D]: queries, key, value as they come
+  float * const angles = (float *)(raw + (MAX_GROUP + 2) * D);              // [2][D]
+  float * const maxima = angles + 2 * D;                                    // [WARPS + 1][8]
   float * const weights = maxima + (WARPS + 1) * MAX_GROUP;                 // [WARPS + 1][8]
-  int * const is_last = (int *)(weights + (WARPS + 1) * MAX_GROUP);
+  float * const totals = weights + (WARPS + 1) * MAX_GROUP;                 // [8]
+  int * const is_last = (int *)(totals + MAX_GROUP);
   float * const outputs = (float *)shared;      // [WARPS][8][D], once the ring is done with
 
   const int split = blockIdx.x;
@@ -101,13 +149,15 @@ DEVICE void attention(const AttentionArgs & args)
   const int t = lane % 4;
   const int slot = args.slot_of_row[row];
   const int length = slot < 0 ? 0 : args.lengths[slot];
+  const u64 position = slot < 0 ? 0 : args.positions[slot];
   const int tiles = larger(ceil_div(length, TILE), 1);
-  const int tiles_per_split = ceil_div(tiles, (int)gridDim.x);
+  const int tiles_per_split = larger(ceil_div(tiles, (int)gridDim.x), args.least_tiles);
   const int splits_in_use = ceil_div(tiles, tiles_per_split);
   if (slot < 0 || split >= splits_in_use) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     if (slot < 0 && split == 0) {
+#pragma unroll 1
       for (int i = threadIdx.x; i < group * D; i += THREADS) {
         args.out[((u64)row * args.heads + kv_head * group) * D + i] = 0;
       }
@@ -120,6 +170,15 @@ DEVICE void attention(const AttentionArgs & args)
     args.keys + slot * args.slot_stride + (u64)kv_head * args.capacity * D;
   u16 * const values =
     args.values + slot * args.slot_stride + (u64)kv_head * args.capacity * D;
+
+  // Ahead of the keys, so that nothing waits behind them.
+  const int ANGLES = (2 * D + THREADS - 1) / THREADS;
+  float angle[ANGLES];
+#pragma unroll
+  for (int i = 0; i < ANGLES; ++i) {
+    const int d = threadIdx.x + i * THREADS;
+    angle[i] = d >= 2 * D ? 0.0f : (d < D ? args.cos : args.sin - D)[position * D + d];
+  }
 
   auto fetch = [&](int stage, int token) {
       Vector16 * const to = ring + stage * 2 * PIECES * THREADS + threadIdx.x;
@@ -142,35 +201,55 @@ DEVICE void attention(const AttentionArgs & args)
       copy_async_commit();
     };
 
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < STAGES - 1; ++stage) {fetch(stage, first_token + stage * TILE);}
-  if (args.early) {let_next_kernel_start();}
+#pragma unroll
+  for (int i = 0; i < ANGLES; ++i) {
+    const int d = threadIdx.x + i * THREADS;
+    if (d < 2 * D) {angles[d] = round_to_bf16(angle[i]);}
+  }
+  let_next_kernel_start();
   wait_for_previous_kernel();
 
-  const float * const cos = args.cos + (u64)args.positions[slot] * D;
-  const float * const sin = args.sin + (u64)args.positions[slot] * D;
   const u16 * const token_qkv = args.qkv + (u64)row * (args.heads + 2 * args.kv_heads) * D;
+#pragma unroll 1
+  for (int e = threadIdx.x; e < (group + 2) * D / 8; e += THREADS) {
+    const int head = e / (D / 8);
+    const int from = head < group ? kv_head * group + head :
+      args.heads + kv_head + (head - group) * args.kv_heads;
+    *(Vector16 *)(raw + e * 8) = load_fresh_16(token_qkv + from * D + e % (D / 8) * 8);
+  }
+  __syncthreads();
+  const u16 * const new_value = raw + (group + 1) * D;
+#pragma unroll 1
   for (int head = warp; head < MAX_GROUP + 1; head += WARPS) {
     if (head < group) {
-      prepare_head<D>(token_qkv + (kv_head * group + head) * D, args.q_norm, args.norm_eps, cos,
-        sin, query + head * D);
+      prepare_head<D>(raw + head * D, args.q_norm, args.norm_eps, angles, angles + D,
+        query + head * D);
     } else if (head < MAX_GROUP) {
+#pragma unroll 1
       for (int d = lane; d < D; d += 32) {query[head * D + d] = 0;}
     } else if (split == 0) {
-      prepare_head<D>(token_qkv + (args.heads + kv_head) * D, args.k_norm, args.norm_eps, cos,
-        sin, new_key);
-    }
-  }
-  if (split == 0) {
-    for (int d = threadIdx.x; d < D; d += THREADS) {
-      new_value[d] = load_fresh(token_qkv + (args.heads + args.kv_heads + kv_head) * D + d);
+      prepare_head<D>(raw + group * D, args.k_norm, args.norm_eps, angles, angles + D, new_key);
     }
   }
   __syncthreads();
-  if (split == 0 && length < args.capacity) {
-    for (int d = threadIdx.x; d < D; d += THREADS) {
+  const float scale = args.scale * LOG2_E;      // the softmax is taken to base two
+  if (split == 0) {
+#pragma unroll 1
+    for (int d = threadIdx.x; d < D && length < args.capacity; d += THREADS) {
       keys[(u64)length * D + d] = new_key[d];
       values[(u64)length * D + d] = new_value[d];
+    }
+#pragma unroll 1
+    for (int head = warp; head < MAX_GROUP; head += WARPS) {
+      float dot = 0.0f;
+#pragma unroll 1
+      for (int d = lane; d < D; d += 32) {
+        dot += bf16_to_float(query[head * D + d]) * bf16_to_float(new_key[d]);
+      }
+      dot = warp_sum(dot);
+      if (lane == 0) {maxima[WARPS * MAX_GROUP + head] = dot * scale;}
     }
   }
 
@@ -183,7 +262,6 @@ DEVICE void attention(const AttentionArgs & args)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {sums[j][i] = 0.0f;}
   }
-  const float scale = args.scale * LOG2_E;      // the softmax is taken to base two
   float maximum = MINUS_INFINITY;
   float weight = 0.0f;
   int stage = 0;
@@ -244,7 +322,6 @@ DEVICE void attention(const AttentionArgs & args)
     }
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
-  if (!args.early) {let_next_kernel_start();}
   copy_async_wait<0>();
   weight += __shfl_xor_sync(0xFFFFFFFFu, weight, 1);
   weight += __shfl_xor_sync(0xFFFFFFFFu, weight, 2);
@@ -263,50 +340,42 @@ DEVICE void attention(const AttentionArgs & args)
     maxima[warp * MAX_GROUP + g] = maximum;
     weights[warp * MAX_GROUP + g] = weight;
   }
-  for (int head = warp; head < MAX_GROUP; head += WARPS) {
-    float dot = 0.0f;
-    if (split == 0) {
-      for (int d = lane; d < D; d += 32) {
-        dot += bf16_to_float(query[head * D + d]) * bf16_to_float(new_key[d]);
-      }
+  __syncthreads();
+  const int parts = split == 0 ? WARPS + 1 : WARPS;
+  float * const sums_of = args.partial +
+    (u64)(row * args.kv_heads + kv_head) * gridDim.x * MAX_GROUP * (D + 2);
+  float * const stats_of = sums_of + gridDim.x * MAX_GROUP * D;
+  if (threadIdx.x < MAX_GROUP) {                // maxima become factors
+    const int head = threadIdx.x;
+    float top = MINUS_INFINITY;
+#pragma unroll 1
+    for (int w = 0; w < parts; ++w) {top = fmaxf(top, maxima[w * MAX_GROUP + head]);}
+    float total = 0.0f;
+#pragma unroll 1
+    for (int w = 0; w < parts; ++w) {
+      const float factor = two_to_the(maxima[w * MAX_GROUP + head] - top);
+      maxima[w * MAX_GROUP + head] = factor;
+      total += factor * (w < WARPS ? weights[w * MAX_GROUP + head] : 1.0f);
     }
-    dot = warp_sum(dot);
-    if (lane == 0) {
-      maxima[WARPS * MAX_GROUP + head] = split == 0 ? dot * scale : MINUS_INFINITY;
-      weights[WARPS * MAX_GROUP + head] = split == 0 ? 1.0f : 0.0f;
-    }
+    totals[head] = splits_in_use == 1 ? 1.0f / total : 1.0f;
+    stats_of[(split * MAX_GROUP + head) * 2] = top;
+    stats_of[(split * MAX_GROUP + head) * 2 + 1] = total;
   }
   __syncthreads();
-  const int record = D + 2;
-  float * const partial = args.partial +
-    ((u64)(row * args.kv_heads + kv_head) * gridDim.x) * MAX_GROUP * record;
   u16 * const out = args.out + ((u64)row * args.heads + kv_head * group) * D;
+#pragma unroll 1
   for (int i = threadIdx.x; i < group * D; i += THREADS) {
     const int head = i / D;
-    const int d = i % D;
-    float top = MINUS_INFINITY;
+    float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w <= WARPS; ++w) {top = fmaxf(top, maxima[w * MAX_GROUP + head]);}
-    float sum = 0.0f, total = 0.0f;
-#pragma unroll
-    for (int w = 0; w <= WARPS; ++w) {
-      const float factor = two_to_the(maxima[w * MAX_GROUP + head] - top);
-      total += factor * weights[w * MAX_GROUP + head];
-      if (w < WARPS) {
-        sum += factor * outputs[(w * MAX_GROUP + head) * D + d];
-      } else if (split == 0) {
-        sum += factor * bf16_to_float(new_value[d]);
-      }
+    for (int w = 0; w < WARPS; ++w) {
+      sum += maxima[w * MAX_GROUP + head] * outputs[w * MAX_GROUP * D + i];
     }
+    if (split == 0) {sum += maxima[WARPS * MAX_GROUP + head] * bf16_to_float(new_value[i % D]);}
     if (splits_in_use == 1) {
-      out[i] = float_to_bf16(sum / total);
+      out[i] = float_to_bf16(sum * totals[head]);
     } else {
-      float * const to = partial + (split * MAX_GROUP + head) * record;
-      to[d] = sum;
-      if (d == 0) {
-        to[D] = top;
-        to[D + 1] = total;
-      }
+      sums_of[split * MAX_GROUP * D + i] = sum;
     }
   }
   if (splits_in_use == 1) {return;}
@@ -317,38 +386,6 @@ DEVICE void attention(const AttentionArgs & args)
   __syncthreads();
   if (!*is_last) {return;}
   __threadfence();
-
-  // The last block of this KV head: weigh the stretches, then add them.
-  float * const factors = outputs;              // [splits][8]
   if (threadIdx.x == 0) {*finished = 0;}
-  for (int head = warp; head < group; head += WARPS) {
-    float top = MINUS_INFINITY;
-    for (int s = lane; s < splits_in_use; s += 32) {
-      top = fmaxf(top, load_fresh(partial + (s * MAX_GROUP + head) * record + D));
-    }
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, distance));
-    }
-    float total = 0.0f;
-    for (int s = lane; s < splits_in_use; s += 32) {
-      const float * const from = partial + (s * MAX_GROUP + head) * record + D;
-      total += two_to_the(load_fresh(from) - top) * load_fresh(from + 1);
-    }
-    total = warp_sum(total);
-    for (int s = lane; s < splits_in_use; s += 32) {
-      const float maximum_of_split = load_fresh(partial + (s * MAX_GROUP + head) * record + D);
-      factors[s * MAX_GROUP + head] = two_to_the(maximum_of_split - top) / total;
-    }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < group * D; i += THREADS) {
-    const float * const from = partial + (i / D) * record + i % D;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < splits_in_use; ++s) {
-      sum += factors[s * MAX_GROUP + i / D] * load_fresh(from + s * MAX_GROUP * record);
-    }
-    out[i] = float_to_bf16(sum);
-  }
+  add_stretches<D, WARPS>(sums_of, stats_of, splits_in_use, group, outputs, out);
 }

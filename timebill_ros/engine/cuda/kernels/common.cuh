@@ -23,3 +23,22 @@ DEVICE float warp_sum(float value)
   }
   return value;
 }
+
+// Of two tokens the one with the larger logit; of equals the first.
+DEVICE void take_better(float & value, int & index, float other_value, int other_index)
+{
+  if (other_value > value || (other_value == value && other_index < index)) {
+    value = other_value;
+    index = other_index;
+  }
+}
+
+DEVICE void warp_best(float & value, int & index)
+{
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const float other_value = __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    const int other_index = __shfl_xor_sync(0xFFFFFFFFu, index, distance);
+    take_better(value, index, other_value, other_index);
+  }
+}

@@ -3,12 +3,13 @@
 //
 // y = W x for 1 to 8 vectors at once, at the speed of reading W.
 //
-// One block of WARPS warps owns `rows_per_block` consecutive rows and walks through them in tiles
-// of 16; within a tile the warps share the columns, chunk by chunk. A lane fetches 16 bytes of
-// two rows per chunk, asynchronously, into slots that only it reads (STAGES deep), unpacks them
-// in registers to bf16 and feeds the tensor cores, whose eight columns are the batch. The order
-// of the columns within a chunk does not matter to a sum, so x lies permuted in shared memory
-// such that neither operand is ever shuffled.
+// One block of WARPS warps owns `rows_per_block` consecutive rows, in tiles of 16. The tiles, cut
+// into chunks of columns, make one row of units, of which each warp takes an equal stretch; what
+// the warps have of each tile is added up once, at the end. A lane fetches 16 bytes of two rows
+// per unit, asynchronously, into slots that only it reads (STAGES deep), unpacks them in
+// registers to bf16 and feeds the tensor cores, whose eight columns are the batch. The order of
+// the columns within a chunk does not matter to a sum, so x lies permuted in shared memory such
+// that neither operand is ever shuffled.
 //
 // Formats: 16 = bf16; 8 = int8, one scale per row; 4 = int4 (value + 8), groups of 128 columns,
 // nibble j of a word holds column 2j (j < 4) or 2(j-4)+1, scales as [row / 4][group][row % 4].
@@ -35,8 +36,6 @@ struct MatvecArgs
   int n_rows;
   int k;
   int rows_per_block;        // a multiple of 4
-  int lead;                  // units before its end at which a block lets the next kernel start
-  int prefetch_bytes;        // of the block's weights, brought to L2 while the kernel waits
 };
 
 template<int BITS>
@@ -60,10 +59,10 @@ DEVICE void unpack(const Vector16 & data, int piece, u32 (&pairs)[4])
     for (int i = 0; i < 2; ++i) {
       const u32 even = data.word[2 * piece + i];
       const u32 odd = even >> 8;
-      const u32 even_low = (even & 0x007F007Fu) | 0x43004300u;
-      const u32 even_base = (even & 0x00800080u) | 0x43004300u;
-      const u32 odd_low = (odd & 0x007F007Fu) | 0x43004300u;
-      const u32 odd_base = (odd & 0x00800080u) | 0x43004300u;
+      const u32 even_low = and_or(even, 0x007F007Fu, 0x43004300u);
+      const u32 even_base = and_or(even, 0x00800080u, 0x43004300u);
+      const u32 odd_low = and_or(odd, 0x007F007Fu, 0x43004300u);
+      const u32 odd_base = and_or(odd, 0x00800080u, 0x43004300u);
       pairs[2 * i] = fma_bf16x2(even_base, 0xBF80BF80u, even_low);
       pairs[2 * i + 1] = fma_bf16x2(odd_base, 0xBF80BF80u, odd_low);
     }
@@ -71,7 +70,7 @@ DEVICE void unpack(const Vector16 & data, int piece, u32 (&pairs)[4])
     // bf16 128 + nibble, minus 136.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const u32 raised = ((data.word[piece] >> (4 * i)) & 0x000F000Fu) | 0x43004300u;
+      const u32 raised = and_or(data.word[piece] >> (4 * i), 0x000F000Fu, 0x43004300u);
       pairs[i] = fma_bf16x2(raised, 0x3F803F80u, 0xC308C308u);
     }
   }
@@ -111,15 +110,14 @@ DEVICE int vector_stride(int k)
   return ceil_div(padded, 64) * 64 + 32;
 }
 
-DEVICE Vector16 normalised(const Vector16 & x, const Vector16 & weight, float inverse_rms)
+// x * weight, rounded to bf16; the division by the root mean square follows at the end of the sum.
+DEVICE Vector16 weighted(const Vector16 & x, const Vector16 & weight)
 {
   Vector16 y;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float low = round_to_bf16(low_half(x.word[i]) * inverse_rms) * low_half(weight.word[i]);
-    const float high =
-      round_to_bf16(high_half(x.word[i]) * inverse_rms) * high_half(weight.word[i]);
-    y.word[i] = pack_bf16(low, high);
+    y.word[i] = pack_bf16(low_half(x.word[i]) * low_half(weight.word[i]),
+        high_half(x.word[i]) * high_half(weight.word[i]));
   }
   return y;
 }
@@ -134,49 +132,40 @@ DEVICE float sum_of_squares(const Vector16 & x)
   return sum;
 }
 
-// Brings x, normalised if asked, into shared memory in the order that the products want.
+// Brings x, times the norm's weight if there is one, into shared memory in the order that the
+// products want; leaves each warp's sums of squares in `squares` [THREADS / 32][BATCH].
 template<int BITS, int PROLOGUE, int BATCH, int THREADS>
-DEVICE void load_vectors(const MatvecArgs & args, u16 * vectors, float * scratch)
+DEVICE void load_vectors(const MatvecArgs & args, u16 * vectors, const u16 * norm_weight,
+  float * squares)
 {
   const int stride = vector_stride<BITS>(args.k);
   const int eights = args.k / 8;
   const int padded_eights =
     ceil_div(args.k, Format<BITS>::CHUNK) * Format<BITS>::CHUNK / 8;
-  float squares[BATCH];
+  float sums[BATCH];
 #pragma unroll
-  for (int b = 0; b < BATCH; ++b) {squares[b] = 0.0f;}
+  for (int b = 0; b < BATCH; ++b) {sums[b] = 0.0f;}
+#pragma unroll 1
   for (int e = threadIdx.x; e < padded_eights; e += THREADS) {
     const int place = place_of_eight<BITS>(e * 8);
 #pragma unroll
     for (int b = 0; b < BATCH; ++b) {
       Vector16 x = {{0, 0, 0, 0}};
-      if (e < eights) {x = load_fresh_16(args.x + (u64)b * args.k + e * 8);}
-      if (PROLOGUE == RMS_NORM) {squares[b] += sum_of_squares(x);}
-      if (PROLOGUE == AS_IS) {x = order_of_eight<BITS>(x);}
-      *(Vector16 *)(vectors + b * stride + place) = x;
+      if (e < eights) {
+        x = load_fresh_16(args.x + (u64)b * args.k + e * 8);
+        if (PROLOGUE == RMS_NORM) {
+          sums[b] += sum_of_squares(x);
+          x = weighted(x, *(const Vector16 *)(norm_weight + e * 8));
+        }
+      }
+      *(Vector16 *)(vectors + b * stride + place) = order_of_eight<BITS>(x);
     }
   }
   if (PROLOGUE == RMS_NORM) {
 #pragma unroll
     for (int b = 0; b < BATCH; ++b) {
-      const float sum = warp_sum(squares[b]);
-      if (threadIdx.x % 32 == 0) {scratch[(threadIdx.x / 32) * BATCH + b] = sum;}
-    }
-    __syncthreads();
-#pragma unroll
-    for (int b = 0; b < BATCH; ++b) {
-      float sum = 0.0f;
-      for (int w = 0; w < THREADS / 32; ++w) {sum += scratch[w * BATCH + b];}
-      squares[b] = inverse_sqrt(sum / (float)args.k + args.norm_eps);
-    }
-    for (int e = threadIdx.x; e < eights; e += THREADS) {
-      const int place = place_of_eight<BITS>(e * 8);
-      const Vector16 weight = *(const Vector16 *)(args.norm_weight + e * 8);
-#pragma unroll
-      for (int b = 0; b < BATCH; ++b) {
-        Vector16 * const x = (Vector16 *)(vectors + b * stride + place);
-        *x = order_of_eight<BITS>(normalised(*x, weight, squares[b]));
-      }
+      const float sum = warp_sum(sums[b]);
+      if (threadIdx.x % 32 == 0) {squares[(threadIdx.x / 32) * BATCH + b] = sum;}
     }
   }
   __syncthreads();
@@ -214,17 +203,35 @@ DEVICE void finish(const MatvecArgs & args, int row, int b, float sum, float up,
   if (EPILOGUE == ADD_RESIDUAL && args.tap != nullptr) {args.tap[place] = float_to_bf16(value);}
 }
 
-// A warp's place in its stream of (tile, chunk) units.
-struct UnitCursor
+// The best token of a block, per vector. A thread has seen one vector only: threadIdx % BATCH.
+template<int BATCH, int THREADS>
+DEVICE void leave_best(const MatvecArgs & args, float * shared, float best_value, int best_index)
 {
-  int tile;
-  int chunk;
-  DEVICE void advance(int warp, int warps, int last_chunk)
-  {
-    chunk += warps;
-    if (chunk >= last_chunk) {chunk = warp; ++tile;}
+  float * const values = shared;
+  int * const indices = (int *)(shared + THREADS);
+  values[threadIdx.x] = best_value;
+  indices[threadIdx.x] = best_index;
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int b = threadIdx.x / 32; b < BATCH; b += THREADS / 32) {
+    best_value = MINUS_INFINITY;
+    best_index = 0x7FFFFFFF;
+    for (int i = lane * BATCH + b; i < THREADS; i += 32 * BATCH) {
+      take_better(best_value, best_index, values[i], indices[i]);
+    }
+    warp_best(best_value, best_index);
+    if (lane == 0) {
+      args.best_value[b * gridDim.x + blockIdx.x] = best_value;
+      args.best_index[b * gridDim.x + blockIdx.x] = best_index;
+    }
   }
-};
+}
+
+// Tiles that one warp's stretch can touch; variants.py computes the same.
+DEVICE int tile_span(int tiles, int n_chunks, int warps)
+{
+  return smaller(tiles, (ceil_div(tiles * n_chunks, warps) + n_chunks - 2) / n_chunks + 1);
+}
 
 // STREAM: x travels through the ring beside W instead of lying in shared memory as a whole (AS_IS
 // only): for long rows.
@@ -239,7 +246,6 @@ DEVICE void matvec(const MatvecArgs & args)
   Vector16 * const ring = (Vector16 *)shared;                             // [STAGES][SLOTS][THREADS]
   u16 * const scale_ring = (u16 *)(ring + STAGES * SLOTS * THREADS);      // [STAGES][WARPS][16]
   float * const sums = (float *)(scale_ring + (BITS == 4 ? STAGES * WARPS * 16 : 0));
-  u16 * const vectors = (u16 *)(sums + 2 * WARPS * 16 * BATCH);           // after 2 sums buffers
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -249,107 +255,125 @@ DEVICE void matvec(const MatvecArgs & args)
   const int end_row = smaller(first_row + args.rows_per_block, args.n_rows);
   const int tiles = ceil_div(larger(end_row - first_row, 0), TILE);
   const int n_chunks = ceil_div(args.k, F::CHUNK);
-  // Every warp walks the same number of units per tile, the last one maybe empty.
-  const int last_chunk = ceil_div(n_chunks, WARPS) * WARPS;
-  const int units = tiles * (last_chunk / WARPS);
+  // Each warp takes an equal stretch of the block's units; `span` tiles at most have a part in it.
+  const int units = ceil_div(tiles * n_chunks, WARPS);
+  const int first_unit = smaller(warp * units, tiles * n_chunks);
+  const int my_units = smaller(units, tiles * n_chunks - first_unit);
+  const int span = tile_span(ceil_div(args.rows_per_block, TILE), n_chunks, WARPS);
+  float * const squares = sums + WARPS * span * 16 * BATCH;   // sums [WARPS][span][16][BATCH]
+  u16 * const norm_weight = (u16 *)(squares + (PROLOGUE == RMS_NORM ? WARPS * BATCH : 0));
+  u16 * const vectors = norm_weight + (PROLOGUE == RMS_NORM ? args.k : 0);
   const u64 row_bytes = (u64)args.k * BITS / 8;
-  const int groups = n_chunks;                       // of int4: one chunk is one group
+  const bool lane_in_last_chunk = (n_chunks - 1) * F::CHUNK + t * F::PER_LANE < args.k;
 
-  auto fetch = [&](int stage, const UnitCursor & at) {
-      const int k = at.chunk * F::CHUNK + t * F::PER_LANE;
-      const int row = first_row + at.tile * TILE + g;
-      const bool valid = at.tile < tiles && k < args.k;
-      const bool first = valid && row < end_row;
-      const int other = EPILOGUE == SWIGLU ? row + args.n_rows : row + 8;
-      const bool second = valid && (EPILOGUE == SWIGLU ? row : other) < end_row;
-      const u8 * const column = args.weight + (u64)k * BITS / 8;
+  // What the lane fetches next: pointers run along the rows and jump at the end of a tile. Where
+  // nothing is to be fetched they point anywhere, and zeros are written.
+  int next_row = first_row + first_unit / n_chunks * TILE;
+  int next_chunk = first_unit % n_chunks;
+  const u8 * next_first, * next_second;
+  const u16 * next_scales;
+  auto enter_tile = [&]() {
+      const u64 column = (u64)(next_chunk * F::CHUNK + t * F::PER_LANE) * BITS / 8;
+      next_first = args.weight + (next_row + g) * row_bytes + column;
+      next_second = next_first + (EPILOGUE == SWIGLU ? args.n_rows : 8) * row_bytes;
+      const int quad = next_row / 4 + (EPILOGUE == SWIGLU ? lane % 2 + lane / 2 * (args.n_rows / 4) : lane);
+      next_scales = (const u16 *)args.scales + ((u64)quad * n_chunks + next_chunk) * 4;
+    };
+  auto fetch = [&](int stage, bool wanted) {
+      const bool inside = wanted && (next_chunk != n_chunks - 1 || lane_in_last_chunk);
+      const int quad_row = next_row + (EPILOGUE == SWIGLU ? lane % 2 : lane) * 4;
       Vector16 * const slot = ring + stage * SLOTS * THREADS + threadIdx.x;
-      copy_async_16(slot, first ? column + row * row_bytes : args.weight, first);
-      copy_async_16(slot + THREADS, second ? column + other * row_bytes : args.weight, second);
+      copy_async_16(slot, next_first, inside && next_row + g < end_row);
+      copy_async_16(slot + THREADS, next_second,
+        inside && next_row + g + (EPILOGUE == SWIGLU ? 0 : 8) < end_row);
       if (BITS == 4 && lane < 4) {
-        int quad = first_row + at.tile * TILE + (EPILOGUE == SWIGLU ? lane % 2 : lane) * 4;
-        const bool inside = at.tile < tiles && at.chunk < n_chunks && quad < end_row;
-        if (EPILOGUE == SWIGLU && lane >= 2) {quad += args.n_rows;}
-        const u16 * const from = (const u16 *)args.scales +
-          (inside ? ((u64)(quad / 4) * groups + at.chunk) * 4 : 0);
-        copy_async_8(scale_ring + (stage * WARPS + warp) * 16 + lane * 4, from, inside);
+        copy_async_8(scale_ring + (stage * WARPS + warp) * 16 + lane * 4, next_scales,
+          wanted && quad_row < end_row);
       }
     };
-  auto fetch_vectors = [&](int stage, const UnitCursor & at) {
-      const int k = at.chunk * F::CHUNK + t * F::PER_LANE;
-      const bool valid = at.tile < tiles && k < args.k;
+  auto fetch_vectors = [&](int stage, int chunk, bool wanted) {
+      const int k = chunk * F::CHUNK + t * F::PER_LANE;
       Vector16 * const slot = ring + (stage * SLOTS + 2) * THREADS + threadIdx.x;
       if (!STREAM || g >= BATCH) {return;}
 #pragma unroll
       for (int piece = 0; piece < F::PIECES; ++piece) {
-        const u16 * const from = valid ? args.x + (u64)g * args.k + k + piece * 8 : args.x;
-        copy_async_16(slot + piece * THREADS, from, valid);
+        copy_async_16(
+          slot + piece * THREADS, args.x + (u64)g * args.k + k + piece * 8, wanted && k < args.k);
+      }
+    };
+  auto advance = [&]() {
+      next_first += 64;
+      next_second += 64;
+      next_scales += 4;
+      if (++next_chunk == n_chunks) {
+        next_chunk = 0;
+        next_row += TILE;
+        enter_tile();
       }
     };
 
-  UnitCursor ahead = {0, warp};
-#pragma unroll
-  for (int stage = 0; stage < STAGES - 1; ++stage) {
-    fetch(stage, ahead);
+  if (PROLOGUE == RMS_NORM) {
+#pragma unroll 1
+    for (int e = threadIdx.x; e < args.k / 8; e += THREADS) {
+      copy_async_16(norm_weight + e * 8, args.norm_weight + e * 8, true);
+    }
     copy_async_commit();
-    ahead.advance(warp, WARPS, last_chunk);
   }
-  if (lane == 0 && warp < (EPILOGUE == SWIGLU ? 2 : 1)) {
-    const u64 bytes = (u64)larger(end_row - first_row, 0) * row_bytes;
-    const u32 wanted = args.prefetch_bytes / (EPILOGUE == SWIGLU ? 2 : 1);
-    const u64 row = first_row + (u64)warp * args.n_rows;
-    const u32 size = (u32)(bytes < wanted ? bytes : wanted) & ~15u;
-    if (size > 0) {prefetch_to_l2(args.weight + row * row_bytes, size);}
+  enter_tile();
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES - 1; ++stage) {
+    fetch(stage, stage < my_units);
+    copy_async_commit();
+    advance();
   }
-  if (args.lead >= units) {let_next_kernel_start();}
+  let_next_kernel_start();
+#pragma unroll 1
+  for (int row = first_row + threadIdx.x; row < end_row; row += THREADS) {
+    if (BITS == 8) {prefetch((const float *)args.scales + row);}
+    if (args.bias != nullptr) {prefetch(args.bias + row);}
+  }
   wait_for_previous_kernel();
   if (STREAM) {
     // Groups of their own, one per stage: so the wait in the loop counts right from the start.
-    UnitCursor at = {0, warp};
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-      fetch_vectors(stage, at);
+      fetch_vectors(stage, (first_unit + stage) % n_chunks, stage < my_units);
       copy_async_commit();
-      at.advance(warp, WARPS, last_chunk);
     }
   } else {
-    load_vectors<BITS, PROLOGUE, BATCH, THREADS>(args, vectors, sums);
+    // A thread reads of the norm's weight only what it fetched itself.
+    if (PROLOGUE == RMS_NORM) {copy_async_wait<STAGES - 1>();}
+    load_vectors<BITS, PROLOGUE, BATCH, THREADS>(args, vectors, norm_weight, squares);
   }
 
-  const int stride = vector_stride<BITS>(args.k);
-  const u16 * const my_vector = vectors + (g < BATCH ? g : 0) * stride + t * 8;
-  float best_value = MINUS_INFINITY;
-  int best_index = 0;
+  // Columns of the product beyond the batch come out as anything; nobody reads them.
+  const u16 * const my_vector =
+    vectors + (g < BATCH ? g : 0) * vector_stride<BITS>(args.k) + t * 8;
+  float * my_sums = sums + warp * span * 16 * BATCH;
   float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  UnitCursor at = {0, warp};
-  int stage = 0;
-  for (int unit = 0; unit < units; ++unit) {
-    if (unit == units - args.lead) {let_next_kernel_start();}
+  int chunk = first_unit % n_chunks;
+  int stage = 0, stage_before = STAGES - 1;
+  for (int left = my_units; left > 0; --left) {
     copy_async_wait<STAGES - 2>();
     if (BITS == 4) {__syncwarp();}
-    fetch(stage == 0 ? STAGES - 1 : stage - 1, ahead);
-    fetch_vectors(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+    fetch(stage_before, left >= STAGES);
+    fetch_vectors(stage_before, next_chunk, left >= STAGES);
     copy_async_commit();
-    ahead.advance(warp, WARPS, last_chunk);
+    advance();
 
     const Vector16 * const mine = ring + stage * SLOTS * THREADS + threadIdx.x;
     const Vector16 first = mine[0];
     const Vector16 second = mine[THREADS];
     float part[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
-    if (at.chunk < n_chunks) {
 #pragma unroll
-      for (int piece = 0; piece < F::PIECES; ++piece) {
-        Vector16 x = {{0, 0, 0, 0}};
-        if (g < BATCH) {
-          x = STREAM ? order_of_eight<BITS>(mine[(2 + piece) * THREADS]) :
-            *(const Vector16 *)(my_vector + at.chunk * F::CHUNK + piece * 32);
-        }
-        u32 a[4], b[4];
-        unpack<BITS>(first, piece, a);
-        unpack<BITS>(second, piece, b);
-        multiply_accumulate(part[0], a[0], b[0], a[1], b[1], x.word[0], x.word[1]);
-        multiply_accumulate(part[1], a[2], b[2], a[3], b[3], x.word[2], x.word[3]);
-      }
+    for (int piece = 0; piece < F::PIECES; ++piece) {
+      const Vector16 x = STREAM ? order_of_eight<BITS>(mine[(2 + piece) * THREADS]) :
+        *(const Vector16 *)(my_vector + chunk * F::CHUNK + piece * 32);
+      u32 a[4], b[4];
+      unpack<BITS>(first, piece, a);
+      unpack<BITS>(second, piece, b);
+      multiply_accumulate(part[0], a[0], b[0], a[1], b[1], x.word[0], x.word[1]);
+      multiply_accumulate(part[1], a[2], b[2], a[3], b[3], x.word[2], x.word[3]);
     }
     float scale_first = 1.0f, scale_second = 1.0f;
     if (BITS == 4) {
@@ -361,58 +385,56 @@ DEVICE void matvec(const MatvecArgs & args)
     for (int i = 0; i < 4; ++i) {
       total[i] += (part[0][i] + part[1][i]) * (i < 2 ? scale_first : scale_second);
     }
-    const int tile = at.tile;
-    at.advance(warp, WARPS, last_chunk);
+    stage_before = stage;
     stage = stage == STAGES - 1 ? 0 : stage + 1;
-    if (at.tile == tile) {continue;}
-
-    // The tile is through: add up what the warps have.
-    float * const buffer = sums + (tile % 2) * WARPS * 16 * BATCH;
+    if (++chunk == n_chunks || left == 1) {
+      // This warp is through with the tile.
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int b = 2 * t + i % 2;
-      if (b < BATCH) {buffer[(warp * 16 + g + (i / 2) * 8) * BATCH + b] = total[i];}
-      total[i] = 0.0f;
-    }
-    __syncthreads();
-    const int row_in_tile = threadIdx.x / BATCH;
-    const int b = threadIdx.x % BATCH;
-    const int row = first_row + tile * TILE + row_in_tile;
-    if (row_in_tile < TILE && row < end_row) {
-      float sum = 0.0f, up = 0.0f;
-#pragma unroll
-      for (int w = 0; w < WARPS; ++w) {
-        sum += buffer[(w * 16 + row_in_tile) * BATCH + b];
-        if (EPILOGUE == SWIGLU) {up += buffer[(w * 16 + row_in_tile + 8) * BATCH + b];}
+      for (int i = 0; i < 4; ++i) {
+        const int b = 2 * t + i % 2;
+        if (b < BATCH) {my_sums[(g + (i / 2) * 8) * BATCH + b] = total[i];}
+        total[i] = 0.0f;
       }
-      if (BITS == 8) {
-        const float * const scales = (const float *)args.scales;
-        sum *= scales[row];
-        if (EPILOGUE == SWIGLU) {up *= scales[row + args.n_rows];}
-      }
-      finish<EPILOGUE>(args, row, b, sum, up, best_value, best_index);
+      my_sums += 16 * BATCH;
+      chunk = 0;
     }
   }
   copy_async_wait<0>();
-
-  if (EPILOGUE == LOGITS) {
-    __syncthreads();
-    float * const values = sums;
-    int * const indices = (int *)(sums + 16 * BATCH);
-    if (threadIdx.x < 16 * BATCH) {
-      values[threadIdx.x] = best_value;
-      indices[threadIdx.x] = best_index;
-    }
-    __syncthreads();
-    if (threadIdx.x < BATCH) {
-      for (int r = 0; r < 16; ++r) {
-        const float value = values[r * BATCH + threadIdx.x];
-        const int index = indices[r * BATCH + threadIdx.x];
-        const bool better = value > best_value || (value == best_value && index < best_index);
-        if (r == 0 || better) {best_value = value; best_index = index;}
-      }
-      args.best_value[threadIdx.x * gridDim.x + blockIdx.x] = best_value;
-      args.best_index[threadIdx.x * gridDim.x + blockIdx.x] = best_index;
-    }
+  __syncthreads();
+  float best_value = MINUS_INFINITY;
+  int best_index = 0;
+  const int b = threadIdx.x % BATCH;
+  float inverse_rms = 1.0f;
+  if (PROLOGUE == RMS_NORM) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {sum += squares[w * BATCH + b];}
+    inverse_rms = inverse_sqrt(sum / (float)args.k + args.norm_eps);
   }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < tiles * TILE * BATCH; i += THREADS) {
+    const int tile = i / BATCH / TILE;
+    const int row = first_row + i / BATCH;
+    if (row >= end_row) {continue;}
+    const int first_warp = tile * n_chunks / units;
+    const int last_warp = ((tile + 1) * n_chunks - 1) / units;
+    float sum = 0.0f, up = 0.0f;
+#pragma unroll 1
+    for (int w = first_warp; w <= last_warp; ++w) {
+      const int local = tile - w * units / n_chunks;
+      const float * const part =
+        sums + ((w * span + local) * 16 + i / BATCH % TILE) * BATCH + b;
+      sum += part[0];
+      if (EPILOGUE == SWIGLU) {up += part[8 * BATCH];}
+    }
+    if (BITS == 8) {
+      const float * const scales = (const float *)args.scales;
+      sum *= scales[row];
+      if (EPILOGUE == SWIGLU) {up *= scales[row + args.n_rows];}
+    }
+    sum *= inverse_rms;
+    up *= inverse_rms;
+    finish<EPILOGUE>(args, row, b, sum, up, best_value, best_index);
+  }
+  if (EPILOGUE == LOGITS) {leave_best<BATCH, THREADS>(args, (float *)shared, best_value, best_index);}
 }

@@ -29,6 +29,14 @@ DEVICE u32 pack_bf16(float low, float high)
   return packed;
 }
 
+// (a & b) | c in one instruction; the compiler makes two of it where b and c are constants.
+DEVICE u32 and_or(u32 a, u32 b, u32 c)
+{
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // a * b + c on two bf16 at once.
 DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c)
 {
@@ -82,6 +90,12 @@ DEVICE int load_fresh(const int * address)
   return v;
 }
 
+// Asks for a line to be brought into the L2 cache.
+DEVICE void prefetch(const void * address)
+{
+  asm volatile("prefetch.global.L2 [%0];" :: "l"(address));
+}
+
 // 16 bytes from global to shared memory, behind the thread's back; zeros if not valid.
 DEVICE void copy_async_16(void * shared, const void * global, bool valid)
 {
@@ -119,13 +133,5 @@ DEVICE void wait_for_previous_kernel()
 {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Asks for a stretch of global memory to be brought into the L2 cache; start and size in 16 bytes.
-DEVICE void prefetch_to_l2(const void * global, u32 bytes)
-{
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(global), "r"(bytes) : "memory");
 #endif
 }

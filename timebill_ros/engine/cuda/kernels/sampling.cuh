@@ -207,16 +207,10 @@ DEVICE void sample(const SampleArgs & args)
     float value = MINUS_INFINITY;
     int index = 0x7FFFFFFF;
     for (int i = threadIdx.x; i < args.n_best; i += 32) {
-      const float v = load_fresh(args.best_value + row * args.n_best + i);
-      const int at = load_fresh(args.best_index + row * args.n_best + i);
-      if (v > value || (v == value && at < index)) {value = v; index = at;}
+      take_better(value, index, load_fresh(args.best_value + row * args.n_best + i),
+        load_fresh(args.best_index + row * args.n_best + i));
     }
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const float v = __shfl_xor_sync(0xFFFFFFFFu, value, distance);
-      const int at = __shfl_xor_sync(0xFFFFFFFFu, index, distance);
-      if (v > value || (v == value && at < index)) {value = v; index = at;}
-    }
+    warp_best(value, index);
     if (threadIdx.x == 0) {*best = value; shared_result[0] = (u64)index;}
   }
   __syncthreads();

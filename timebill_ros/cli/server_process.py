@@ -14,8 +14,16 @@ from types import TracebackType
 
 KEPT_LINES = 200
 STOP_S = 10.0
-# Neither the interpreter's start-up directory nor the caller's may shadow the installed package.
-_MAIN = 'import sys; from {entry} import main; sys.exit(main())'
+# The directory that the caller stands in ('') may not shadow the installed package.
+_MAIN = (
+    'import sys; sys.path = [each for each in sys.path if each]; '
+    'from {entry} import main; sys.exit(main())'
+)
+
+
+def python_command(entry: str, arguments: list[str]) -> list[str]:
+    """Return the command line that runs the ``main`` of an installed module of ours."""
+    return [sys.executable, '-c', _MAIN.format(entry=entry), *arguments]
 
 
 class ServerProcess:
@@ -33,8 +41,11 @@ class ServerProcess:
 
         ``entry`` names another module whose ``main`` runs a server; it takes the arguments as is.
         """
-        self._main = _MAIN.format(entry=entry or 'timebill_ros.cli')
-        self._arguments = arguments if entry else ['serve', *arguments]
+        self._command = (
+            python_command(entry, arguments)
+            if entry
+            else python_command('timebill_ros.cli', ['serve', *arguments])
+        )
         self._environment = dict(os.environ if environment is None else environment)
         self._show = show
         self.log: deque[str] = deque(maxlen=KEPT_LINES)
@@ -42,9 +53,7 @@ class ServerProcess:
     def __enter__(self) -> 'ServerProcess':
         """Start it; the server is there once its engine is ready."""
         self.process = subprocess.Popen(
-            [sys.executable, '-P', '-c', self._main, *self._arguments]
-            if sys.version_info >= (3, 11)
-            else [sys.executable, '-c', self._main, *self._arguments],
+            self._command,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -15,12 +15,11 @@ import os
 from pathlib import Path
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
 
-from timebill_ros.cli.server_process import ServerProcess
+from timebill_ros.cli.server_process import python_command, ServerProcess
 from timebill_ros.client import Answer, TimeBillClient
 from timebill_ros.nodes.conversions import time_ns
 
@@ -149,7 +148,7 @@ def _server(device: str, namespace: str, topics: int) -> Iterator[ServerProcess]
         return
     load = [str(topics), str(RATE_HZ), '--ros-args', '-r', f'__ns:=/{namespace}']
     command = ['serve', *load, '-p', f'device:="{device}"']
-    publisher = subprocess.Popen([sys.executable, '-m', LOAD_MODULE, 'publish', *load])
+    publisher = subprocess.Popen(python_command(LOAD_MODULE, ['publish', *load]))
     try:
         with ServerProcess(command, entry=LOAD_MODULE) as server:
             yield server

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A busy ROS graph: topics published at a rate, and a query server whose process listens to them.
 
-``python -m timebill_ros.experiments.topic_load publish|serve TOPICS RATE_HZ [ROS arguments]``
+Arguments of ``main``: publish|serve TOPICS RATE_HZ [ROS arguments]
 """
 
 import sys
@@ -70,6 +70,3 @@ def main() -> int:
         pass
     return 0
 
-
-if __name__ == '__main__':
-    sys.exit(main())

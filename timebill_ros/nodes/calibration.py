@@ -177,11 +177,12 @@ class Calibration(Node):
 
     # --- the end
 
-    def destroy_node(self) -> None:
+    def close(self) -> None:
         """Keep what was tracked, then take the node down."""
+        # Not in destroy_node: Kilted calls that for a node whose construction failed, too.
         self.save_state()
         self._profile.destroy()  # rclpy leaves it to us
-        super().destroy_node()
+        self.destroy_node()
 
     def ask_to_stop(self) -> None:
         """Have the node end; any thread may call it."""
@@ -205,6 +206,6 @@ def main(args: list[str] | None = None) -> int:
     executor.add_node(node)
     with StopSignals(node.ask_to_stop):
         spin_while(executor, node.get_logger(), lambda: not node.stop_asked)
-    node.destroy_node()
+    node.close()
     rclpy.shutdown(context=context)
     return 0

@@ -236,14 +236,15 @@ class QueryServer(Node):
         """Every ended goal's result is out."""
         return self._desk.handing_over == 0
 
-    def destroy_node(self) -> None:
+    def close(self) -> None:
         """Stop the engine, then take the node down."""
+        # Not in destroy_node: Kilted calls that for a node whose construction failed, too.
         self._supervisor.stop()
         # rclpy leaves these to us, and with them the DDS participant, which others then still see.
         self._profile.destroy()
         if self._server is not None:
             self._server.destroy()
-        super().destroy_node()
+        self.destroy_node()
 
 
 def serve(node: QueryServer, executor: SingleThreadedExecutor) -> None:
@@ -270,6 +271,6 @@ def main(args: list[str] | None = None, server: type[QueryServer] = QueryServer)
         return EXIT_BAD_CONFIGURATION
     with StopSignals(node.ask_to_stop):
         serve(node, executor)
-    node.destroy_node()
+    node.close()
     rclpy.shutdown(context=context)
     return 0

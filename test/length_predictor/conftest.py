@@ -5,6 +5,7 @@
 import pytest
 import torch
 
+from timebill_ros.length_predictor import attention
 from timebill_ros.length_predictor.target import Target
 
 END_ID = 2
@@ -26,9 +27,20 @@ class WordTokenizer:
 def target():
     """Return a two-layer Llama with grouped-query attention, seeded, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                         eos_token_id=END_ID, bos_token_id=1, pad_token_id=0, initializer_range=0.3)
-    model = LlamaForCausalLM(config).eval()
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=END_ID,
+        bos_token_id=1,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME).eval()
     return Target(model, WordTokenizer(), (END_ID,), 'llama-tiny')

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from timebill_ros.length_predictor.classifier import shorten, slm_classifier
-from timebill_ros.length_predictor.fit import FitConfig, fit, predict_logits
+from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
 
 
 def _toy_task(count=240):
     """Prompts whose second token alone says the class."""
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 2, count)
-    sequences = [[9, 40 + int(label), *rng.integers(50, 96, rng.integers(1, 8))] for label in labels]
+    sequences = [
+        [9, 40 + int(label), *rng.integers(50, 96, rng.integers(1, 8))] for label in labels
+    ]
     return sequences, np.eye(2, dtype=np.float32)[labels], labels
 
 
@@ -24,8 +26,14 @@ def _train(target, seed=0):
     torch.manual_seed(seed)
     sequences, targets, labels = _toy_task()
     model = slm_classifier(copy.deepcopy(target.model.get_decoder()), 2, 4, 2, hidden=16)
-    fit(model, sequences, targets, range(180), range(180, 240),
-        FitConfig(epochs=6, batch_rows=16, learning_rate=1e-2, patience=6, seed=seed))
+    fit(
+        model,
+        sequences,
+        targets,
+        range(180),
+        range(180, 240),
+        FitConfig(epochs=6, batch_rows=16, learning_rate=1e-2, patience=6, seed=seed),
+    )
     return model, predict_logits(model, sequences[180:]), labels[180:]
 
 
@@ -42,7 +50,10 @@ def test_training_is_seeded_and_touches_only_what_a_checkpoint_holds(target):
     np.testing.assert_allclose(first, second, atol=1e-4)
     held = dict(model.trained())
     assert all('.base.' not in name and 'embed' not in name for name in held)
-    assert torch.equal(model.backbone.layers[0].mlp.up_proj.base.weight, target.model.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(
+        model.backbone.layers[0].mlp.up_proj.base.weight,
+        target.model.model.layers[0].mlp.up_proj.weight.to(torch.bfloat16),
+    )
 
 
 def test_shorten_keeps_head_and_tail():

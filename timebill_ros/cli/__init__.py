@@ -17,6 +17,7 @@ COMMANDS = {
     'plot': 'draw a profile, or recorded queries',
     'doctor': 'say what is missing on this machine and how to mend it',
     'setup-engine': 'make the virtual environment that the engine runs in',
+    'predictor': 'collect response lengths, train and measure length predictors',
     'bench': 'measure overheads, start-up and memory',
 }
 EXIT_USAGE = 2

@@ -2,34 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buckets of response length, and the two integers that the budget is planned with."""
 
-import math
 from dataclasses import dataclass
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Ceilings are taken after this relative allowance, so that 1.1 * 160 = 176.00000000000003 stays 176 tokens.
+# Ceilings are taken after this relative allowance, so that 1.1 * 160 = 176.00000000000003 stays
+# 176 tokens.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Buckets:
     """
-    Classes of a response length N in tokens (TimeBill, section 3.2: N_model / B classes, label ceil(N / B)).
+    Classes of a response length N in tokens (TimeBill, section 3.2: label ceil(N / B)).
 
-    Class n = 1 .. ``n_open`` holds the lengths (n - 1) * width < N <= n * width with N < cap. The last class,
-    ``n_classes``, holds N = cap: an answer that would go on and an answer of some 500 tokens are two things, and
-    a cap that is a class of its own keeps them apart. Its upper edge min(cap, n * width) is the cap, as the
-    paper's formula has it.
+    Class n = 1 .. ``n_open`` holds the lengths (n - 1) * width < N <= n * width with N < cap. The
+    last class, ``n_classes``, holds N = cap: an answer that would go on and an answer of some 500
+    tokens are two things, and a cap that is a class of its own keeps them apart. Its upper edge
+    min(cap, n * width) is the cap, as the paper's formula has it.
     """
 
-    width: int = 16      # B, tokens
-    cap: int = 512       # N_max that the lengths were collected with, tokens
+    width: int = 16  # B, tokens
+    cap: int = 512  # N_max that the lengths were collected with, tokens
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no classes."""
         if self.width < 1 or self.cap < 2:
-            raise ValueError(f'bucket width {self.width} must be at least 1 and the cap {self.cap} at least 2')
+            raise ValueError(
+                f'bucket width {self.width} must be at least 1 and the cap {self.cap} at least 2'
+            )
 
     @property
     def n_open(self) -> int:
@@ -42,19 +45,22 @@ class Buckets:
         return self.n_open + 1
 
     def label(self, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the class of each length, counted from 1. Lengths outside 1 .. cap raise ValueError."""
+        """Return the class of each length, counted from 1; ValueError outside 1 .. cap."""
         lengths = np.asarray(n_tokens, dtype=np.int64)
         if lengths.size and (lengths.min() < 1 or lengths.max() > self.cap):
-            raise ValueError(f'response lengths must lie in 1 .. {self.cap}, got {lengths.min()} .. {lengths.max()}')
+            raise ValueError(
+                f'response lengths must lie in 1 .. {self.cap}, '
+                f'got {lengths.min()} .. {lengths.max()}'
+            )
         return np.where(lengths >= self.cap, self.n_classes, -(-lengths // self.width))
 
     def upper_edge(self, label: int, n_max: int) -> int:
-        """Return N_hat = min(N_max, n * B) for the class ``label`` counted from 1; the cap's class says N_max."""
+        """Return N_hat = min(N_max, n * B) for class n = ``label``; the cap's class says N_max."""
         if not 1 <= label <= self.n_classes:
             raise ValueError(f'class {label} is not in 1 .. {self.n_classes}')
         return n_max if label == self.n_classes else min(n_max, label * self.width)
 
 
 def worst_case_tokens(k: float, n_hat: int, n_max: int) -> int:
-    """Return N_W = min(ceil(k * N_hat), N_max), the worst-case response length in tokens (k >= 1)."""
+    """Return N_W = min(ceil(k * N_hat), N_max), the worst-case length in tokens (k >= 1)."""
     return min(math.ceil(k * n_hat * (1.0 - _ROUNDING)), n_max)

@@ -1,22 +1,22 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A language model with a classification head over prompts: the paper's predictor, and its published baselines."""
+"""A language model with a classification head over prompts: the paper's, and the baselines."""
 
 from typing import Any, Iterator, List, Sequence, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 _LORA_TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer plus a trained product of two thin matrices (LoRA, arXiv 2106.09685)."""
+    """A frozen linear layer plus a trained low-rank product (LoRA, arXiv 2106.09685)."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base
-        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features ** 0.5)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,23 +28,35 @@ class PromptClassifier(nn.Module):
     """
     A backbone and a head: prompt ids, padded on the right, to one row of logits.
 
-    ``pool``: "first" reads the first token's state (an encoder's [CLS]), "last+mean" the last token's beside the
-    mean over all (a decoder).
+    ``pool``: "first" reads the first token's state (an encoder's [CLS]), "last+mean" the last
+    token's beside the mean over all (a decoder).
     """
 
-    def __init__(self, backbone: nn.Module, pool: str, n_out: int, hidden: int = 256, dropout: float = 0.1) -> None:
+    def __init__(
+        self, backbone: nn.Module, pool: str, n_out: int, hidden: int = 256, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
-        width = int(backbone.config.hidden_size) * (1 if pool == 'first' else 2)  # type: ignore[union-attr]
+        config: Any = backbone.config
+        width = int(config.hidden_size) * (1 if pool == 'first' else 2)
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, n_out))
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, n_out),
+        )
 
     def forward(self, ids: Tensor, n_tokens: Tensor) -> Tensor:
-        """Return logits [rows, n_out] for ``ids`` [rows, width] of which each row has ``n_tokens`` real ones."""
+        """Return logits [rows, n_out] for ``ids`` [rows, width], ``n_tokens`` of each row real."""
         real = torch.arange(ids.shape[1], device=ids.device) < n_tokens[:, None]
         if self.pool == 'first':
-            return self.head(self.backbone(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, 0].float())
+            return self.head(
+                self.backbone(input_ids=ids, attention_mask=real.long())
+                .last_hidden_state[:, 0]
+                .float()
+            )
         # causal, padded on the right: no mask is needed, a real token never looks at padding
         states = self.backbone(input_ids=ids, use_cache=False).last_hidden_state.float()
         last = states[torch.arange(len(ids), device=ids.device), n_tokens - 1]
@@ -52,21 +64,24 @@ class PromptClassifier(nn.Module):
         return self.head(torch.cat([last, mean], -1))
 
     def trained(self) -> Iterator[Tuple[str, Tensor]]:
-        """Yield name and value of everything that training changes: what a checkpoint has to hold."""
+        """Yield all that training changes, by name: what a checkpoint has to hold."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
 
 
-def slm_classifier(decoder: Any, n_layers: int, rank: int, n_out: int, hidden: int = 256) -> PromptClassifier:
+def slm_classifier(
+    decoder: Any, n_layers: int, rank: int, n_out: int, hidden: int = 256
+) -> PromptClassifier:
     """
-    Return the classifier on the first ``n_layers`` of a decoder-only model, tuned by low-rank updates of each layer.
+    Return the classifier on the first layers of a decoder, tuned by low-rank updates.
 
-    ``decoder`` is transformers' bare model (no language-model head); it is changed in place.
+    ``decoder`` is transformers' bare model (no language-model head); it is changed in place. Its
+    own weights stay as they are, in bfloat16; the updates and the head are float32.
     """
     decoder.layers = decoder.layers[:n_layers]
     decoder.config.num_hidden_layers = n_layers
-    decoder.requires_grad_(False)
+    decoder.to(torch.bfloat16).requires_grad_(False)
     for layer in decoder.layers:
         for parent in (layer.self_attn, layer.mlp):
             for name in _LORA_TARGETS:
@@ -82,13 +97,14 @@ def encoder_classifier(encoder: Any, n_out: int) -> PromptClassifier:
 
 def shorten(ids: Sequence[int], limit: int) -> List[int]:
     """
-    Shorten a prompt to ``limit`` tokens: the first half and the last half of it are kept, the tail gets the odd one.
+    Shorten a prompt to ``limit`` tokens: half from its head, half (and the odd one) from its tail.
 
-    A prompt's head says who speaks and sets the task, its tail asks; what is dropped is the middle.
+    A prompt's head says who speaks and sets the task, its tail asks; what is dropped is the
+    middle.
     """
     if limit < 1:
         raise ValueError(f'a prompt cannot be shortened to {limit} tokens')
     if len(ids) <= limit:
         return list(ids)
     head = limit // 2
-    return list(ids[:head]) + list(ids[len(ids) - (limit - head):])
+    return list(ids[:head]) + list(ids[len(ids) - (limit - head) :])

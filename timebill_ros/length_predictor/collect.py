@@ -1,9 +1,9 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Collect response lengths: run the target over a prompt file ("knowledge distillation" of TimeBill, section 3.2)."""
+"""Collect response lengths: run the target over a prompt file (TimeBill, section 3.2)."""
 
-import json
 from dataclasses import dataclass, field
+import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -11,41 +11,60 @@ import torch
 
 from timebill_ros.length_predictor.data import Prompt, read_jsonl
 from timebill_ros.length_predictor.generate import generate
-from timebill_ros.length_predictor.target import Target, batches_by_length, sampling_key
+from timebill_ros.length_predictor.target import batches_by_length, sampling_key, Target
 from timebill_ros.query import Sampling
 
 
 @dataclass
 class CollectConfig:
-    """How lengths are collected. Batch limits are rows and tokens of prompt and response together."""
+    """How lengths are collected; batch limits count prompt and response tokens."""
 
     cap: int = 512
     sampling: Sampling = field(default_factory=lambda: Sampling(repetition_penalty=1.2))
     max_rows: int = 2048
     max_batch_tokens: int = 1_000_000
-    keep_tokens: bool = False      # write the response's ids too (for training on states while decoding)
+    keep_tokens: bool = (
+        False  # write the response's ids too (for training on states while decoding)
+    )
 
 
-def collect(target: Target, prompts: Sequence[Prompt], path: Path, config: CollectConfig,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+def collect(
+    target: Target,
+    prompts: Sequence[Prompt],
+    path: Path,
+    config: CollectConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
     """
-    Append a line per prompt to ``path`` and return how many were added; prompts already there are skipped.
+    Append a line per prompt that ``path`` does not have yet; return how many were added.
 
-    The file's first line holds the target's key, its precision and the sampling; a file of other settings is refused
-    with ValueError. A batch is written as soon as it is done, so an interrupted run goes on where it stopped.
-    Prompts that leave no room for ``cap`` tokens in the model's context are skipped.
+    The file's first line holds the target's key, its precision and the sampling; a file of other
+    settings is refused with ValueError. A batch is written as soon as it is done, so an
+    interrupted run goes on where it stopped. Prompts that leave no room for ``cap`` tokens in the
+    model's context are skipped.
     """
-    header = {'target': target.key, 'dtype': str(target.model.dtype).split('.')[-1],
-              'device': target.device.type, **sampling_key(config.sampling, config.cap)}
+    header = {
+        'target': target.key,
+        'dtype': str(target.model.dtype).split('.')[-1],
+        'device': target.device.type,
+        **sampling_key(config.sampling, config.cap),
+    }
     done = _resume(path, header)
     context = target.model.config.max_position_embeddings
-    todo = [(p, ids) for p, ids in ((p, target.prompt_ids(p.text)) for p in prompts if p.id not in done)
-            if len(ids) + config.cap <= context]
+    todo = [
+        (p, ids)
+        for p, ids in ((p, target.prompt_ids(p.text)) for p in prompts if p.prompt_id not in done)
+        if len(ids) + config.cap <= context
+    ]
     added = 0
-    for batch in batches_by_length([len(ids) for _, ids in todo], config.max_rows, config.max_batch_tokens, config.cap):
+    for batch in batches_by_length(
+        [len(ids) for _, ids in todo], config.max_rows, config.max_batch_tokens, config.cap
+    ):
         responses = _generate_splitting(target, [todo[i][1] for i in batch], config)
-        rows = [_row(todo[i][0], len(todo[i][1]), response, target.eos_ids, config)
-                for i, response in zip(batch, responses)]
+        rows = [
+            _row(todo[i][0], len(todo[i][1]), response, target.eos_ids, config)
+            for i, response in zip(batch, responses)
+        ]
         with path.open('a', encoding='utf-8') as out:
             out.writelines(json.dumps(row) + '\n' for row in rows)
         added += len(rows)
@@ -53,7 +72,9 @@ def collect(target: Target, prompts: Sequence[Prompt], path: Path, config: Colle
     return added
 
 
-def _generate_splitting(target: Target, prompts: List[List[int]], config: CollectConfig) -> List[List[int]]:
+def _generate_splitting(
+    target: Target, prompts: List[List[int]], config: CollectConfig
+) -> List[List[int]]:
     """Generate; a batch that does not fit into the device's memory is halved until it does."""
     try:
         return generate(target, prompts, config.sampling, config.cap)
@@ -63,28 +84,40 @@ def _generate_splitting(target: Target, prompts: List[List[int]], config: Collec
     if target.device.type == 'cuda':
         torch.cuda.empty_cache()
     middle = len(prompts) // 2
-    return (_generate_splitting(target, prompts[:middle], config)
-            + _generate_splitting(target, prompts[middle:], config))
+    return _generate_splitting(target, prompts[:middle], config) + _generate_splitting(
+        target, prompts[middle:], config
+    )
 
 
-def _row(prompt: Prompt, n_prompt: int, response: List[int], eos_ids: Sequence[int],
-         config: CollectConfig) -> Dict[str, Any]:
-    row: Dict[str, Any] = {'id': prompt.id, 'n_prompt': n_prompt, 'n': len(response),
-                           'capped': response[-1] not in eos_ids}
+def _row(
+    prompt: Prompt,
+    n_prompt: int,
+    response: List[int],
+    eos_ids: Sequence[int],
+    config: CollectConfig,
+) -> Dict[str, Any]:
+    row: Dict[str, Any] = {
+        'id': prompt.prompt_id,
+        'n_prompt': n_prompt,
+        'n': len(response),
+        'capped': response[-1] not in eos_ids,
+    }
     if config.keep_tokens:
         row['tokens'] = response
     return row
 
 
 def _resume(path: Path, header: Dict[str, Any]) -> set:
-    """Start the file, or check that it is of the same settings and drop a line that a crash cut off."""
+    """Start the file, or check its settings and drop a line that a crash cut off."""
     if not path.exists() or path.stat().st_size == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + '\n', encoding='utf-8')
         return set()
     rows = list(read_jsonl(path))
     if rows[0] != header:
-        raise ValueError(f'{path} was collected with other settings: {rows[0]}, now {header}; give another file')
+        raise ValueError(
+            f'{path} was collected with other settings: {rows[0]}, now {header}; give another file'
+        )
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
     return {row['id'] for row in rows[1:]}
 
@@ -94,7 +127,7 @@ class Lengths:
     """Collected lengths of one target under one setting of its sampling."""
 
     header: Dict[str, Any]
-    rows: Dict[str, Dict[str, Any]]       # by prompt id
+    rows: Dict[str, Dict[str, Any]]  # by prompt id
 
 
 def read_lengths(path: Path, expect_target: Optional[str] = None) -> Lengths:
@@ -103,5 +136,7 @@ def read_lengths(path: Path, expect_target: Optional[str] = None) -> Lengths:
     if not rows or 'target' not in rows[0]:
         raise ValueError(f'{path} does not begin with a line that names its target')
     if expect_target is not None and rows[0]['target'] != expect_target:
-        raise ValueError(f'{path} holds lengths of target {rows[0]["target"]}, not of {expect_target}')
+        raise ValueError(
+            f'{path} holds lengths of target {rows[0]["target"]}, not of {expect_target}'
+        )
     return Lengths(rows[0], {row['id']: row for row in rows[1:]})

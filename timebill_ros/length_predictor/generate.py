@@ -1,16 +1,18 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Batched generation for collecting lengths: right-padded prefill, rows that end leave the batch."""
+"""Batched generation for collecting lengths: rows that end leave the batch."""
 
 from typing import List, Sequence
 
 import torch
 from torch import Tensor
 
+from timebill_ros.length_predictor.attention import BatchCache
 from timebill_ros.length_predictor.target import Target
 from timebill_ros.query import Sampling
 
-# Rows that have ended are taken out of the batch when they make up this share of it: each removal copies the cache.
+# Rows that have ended are taken out of the batch when they make up this share of it: each removal
+# copies the cache.
 _COMPACT_BELOW = 0.85
 
 
@@ -18,11 +20,17 @@ class TokenChooser:
     """
     The next token of each row, as transformers' processors choose it.
 
-    The repetition penalty works on a table of the tokens seen so far, prompt and response, built from the rows'
-    real ids. Padding therefore never counts as seen, whatever its id.
+    The repetition penalty works on a table of the tokens seen so far, prompt and response, built
+    from the rows' real ids. Padding therefore never counts as seen, whatever its id.
     """
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device):
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
         self._sampling = sampling
         self._seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
         for row, ids in enumerate(prompts):
@@ -58,23 +66,27 @@ class TokenChooser:
 
 
 @torch.inference_mode()
-def generate(target: Target, prompts: Sequence[Sequence[int]], sampling: Sampling, cap: int) -> List[List[int]]:
+def generate(
+    target: Target, prompts: Sequence[Sequence[int]], sampling: Sampling, cap: int
+) -> List[List[int]]:
     """
     Return each prompt's response ids, the end token included, at most ``cap`` of them.
 
-    Prompts are padded on the right: the causal mask alone keeps padding out of the prefill, and in the decode steps
-    a mask hides the gap between a short prompt and its first answer token. Positions are given explicitly.
+    Prompts are padded on the right: the causal mask alone keeps padding out of the prefill, and in
+    the decode steps a mask hides the gap between a short prompt and its first answer token.
+    Positions are given explicitly.
     """
-    from transformers import DynamicCache
     device = target.device
     n_prompt = torch.tensor([len(ids) for ids in prompts], device=device)
     width = int(n_prompt.max())
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, :len(prompt)] = torch.tensor(prompt)
-    cache = DynamicCache(config=target.model.config)
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    cache = BatchCache(target.model.config, width + cap)
     decoder, head = target.model.get_decoder(), target.model.get_output_embeddings()
-    states = decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True).last_hidden_state
+    states = decoder(
+        input_ids=ids.to(device), past_key_values=cache, use_cache=True
+    ).last_hidden_state
     logits = head(states[torch.arange(len(prompts), device=device), n_prompt - 1])
     del states
     chooser = TokenChooser(sampling, prompts, logits.shape[-1], device)
@@ -86,7 +98,7 @@ def generate(target: Target, prompts: Sequence[Sequence[int]], sampling: Samplin
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for step in range(cap):
         token = chooser.choose(logits)
-        out[running[alive], step] = token[alive]
+        out[running, step] = torch.where(alive, token, -1)
         alive &= ~torch.isin(token, end)
         if step + 1 == cap:
             break
@@ -96,12 +108,17 @@ def generate(target: Target, prompts: Sequence[Sequence[int]], sampling: Samplin
                 break
             if n_alive < _COMPACT_BELOW * len(alive):
                 rows = alive.nonzero()[:, 0]
-                cache.batch_select_indices(rows)
+                cache.select(rows)
                 chooser.keep(rows)
                 running, token, n_prompt, visible, alive = (
-                    t[rows] for t in (running, token, n_prompt, visible, alive))
+                    t[rows] for t in (running, token, n_prompt, visible, alive)
+                )
         visible[:, width + step] = True
         logits = target.model(
-            input_ids=token[:, None], attention_mask=visible[:, None, None, :width + step + 1],
-            position_ids=(n_prompt + step)[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+            input_ids=token[:, None],
+            attention_mask=visible[:, None, None, : width + step + 1],
+            position_ids=(n_prompt + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
     return [[t for t in row if t >= 0] for row in out.tolist()]

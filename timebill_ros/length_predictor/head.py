@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 @dataclass
 class Head:
     """
-    An ensemble of two-layer perceptrons on standardised features; its answer is the members' mean distribution.
+    An ensemble of two-layer perceptrons on standardised features, averaged.
 
-    Arrays: ``mean``, ``scale`` [features]; ``w1`` [members, hidden, features], ``b1`` [members, hidden],
-    ``w2`` [members, classes, hidden], ``b2`` [members, classes].
+    Arrays: ``mean``, ``scale`` [features]; ``w1`` [members, hidden, features], ``b1`` [members,
+    hidden], ``w2`` [members, classes, hidden], ``b2`` [members, classes].
     """
 
     mean: NDArray[np.float32]
@@ -39,16 +39,29 @@ class Head:
 
     def tensors(self) -> Dict[str, NDArray[np.float32]]:
         """Return the arrays by name, for a checkpoint."""
-        return {'mean': self.mean, 'scale': self.scale, 'w1': self.w1, 'b1': self.b1, 'w2': self.w2, 'b2': self.b2}
+        return {
+            'mean': self.mean,
+            'scale': self.scale,
+            'w1': self.w1,
+            'b1': self.b1,
+            'w2': self.w2,
+            'b2': self.b2,
+        }
 
 
 def join_heads(heads: List[Head]) -> Head:
     """Return one ensemble of several heads that share their standardisation."""
     first = heads[0]
-    if any(not np.array_equal(h.mean, first.mean) or not np.array_equal(h.scale, first.scale) for h in heads):
+    if any(
+        not np.array_equal(h.mean, first.mean) or not np.array_equal(h.scale, first.scale)
+        for h in heads
+    ):
         raise ValueError('heads of one ensemble must share their standardisation')
-    return Head(first.mean, first.scale, *(np.concatenate([getattr(h, name) for h in heads])
-                                           for name in ('w1', 'b1', 'w2', 'b2')))
+    return Head(
+        first.mean,
+        first.scale,
+        *(np.concatenate([getattr(h, name) for h in heads]) for name in ('w1', 'b1', 'w2', 'b2')),
+    )
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

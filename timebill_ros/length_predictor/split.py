@@ -3,15 +3,17 @@
 """
 The split into training, validation and held-out prompts: by hash, near-duplicates kept together.
 
-The rule. Two prompts are near-duplicates when the Jaccard similarity of their sets of 5-word shingles (lower-case
-words and numbers) is at least 0.5; near-duplicates of near-duplicates form one group. A group's place in the split is
-the SHA-256 of its smallest prompt id, so that it depends on nothing but the prompts themselves. A prompt file
-that grows keeps its split, unless a new prompt joins groups.
+The rule. Two prompts are near-duplicates when the Jaccard similarity of their sets of 5-word
+shingles (lower-case words and numbers) is at least 0.5; near-duplicates of near-duplicates form
+one group. A group's place in the split is the SHA-256 of its smallest prompt id, so that it
+depends on nothing but the prompts themselves. A prompt file that grows keeps its split, unless a
+new prompt joins groups.
 """
 
+from collections import defaultdict
+from dataclasses import dataclass
 import hashlib
 import re
-from collections import defaultdict
 from typing import Dict, List, Sequence, Set
 
 import numpy as np
@@ -24,16 +26,20 @@ MIN_JACCARD = 0.5
 HELD_OUT_SHARE = 0.20
 VALIDATION_SHARE = 0.10
 
-# 32 bands of 3 rows find a pair of Jaccard similarity 0.5 with probability 0.986, one of 0.6 with 0.9996; every pair
-# found is checked on the sets themselves.
+# 32 bands of 3 rows find a pair of Jaccard similarity 0.5 with probability 0.986, one of 0.6 with
+# 0.9996; every pair found is checked on the sets themselves.
 _BANDS, _ROWS = 32, 3
 _PRIME = (1 << 31) - 1
 
 
 def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
-    """Return a group number per text; texts of one group are near-duplicates (see the module's rule)."""
+    """Return a group number per text; texts of one group are near-duplicates."""
     sets = [_shingles(text) for text in texts]
-    signatures = np.stack([_minhash(shingles) for shingles in sets]) if sets else np.zeros((0, _BANDS * _ROWS))
+    signatures = (
+        np.stack([_minhash(shingles) for shingles in sets])
+        if sets
+        else np.zeros((0, _BANDS * _ROWS))
+    )
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:
@@ -44,12 +50,19 @@ def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
 
     for band in range(_BANDS):
         buckets: Dict[bytes, List[int]] = defaultdict(list)
-        for i, row in enumerate(signatures[:, band * _ROWS:(band + 1) * _ROWS]):
+        for i, row in enumerate(signatures[:, band * _ROWS : (band + 1) * _ROWS]):
             buckets[row.tobytes()].append(i)
         for members in buckets.values():
-            kept: List[int] = []          # members that are no near-duplicate of an earlier one
+            kept: List[int] = []  # members that are no near-duplicate of an earlier one
             for i in members:
-                match = next((j for j in kept if root(i) == root(j) or _jaccard(sets[i], sets[j]) >= MIN_JACCARD), None)
+                match = next(
+                    (
+                        j
+                        for j in kept
+                        if root(i) == root(j) or _jaccard(sets[i], sets[j]) >= MIN_JACCARD
+                    ),
+                    None,
+                )
                 if match is None:
                     kept.append(i)
                 else:
@@ -58,32 +71,53 @@ def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
     return [root(i) for i in range(len(texts))]
 
 
-def split_prompts(prompts: Sequence[Prompt]) -> Dict[str, str]:
-    """Return prompt id -> "train", "validation" or "held-out"."""
+@dataclass(frozen=True)
+class Split:
+    """Where each prompt id belongs, and the smallest id of its group of near-duplicates."""
+
+    place: Dict[str, str]  # "train", "validation" or "held-out"
+    group: Dict[str, str]
+
+    def fold(self, prompt_id: str, n_folds: int) -> int:
+        """Return a fold by hash, for cross-fitting; near-duplicates share theirs."""
+        return int(_hash_share('fold:' + self.group[prompt_id]) * n_folds)
+
+
+def split_prompts(prompts: Sequence[Prompt]) -> Split:
+    """Split prompts by the module's rule."""
     groups = near_duplicate_groups([p.text for p in prompts])
     first_id: Dict[int, str] = {}
-    for prompt, group in zip(prompts, groups):
-        first_id[group] = min(first_id.get(group, prompt.id), prompt.id)
-    return {prompt.id: _place(first_id[group]) for prompt, group in zip(prompts, groups)}
-
-
-def fold_of(prompt_id: str, n_folds: int) -> int:
-    """Return a fold by hash, for cross-fitting within the training prompts."""
-    return int.from_bytes(hashlib.sha256(b'fold:' + prompt_id.encode()).digest()[:8], 'big') % n_folds
+    for prompt, number in zip(prompts, groups):
+        first_id[number] = min(first_id.get(number, prompt.prompt_id), prompt.prompt_id)
+    group = {prompt.prompt_id: first_id[number] for prompt, number in zip(prompts, groups)}
+    return Split({prompt_id: _place(first) for prompt_id, first in group.items()}, group)
 
 
 def _place(group_id: str) -> str:
-    share = int.from_bytes(hashlib.sha256(group_id.encode()).digest()[:8], 'big') / 2.0 ** 64
+    share = _hash_share(group_id)
     if share < HELD_OUT_SHARE:
         return 'held-out'
     return 'validation' if share < HELD_OUT_SHARE + VALIDATION_SHARE else 'train'
 
 
+def _hash_share(text: str) -> float:
+    """Return a number in 0 .. 1, evenly spread, that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') / 2.0**64
+
+
 def _shingles(text: str) -> Set[int]:
     words = re.findall(r'[a-z0-9]+', text.lower())
     count = max(1, len(words) - SHINGLE_WORDS + 1)
-    return {int.from_bytes(hashlib.blake2b(' '.join(words[i:i + SHINGLE_WORDS]).encode(), digest_size=4).digest(),
-                           'little') % _PRIME for i in range(count)}
+    return {
+        int.from_bytes(
+            hashlib.blake2b(
+                ' '.join(words[i : i + SHINGLE_WORDS]).encode(), digest_size=4
+            ).digest(),
+            'little',
+        )
+        % _PRIME
+        for i in range(count)
+    }
 
 
 def _minhash(shingles: Set[int]) -> NDArray[np.int64]:

@@ -5,23 +5,28 @@
 from typing import List, Sequence, Tuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+import torch
 
-from timebill_ros.length_predictor.target import Target, batches_by_length
+from timebill_ros.length_predictor.target import batches_by_length, Target
 
 
 @torch.inference_mode()
-def read_states(target: Target, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]],
-                layers: Sequence[int], mean_layer: int = 0, max_batch_tokens: int = 200_000,
-                ) -> Tuple[List[NDArray[np.float16]], NDArray[np.float16]]:
+def read_states(
+    target: Target,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    mean_layer: int = 0,
+    max_batch_tokens: int = 200_000,
+) -> Tuple[List[NDArray[np.float16]], NDArray[np.float16]]:
     """
     Run the target over whole sequences and return its states at chosen positions and layers.
 
-    ``layers`` counts from 1: the output of that decoder layer, before any norm; the number of layers itself means
-    the final state, after the final norm (what the language-model head reads). Returns per sequence an array
-    [positions, layers, d_model], and the mean over the tokens up to a sequence's first
-    position at the layer ``layers[mean_layer]``, [sequences, d_model].
+    ``layers`` counts from 1: the output of that decoder layer, before any norm; the number of
+    layers itself means the final state, after the final norm (what the language-model head reads).
+    Returns per sequence an array [positions, layers, d_model], and the mean over the tokens up to
+    a sequence's first position at the layer ``layers[mean_layer]``, [sequences, d_model].
     """
     d_model = target.model.config.hidden_size
     states: List[NDArray[np.float16]] = [np.zeros((0, 0, 0), np.float16)] * len(sequences)
@@ -31,10 +36,26 @@ def read_states(target: Target, sequences: Sequence[Sequence[int]], positions: S
         width = len(sequences[batch[0]])
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         for row, i in enumerate(batch):
-            ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
-        hidden = decoder(input_ids=ids.to(device), use_cache=False, output_hidden_states=True).hidden_states
-        for row, i in enumerate(batch):
-            at = torch.tensor(positions[i], device=device)
-            states[i] = torch.stack([hidden[layer][row, at] for layer in layers], 1).to(torch.float16).cpu().numpy()
-            means[i] = hidden[layers[mean_layer]][row, :positions[i][0] + 1].float().mean(0).to(torch.float16).cpu().numpy()
+            ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
+        hidden = decoder(
+            input_ids=ids.to(device), use_cache=False, output_hidden_states=True
+        ).hidden_states
+        rows = torch.tensor(
+            [row for row, i in enumerate(batch) for _ in positions[i]], device=device
+        )
+        at = torch.tensor([position for i in batch for position in positions[i]], device=device)
+        picked = (
+            torch.stack([hidden[layer][rows, at] for layer in layers], 1)
+            .to(torch.float16)
+            .cpu()
+            .numpy()
+        )
+        ends = torch.tensor([positions[i][0] + 1 for i in batch], device=device)
+        inside = torch.arange(width, device=device) < ends[:, None]
+        total = torch.einsum('rwd,rw->rd', hidden[layers[mean_layer]].float(), inside.float())
+        means[batch] = (total / ends[:, None]).to(torch.float16).cpu().numpy()
+        start = 0
+        for i in batch:
+            states[i] = picked[start : start + len(positions[i])]
+            start += len(positions[i])
     return states, means

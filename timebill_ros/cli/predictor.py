@@ -1,0 +1,83 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill predictor``: collect response lengths, train predictors of them, measure them."""
+
+import argparse
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from timebill_ros.paths import cache_dir, config_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.epilog = 'Runs in the interpreter of the engine (torch and transformers).'
+    steps = parser.add_subparsers(dest='step', required=True, metavar='STEP')
+    collect = steps.add_parser('collect', help='run the target over a prompt file; resumable')
+    collect.add_argument('--prompts', type=Path, required=True, help='JSON lines: id, prompt')
+    collect.add_argument('--out', type=Path, required=True, help='length file, JSON lines')
+    collect.add_argument('--keep-tokens', action='store_true', help="write the answers' ids too")
+    collect.add_argument('--repetition-penalty', type=float, help="instead of the config's")
+    _add_target(collect)
+    states = steps.add_parser('states', help="read the target's states for the probe")
+    states.add_argument('--prompts', type=Path, required=True)
+    states.add_argument('--lengths', type=Path, required=True, help='with --keep-tokens collected')
+    states.add_argument('--out', type=Path, required=True, help='states file, npz')
+    _add_target(states)
+    train = steps.add_parser('train', help='train a predictor and write its checkpoint')
+    train.add_argument('kind', choices=('probe', 'length', 'median', 'slm'))
+    train.add_argument('--out', type=Path, required=True, help='checkpoint, safetensors')
+    _add_data(train)
+    _add_target(train)
+    evaluate = steps.add_parser('evaluate', help='measure a checkpoint on the held-out prompts')
+    evaluate.add_argument('checkpoint', type=Path)
+    evaluate.add_argument('--json', action='store_true')
+    _add_data(evaluate)
+    _add_target(evaluate)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do one step; 0, or 1 with the reason on standard error."""
+    from timebill_ros.length_predictor import commands
+
+    try:
+        settings = _settings(arguments.config)
+        result = getattr(commands, arguments.step)(arguments, settings)
+    except (ValueError, OSError) as error:
+        print(f'timebill predictor {arguments.step}: {error}', file=sys.stderr)
+        return 1
+    if result is not None:
+        print(json.dumps(result, indent=None if getattr(arguments, 'json', False) else 2))
+    return 0
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--model', default='embedded', help='as for "timebill profile"')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--dtype', default='bfloat16', help='bfloat16 or float32')
+    parser.add_argument('--cache-dir', type=lambda text: cache_dir(text), default=cache_dir())
+    parser.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--prompts', type=Path, required=True)
+    parser.add_argument(
+        '--lengths',
+        type=Path,
+        required=True,
+        nargs='+',
+        help='one file per run; the first one is what is measured against',
+    )
+    parser.add_argument('--states', type=Path, help='for the probe')
+
+
+def _settings(path: Path | None) -> dict[str, Any]:
+    import yaml
+
+    text = (path or config_file('predictor.yaml')).read_text(encoding='utf-8')
+    settings = yaml.safe_load(text)
+    if not isinstance(settings, dict):
+        raise ValueError(f'{path}: a mapping with collect, states, train and slm is expected')
+    return settings

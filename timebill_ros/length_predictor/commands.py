@@ -1,0 +1,352 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of ``timebill predictor``, as functions of its arguments and settings."""
+
+import argparse
+from pathlib import Path
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from timebill_ros.length_predictor.buckets import Buckets
+from timebill_ros.length_predictor.checkpoint import Card, load_checkpoint, save_checkpoint
+from timebill_ros.length_predictor.collect import collect as collect_lengths
+from timebill_ros.length_predictor.collect import CollectConfig, Lengths, read_lengths
+from timebill_ros.length_predictor.data import Prompt, read_prompts
+from timebill_ros.length_predictor.distribution import fit_calibration, within_classes
+from timebill_ros.length_predictor.fit_head import HeadConfig
+from timebill_ros.length_predictor.metrics import evaluate_distribution
+from timebill_ros.length_predictor.predictor import (
+    head_tensors,
+    length_features,
+    load_predictor,
+    refine_features,
+)
+from timebill_ros.length_predictor.split import Split, split_prompts
+from timebill_ros.length_predictor.states_file import collect_states, StatesFile
+from timebill_ros.length_predictor.target import load_target, Target
+from timebill_ros.length_predictor.train import (
+    HeadTraining,
+    held_out_rows,
+    label_noise,
+    measure,
+    Rows,
+    soft_labels,
+    train_head,
+)
+from timebill_ros.query import Sampling
+
+
+def collect(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Collect lengths into a file."""
+    chosen = settings.get('collect', {})
+    penalty = arguments.repetition_penalty or chosen.get('repetition_penalty', 1.2)
+    sampling = Sampling(temperature=chosen.get('temperature', 0.0), repetition_penalty=penalty)
+    config = CollectConfig(
+        cap=chosen.get('cap', 512),
+        sampling=sampling,
+        max_rows=chosen.get('max_rows', 2048),
+        max_batch_tokens=chosen.get('max_batch_tokens', 1_200_000),
+        keep_tokens=arguments.keep_tokens,
+    )
+    added = collect_lengths(
+        _target(arguments), read_prompts(arguments.prompts), arguments.out, config, _progress
+    )
+    return {'added': added, 'file': str(arguments.out)}
+
+
+def states(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Read the states that a probe is trained on."""
+    chosen = settings.get('states', {})
+    target = _target(arguments)
+    lengths = read_lengths(arguments.lengths, target.key)
+    file = collect_states(
+        target,
+        read_prompts(arguments.prompts),
+        lengths,
+        chosen.get('layer', 18),
+        chosen.get('steps', [16, 64, 256]),
+        _progress,
+    )
+    file.save(arguments.out)
+    return {'prompts': len(file.ids), 'decode_rows': len(file.decode), 'file': str(arguments.out)}
+
+
+def train(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Train one predictor and write its checkpoint."""
+    prompts = read_prompts(arguments.prompts)
+    split = split_prompts(prompts)
+    runs = _runs(arguments.lengths)
+    if arguments.kind == 'slm':
+        return _train_slm(arguments, settings, prompts, split, runs)
+    return _train_head_kind(arguments, settings, prompts, split, runs)
+
+
+def evaluate(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Measure a checkpoint on the held-out prompts, one prediction at a time."""
+    card, _ = load_checkpoint(arguments.checkpoint)
+    prompts = read_prompts(arguments.prompts)
+    split = split_prompts(prompts)
+    runs = _runs(arguments.lengths)
+    directory = _directory(arguments) if card.kind == 'slm' else None
+    predictor = load_predictor(
+        arguments.checkpoint,
+        runs[0].header['target'],
+        card.vocab_size,
+        card.d_model,
+        directory,
+        _device(arguments.device),
+    )
+    file = StatesFile.load(arguments.states) if predictor.state_layer else None
+    row_of = {prompt_id: row for row, prompt_id in enumerate(file.ids)} if file else {}
+    target = _target(arguments) if card.kind == 'slm' else None
+    kept = [
+        p
+        for p in prompts
+        if split.place[p.prompt_id] == 'held-out'
+        and p.prompt_id in runs[0].rows
+        and (file is None or p.prompt_id in row_of)
+    ]
+    pmf, seconds = [], []
+    for prompt in kept:
+        n_prompt = runs[0].rows[prompt.prompt_id]['n_prompt']
+        # without a tokenizer at hand only the number of prompt tokens is known, and needed
+        ids = target.prompt_ids(prompt.text) if target else [0] * n_prompt
+        state = file.prompt[row_of[prompt.prompt_id]].astype(np.float32) if file else None
+        start = time.perf_counter()
+        distribution = predictor.predict(ids, state)
+        seconds.append(time.perf_counter() - start)
+        pmf.append(distribution.pmf)
+    lengths = np.array([runs[0].rows[p.prompt_id]['n'] for p in kept])
+    result = evaluate_distribution(np.stack(pmf), lengths, [p.source for p in kept], card.width)
+    result['ms_per_prediction'] = 1e3 * float(np.median(seconds))
+    return result
+
+
+def _train_head_kind(
+    arguments: argparse.Namespace,
+    settings: Dict[str, Any],
+    prompts: List[Prompt],
+    split: Split,
+    runs: List[Lengths],
+) -> Dict[str, Any]:
+    chosen = settings.get('train', {})
+    config = HeadTraining(
+        width=chosen.get('width', 16),
+        n_folds=chosen.get('n_folds', 5),
+        seed=chosen.get('seed', 0),
+        head=HeadConfig(
+            **{
+                name: chosen[name]
+                for name in ('hidden', 'dropout', 'input_noise', 'epochs')
+                if name in chosen
+            }
+        ),
+    )
+    sources = {p.prompt_id: p.source for p in prompts}
+    cap = int(runs[0].header['cap'])
+    card = _card(arguments, runs, config.width, arguments.kind)
+    if arguments.kind == 'probe':
+        if arguments.states is None:
+            raise ValueError('the probe needs --states (timebill predictor states)')
+        file = StatesFile.load(arguments.states)
+        card.state_layer, card.d_model = file.layer, file.prompt.shape[1]
+        rows = Rows(file.prompt.astype(np.float32), _lengths_of(file.ids, runs), file.ids)
+    else:
+        ids = [p.prompt_id for p in prompts if all(p.prompt_id in run.rows for run in runs)]
+        n_prompt = np.array([runs[0].rows[i]['n_prompt'] for i in ids])
+        n_prompt = n_prompt if arguments.kind == 'length' else np.ones_like(n_prompt)
+        rows = Rows(length_features(n_prompt), _lengths_of(ids, runs), ids)
+        config.head.input_noise, config.head.dropout = 0.0, 0.0
+    trained = train_head(rows, split, cap, config, _say)
+    card.metrics['held_out'] = measure(trained, rows, split, sources)
+    if rows.lengths.shape[1] > 1:
+        held_out = rows.take(held_out_rows(rows.prompt_ids, split))
+        card.metrics['label_noise'] = dict(
+            zip(('correlation', 'mae'), label_noise(held_out.lengths))
+        )
+    tensors = head_tensors('', trained.head, trained.calibration)
+    if arguments.kind == 'probe' and len(file.decode):
+        card.refine_layer = file.layer
+        remaining = remaining_rows(file, runs[0])
+        refined = train_head(remaining, split, cap, config, _say)
+        card.metrics['refined'] = measure(refined, remaining, split)
+        tensors.update(head_tensors('refine.', refined.head, refined.calibration))
+    card.data['prompts'] = len(rows.prompt_ids)
+    save_checkpoint(arguments.out, card, tensors)
+    return card.metrics
+
+
+def remaining_rows(file: StatesFile, run: Lengths) -> Rows:
+    """Return the rows that refinement learns from; the cap stays the cap."""
+    cap = int(run.header['cap'])
+    ids = [file.ids[row] for row in file.decode_row]
+    whole = np.array([run.rows[i]['n'] for i in ids])
+    # an answer that reaches the cap keeps the cap's class, whatever remains of it
+    remaining = np.where(whole >= cap, cap, whole - file.decode_step)
+    return Rows(
+        refine_features(file.decode.astype(np.float32), file.decode_step), remaining[:, None], ids
+    )
+
+
+def _train_slm(
+    arguments: argparse.Namespace,
+    settings: Dict[str, Any],
+    prompts: List[Prompt],
+    split: Split,
+    runs: List[Lengths],
+) -> Dict[str, Any]:
+    import torch
+
+    from timebill_ros.length_predictor.classifier import shorten, slm_classifier
+    from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
+    from timebill_ros.length_predictor.head import softmax
+
+    chosen = settings.get('slm', {})
+    seed = settings.get('train', {}).get('seed', 0)
+    card = _card(arguments, runs, settings.get('train', {}).get('width', 16), 'slm')
+    card.n_layers, card.rank = chosen.get('n_layers', 16), chosen.get('rank', 16)
+    card.max_prompt_tokens = chosen.get('max_prompt_tokens', 512)
+    target = _target(arguments)
+    kept = [p for p in prompts if all(p.prompt_id in run.rows for run in runs)]
+    sequences = [shorten(target.prompt_ids(p.text), card.max_prompt_tokens) for p in kept]
+    lengths = _lengths_of([p.prompt_id for p in kept], runs)
+    buckets = Buckets(card.width, card.cap)
+    places = {
+        place: [row for row, p in enumerate(kept) if split.place[p.prompt_id] == place]
+        for place in ('train', 'validation', 'held-out')
+    }
+    torch.manual_seed(seed)
+    model = slm_classifier(
+        target.model.get_decoder(), card.n_layers, card.rank, buckets.n_classes
+    ).to(target.device)
+    fit(
+        model,
+        sequences,
+        soft_labels(buckets, lengths),
+        places['train'],
+        places['validation'],
+        FitConfig(
+            epochs=chosen.get('epochs', 4),
+            batch_rows=chosen.get('batch_rows', 64),
+            learning_rate=chosen.get('learning_rate', 5e-4),
+            seed=seed,
+        ),
+        lambda epoch, loss, score: _say(f'epoch {epoch}: {loss:.3f}, validation {score:.3f}'),
+    )
+    probabilities = {
+        place: softmax(
+            predict_logits(model, [sequences[i] for i in places[place]]).astype(np.float64)
+        )
+        for place in ('validation', 'held-out')
+    }
+    calibration = fit_calibration(
+        buckets,
+        within_classes(buckets, lengths[places['train']].ravel()),
+        probabilities['validation'],
+        lengths[places['validation'], 0],
+        seed=seed,
+    )
+    card.metrics['held_out'] = evaluate_distribution(
+        calibration.pmf(probabilities['held-out']),
+        lengths[places['held-out'], 0],
+        [kept[i].source for i in places['held-out']],
+        card.width,
+    )
+    tensors = {name: value.detach().float().cpu().numpy() for name, value in model.trained()}
+    tensors['calibration.within'] = calibration.within
+    tensors['calibration.knots'] = calibration.knots
+    save_checkpoint(arguments.out, card, tensors)
+    return card.metrics
+
+
+def _card(arguments: argparse.Namespace, runs: List[Lengths], width: int, kind: str) -> Card:
+    from timebill_ros.engine.config import read_config
+
+    config = read_config(_directory(arguments))
+    header = runs[0].header
+    return Card(
+        kind=kind,
+        target=header['target'],
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        width=width,
+        cap=int(header['cap']),
+        sampling={
+            name: header[name]
+            for name in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'dtype')
+        },
+        data={'prompts_file': arguments.prompts.name, 'runs': len(runs)},
+        command=' '.join(['timebill predictor', *_shown(sys.argv)]),
+        commit=_commit(),
+    )
+
+
+def _shown(argv: List[str]) -> List[str]:
+    """Return the arguments after "predictor", paths without their directories."""
+    after = argv[argv.index('predictor') + 1 :] if 'predictor' in argv else argv[1:]
+    return [Path(word).name if '/' in word else word for word in after]
+
+
+def _commit() -> str:
+    try:
+        root = Path(__file__).resolve().parent
+        return subprocess.run(
+            ['git', 'rev-parse', '--short', 'HEAD'],
+            cwd=root,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+
+
+def _runs(paths: List[Path]) -> List[Lengths]:
+    runs = [read_lengths(path) for path in paths]
+    for path, run in zip(paths, runs):
+        same = {k: v for k, v in run.header.items() if k not in ('device', 'dtype')}
+        first = {k: v for k, v in runs[0].header.items() if k not in ('device', 'dtype')}
+        if same != first:
+            raise ValueError(f'{path} was collected with other settings than {paths[0]}')
+    return runs
+
+
+def _lengths_of(ids: List[str], runs: List[Lengths]) -> 'np.ndarray[Any, np.dtype[np.int64]]':
+    missing = next((i for i in ids if any(i not in run.rows for run in runs)), None)
+    if missing is not None:
+        raise ValueError(f'a length file lacks the prompt {missing!r}')
+    return np.array([[run.rows[i]['n'] for run in runs] for i in ids], np.int64)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    return ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
+
+
+def _directory(arguments: argparse.Namespace) -> Path:
+    from timebill_ros.engine.source import find_model
+
+    return find_model(
+        arguments.model, arguments.cache_dir / 'models', False, lambda text, fraction: None
+    ).directory
+
+
+def _target(arguments: argparse.Namespace) -> Target:
+    return load_target(_directory(arguments), _device(arguments.device), arguments.dtype)
+
+
+def _progress(done: int, total: int) -> None:
+    width = 40
+    filled = width * done // max(1, total)
+    end = '\n' if done == total else ''
+    sys.stderr.write(f'\r[{"#" * filled}{" " * (width - filled)}] {done}/{total}{end}')
+    sys.stderr.flush()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -223,7 +223,7 @@ def test_a_profile_is_refused_while_queries_run(engine: Engine) -> None:
 
 
 def test_a_short_profile_is_measured_stored_and_planned_with(engine: Engine) -> None:
-    engine.send(RunProfile(max_tokens=300, repeats=1))
+    engine.send(RunProfile(max_tokens=64, repeats=1))
     *progress, done = engine.read(lambda each: isinstance(each, ProfileDone))
     assert not done.error_msg and Path(done.path).is_file()
     seen = [each for each in progress if isinstance(each, ProfileProgress)]

@@ -193,9 +193,13 @@ def test_the_copy_is_made_once_and_anew_when_the_file_changes(
 def test_a_failed_conversion_leaves_nothing_and_the_next_one_works(
         file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / 'models'
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(28, 'No space left on device')
+
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_convert, 'save_file', lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(gguf_convert, 'save_file', no_space)
+        with pytest.raises(ModelError, match='cannot be converted into .*No space left'):
             converted(file, models, silent)
     assert [path for path in models.iterdir() if path.is_dir()] == []
     assert converted(file, models, silent).is_dir()
@@ -254,6 +258,9 @@ def test_what_cannot_be_computed_is_refused(
         llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(llama, tmp_path / 'gemma.gguf', 'gemma')
     with pytest.raises(ModelError, match="'gemma' is not supported; supported are llama"):
+        converted(file, tmp_path / 'models', silent)
+    file = write_gguf(llama, tmp_path / 'part.gguf', 'llama', **{'split.count': 2.0})
+    with pytest.raises(ModelError, match='one part of a model'):
         converted(file, tmp_path / 'models', silent)
     monkeypatch.setitem(NAMES, 'mlp.up_proj', 'ffn_up_exps')
     file = write_gguf(llama, tmp_path / 'experts.gguf', 'llama')

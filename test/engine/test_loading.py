@@ -195,11 +195,23 @@ def test_rotary_scalings_that_change_with_the_length_limit_the_context(
     assert read_config(directory).max_positions == 128
 
 
+@pytest.mark.parametrize('rope', [
+    {'rope_type': 'spiral', 'rope_theta': 1e4},
+    {'rope_type': 'linear', 'rope_theta': 1e4, 'factor': 2.0, 'partial_rotary_factor': 0.5}])
+def test_a_rotary_scaling_that_we_do_not_compute_is_refused(
+        copy: Path, rope: dict[str, Any]) -> None:
+    edit(copy, rope_parameters=rope)
+    assert 'rotary scaling' in refusal(copy)
+
+
 def test_the_operator_hears_of_a_context_that_is_too_long_and_of_missing_end_tokens(
         make_checkpoint: Any) -> None:
     directory = make_checkpoint(LlamaConfig(**{**SHAPE, 'eos_token_id': None}), template='')
-    notes = ' '.join(Engine.load(Load(str(directory), device='cpu', max_context=999)).notes)
-    assert '999' in notes and '256' in notes
+    engine = Engine.load(
+        Load(str(directory), device='cpu', max_context=999, prefill_chunk=1000))
+    notes = ' '.join(engine.notes)
+    assert 'max_context 999' in notes and 'it is 256' in notes
+    assert 'prefill_chunk 1000 is cut to 256' in notes and engine.chunk_tokens == 256
     assert 'no end token' in notes and 'no chat template' in notes
 
 

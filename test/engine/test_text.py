@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+import threading
 from typing import Any
 
 from hypothesis import given, settings, strategies
@@ -112,7 +113,7 @@ def test_without_stop_strings_nothing_waits() -> None:
     assert pushed([], ['a', 'b']) == (['a', 'b', ''], False)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(strategies.data())
 def test_pieces_do_not_matter(data: Any) -> None:
     text = data.draw(strategies.text('abc', max_size=30))
@@ -194,3 +195,23 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match='tokenizer'):
         TextCodec(tmp_path)
+
+
+def test_one_thread_may_encode_while_another_decodes(codec: TextCodec) -> None:
+    ids, errors = codec.encode('Some text to decode again and again. ' * 20), []
+    done = threading.Event()
+
+    def encode() -> None:
+        try:
+            while not done.is_set():
+                codec.encode_chat([Turn('user', 'A question? ' * 50)])
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    for _ in range(200):
+        codec.decode(ids)
+    done.set()
+    thread.join()
+    assert not errors

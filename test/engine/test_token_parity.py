@@ -27,6 +27,8 @@ LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 10000.0, 'factor': 8.0, 'low_freq
           'high_freq_factor': 4.0, 'original_max_position_embeddings': 128}
 YARN = {'rope_type': 'yarn', 'rope_theta': 10000.0, 'factor': 4.0,
         'original_max_position_embeddings': 128}
+LONGROPE = {'rope_type': 'longrope', 'rope_theta': 10000.0, 'short_factor': [1.2] * 8,
+            'long_factor': [2.0] * 8, 'original_max_position_embeddings': 380}
 
 
 def heads(query: int, kv: int, width: int = 16) -> dict[str, int]:
@@ -39,6 +41,7 @@ CONFIGS = {
     'llama, no groups, llama3 rope': LlamaConfig(**SHAPE, **heads(4, 4), rope_parameters=LLAMA3),
     'llama, groups of 8, all biases': LlamaConfig(
         **SHAPE, **heads(8, 1), attention_bias=True, mlp_bias=True),
+    'llama, groups of 2, longrope': LlamaConfig(**SHAPE, **heads(4, 2), rope_parameters=LONGROPE),
     'qwen2, groups of 7': Qwen2Config(**SHAPE, **heads(14, 2)),
     'qwen2, tied, yarn': Qwen2Config(
         **SHAPE, **heads(4, 2), tie_word_embeddings=True, rope_parameters=YARN),

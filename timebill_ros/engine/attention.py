@@ -4,7 +4,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 import torch.nn.functional as F
 
 
@@ -40,6 +39,8 @@ def chunk_mask(n_rows: int, n_entries: int, device: torch.device) -> Tensor:
     On CUDA a description that the flash kernel takes, elsewhere bool [n_rows, n_entries].
     """
     if device.type == 'cuda':
+        # not above: it brings torch's compiler along, which takes a second or two
+        from torch.nn.attention.bias import causal_lower_right
         bias: Tensor = causal_lower_right(n_rows, n_entries)
         return bias
     visible = torch.ones((n_rows, n_entries), dtype=torch.bool, device=device)

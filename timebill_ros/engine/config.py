@@ -38,6 +38,7 @@ class ModelConfig:
     qk_norm: bool                 # RMS norm per head on q and k before the rotation
     tie_embeddings: bool
     sliding_window: Optional[int] = None    # the window that limited max_positions, if one did
+    rope_positions: int = 0       # max_position_embeddings: scalings refer to it; 0 = max_positions
 
     @property
     def group(self) -> int:
@@ -95,7 +96,8 @@ def read_config(directory: Path) -> ModelConfig:
         mlp_bias=bool(getattr(config, 'mlp_bias', False)),
         qk_norm=family == 'qwen3',
         tie_embeddings=bool(config.tie_word_embeddings),
-        sliding_window=window)
+        sliding_window=window,
+        rope_positions=config.max_position_embeddings)
 
 
 def read_json(path: Path) -> Optional[Dict[str, Any]]:

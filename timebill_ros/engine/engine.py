@@ -13,7 +13,7 @@ from timebill_ros.engine.defaults import default_sampling, sampling_fields
 from timebill_ros.engine.errors import EngineError, PromptTooLong
 from timebill_ros.engine.kv_cache import allocate, kv_bytes_per_token
 from timebill_ros.engine.loading import (
-    device_name, engine_version, load_model, LoadedModel, model_key, Report)
+    device_name, engine_version, load_model, LoadedModel, model_key, prefill_chunk, Report)
 from timebill_ros.engine.memory import out_of_memory_as_ours
 from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.sampling import Sampler
@@ -24,9 +24,7 @@ from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
 from timebill_ros.query import Sampling, Turn
 
-_N_SLOTS = 1                    # sequences at once
-# A chunk cannot be interrupted; on a CPU it takes a good part of a second.
-_PREFILL_CHUNK = {'cpu': 256, 'cuda': 2048}
+_N_SLOTS = 1        # sequences at once
 
 
 class Engine:
@@ -46,7 +44,7 @@ class Engine:
         self._end_ids = config.eos_ids
         self._codec = model.codec
         self._scale = float(config.head_dim ** -0.5)
-        self.chunk_tokens = load.prefill_chunk or _PREFILL_CHUNK[device.type]
+        self.chunk_tokens = prefill_chunk(load.prefill_chunk, device)
         self._memory = CacheMemory(
             device, kv_bytes_per_token(config, dtype), load.kv_memory_bytes)
         with torch.inference_mode(), out_of_memory_as_ours('starting the engine', device):

@@ -30,7 +30,12 @@ def hugging_face_config(reader: Any, file: Path) -> Dict[str, Any]:
     if arch not in _ARCHITECTURES:
         raise ModelError(f'{file}: GGUF architecture {arch!r} is not supported; '
                          f'supported are {", ".join(_ARCHITECTURES)}')
+    if int(fields.get('split.count', 1)) > 1:
+        raise ModelError(f'{file} is one part of a model in several files; join them with: '
+                         'llama-gguf-split --merge')
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    if 'token_embd.weight' not in shapes:
+        raise ModelError(f'{file} has no tensor token_embd.weight')
     n_heads = int(fields.need(f'{arch}.attention.head_count'))
     d_model = int(fields.need(f'{arch}.embedding_length'))
     config: Dict[str, Any] = {
@@ -47,10 +52,10 @@ def hugging_face_config(reader: Any, file: Path) -> Dict[str, Any]:
         'rope_parameters': _rope(reader, fields, arch, file)}
     if arch == 'llama':
         config['attention_bias'] = 'blk.0.attn_q.bias' in shapes
-    for name in ('bos', 'eos'):
-        token = fields.get(f'tokenizer.ggml.{name}_token_id')
-        if token is not None:
-            config[f'{name}_token_id'] = int(token)
+    ends = [fields.get(f'tokenizer.ggml.{name}_token_id') for name in ('eos', 'eot')]
+    config['eos_token_id'] = sorted({int(end) for end in ends if end is not None}) or None
+    start = fields.get('tokenizer.ggml.bos_token_id')
+    config['bos_token_id'] = None if start is None else int(start)
     window = fields.get(f'{arch}.attention.sliding_window')
     if window:
         config['sliding_window'] = int(window)

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 from timebill_ros.engine.errors import ModelError
 from timebill_ros.engine.gguf_config import hugging_face_config, hugging_face_name, ROPE_FACTORS
 
-FORMAT_VERSION = 1                       # of the converted copy; a new number converts anew
+FORMAT_VERSION = 2                       # of the converted copy; a new number converts anew
 # Unpacked values are exact in float32. Models above this size are run in bfloat16 anyway and are
 # stored so, at half the size.
 _FLOAT32_UP_TO_BYTES = 4 * 1024 ** 3
@@ -58,10 +59,23 @@ def converted(file: Path, models_dir: Path, report: Report) -> Path:
         unfinished.mkdir()
         try:
             _convert(file, unfinished, report)
+            _write_through(unfinished)
             os.rename(unfinished, target)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f'{file} cannot be converted into {models_dir}: {error}') from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _write_through(directory: Path) -> None:
+    """Bring the files to the disk, so that no loss of power leaves a whole directory of halves."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _fingerprint(file: Path) -> str:
@@ -86,8 +100,8 @@ def _convert(file: Path, directory: Path, report: Report) -> None:
         _tensors(reader, config, dtype, file), directory, len(reader.tensors),
         lambda fraction: report(f'unpacking {file.name}', 0.2 + 0.4 * fraction))
     (directory / 'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
-    ends = {name: config[name] for name in ('bos_token_id', 'eos_token_id') if name in config}
-    (directory / 'generation_config.json').write_text(json.dumps(ends), encoding='utf-8')
+    tokens = {name: config[name] for name in ('bos_token_id', 'eos_token_id')}
+    (directory / 'generation_config.json').write_text(json.dumps(tokens), encoding='utf-8')
     report(f'converting the tokenizer of {file.name}', 0.6)
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(

@@ -27,6 +27,10 @@ _DTYPES = {
 # bytes to stream count for more.
 _CPU_FLOAT32_UP_TO_BYTES = 4 * 1024 ** 3
 
+# A chunk cannot be interrupted, and on a CPU takes a good part of a second.
+CPU_PREFILL_CHUNK = 256
+CUDA_PREFILL_CHUNK = 2048
+
 Report = Callable[[str, float], None]        # what is being done, fraction 0..1
 
 
@@ -64,10 +68,11 @@ def load_model(load: Load, report: Report) -> LoadedModel:
             lambda fraction: report('loading weights', 0.8 + 0.2 * fraction))
     max_context = min(load.max_context or config.max_positions, config.max_positions)
     return LoadedModel(source, config, weights, codec, device, dtype, max_context,
-                       _notes(source, config, codec, load.max_context))
+                       _notes(load, source, config, codec, device))
 
 
-def _notes(source: ModelSource, config: ModelConfig, codec: TextCodec, asked: int) -> List[str]:
+def _notes(load: Load, source: ModelSource, config: ModelConfig, codec: TextCodec,
+           device: torch.device) -> List[str]:
     """Return what the operator should know of the model."""
     notes = []
     if not codec.has_chat_template:
@@ -76,12 +81,22 @@ def _notes(source: ModelSource, config: ModelConfig, codec: TextCodec, asked: in
     if config.sliding_window is not None:
         notes.append(f'{source.name} attends within a sliding window; the context is limited to '
                      f'its {config.sliding_window} tokens, which every layer sees whole')
-    if asked > config.max_positions:
-        notes.append(f'max_context {asked} is more than {source.name} can take; it is '
+    if load.max_context > config.max_positions:
+        notes.append(f'max_context {load.max_context} is more than {source.name} can take; it is '
                      f'{config.max_positions}')
+    if device.type == 'cpu' and load.prefill_chunk > CPU_PREFILL_CHUNK:
+        notes.append(f'prefill_chunk {load.prefill_chunk} is cut to {CPU_PREFILL_CHUNK}: on a CPU '
+                     'a longer chunk would hold up a cancel')
     if not config.eos_ids:
         notes.append(f'{source.name} names no end token; every response runs to its cap')
     return notes
+
+
+def prefill_chunk(asked: int, device: torch.device) -> int:
+    """Return the tokens of a prefill chunk: as asked (0 = chosen), on a CPU within its limit."""
+    if device.type == 'cpu':
+        return min(asked or CPU_PREFILL_CHUNK, CPU_PREFILL_CHUNK)
+    return asked or CUDA_PREFILL_CHUNK
 
 
 def choose_device(name: str) -> torch.device:

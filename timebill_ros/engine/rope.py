@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
+from timebill_ros.engine.errors import ModelError
 
 
 @dataclass
@@ -19,16 +20,27 @@ class RopeTable:
 
 
 def rope_table(config: ModelConfig, max_context: int, device: torch.device) -> RopeTable:
-    """Compute positions 0 .. max_context - 1 with the frequencies of transformers' functions."""
+    """
+    Compute positions 0 .. max_context - 1 with the frequencies of transformers' functions.
+
+    Raises ModelError for a scaling that the engine's rotation does not fit.
+    """
     from transformers import Qwen3Config
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
     # One rotary module serves all four families; Qwen3's configuration is the one of theirs that
     # does not tie head_dim to d_model.
-    rotary = Qwen3RotaryEmbedding(Qwen3Config(
-        hidden_size=config.d_model, num_attention_heads=config.n_heads, head_dim=config.head_dim,
-        max_position_embeddings=config.max_positions, rope_parameters=dict(config.rope)))
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(max_context)[None])
+    try:
+        rotary = Qwen3RotaryEmbedding(Qwen3Config(
+            hidden_size=config.d_model, num_attention_heads=config.n_heads,
+            head_dim=config.head_dim, rope_parameters=dict(config.rope),
+            max_position_embeddings=config.rope_positions or config.max_positions))
+        cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(max_context)[None])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f'rotary scaling {config.rope} is not supported: {error!r}') from error
+    if cos.shape[-1] != config.head_dim:
+        raise ModelError(f'rotary scaling {config.rope} turns {cos.shape[-1]} of '
+                         f'{config.head_dim} values; the engine turns whole heads')
     return RopeTable(cos=cos[0].to(device), sin=sin[0].to(device))
 
 

@@ -34,11 +34,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """Return the next token, given the logits [vocab_size] after the newest one."""
         scores = self.process(logits)
-        if self._generator is None:
-            token = int(scores.argmax())
-        else:
-            probabilities = torch.softmax(scores, -1)
-            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        token = int(scores.argmax()) if self._generator is None else self._draw(scores)
         self._remember(token)
         return token
 
@@ -54,6 +50,12 @@ class Sampler:
             scores = _top_k(scores / self.sampling.temperature, self.sampling.top_k)
             scores = _top_p(scores, self.sampling.top_p)
         return scores
+
+    def _draw(self, scores: Tensor) -> int:
+        candidates = _candidates(scores)        # drawing from few is quick, from a vocabulary not
+        probabilities = torch.softmax(scores[candidates], -1)
+        drawn = torch.multinomial(probabilities, 1, generator=self._generator)
+        return int(candidates[drawn])
 
     def _remember(self, token: int) -> None:
         if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
@@ -73,7 +75,13 @@ def _top_p(scores: Tensor, top_p: float) -> Tensor:
     """Keep the least set of best tokens whose probabilities sum up to ``top_p``; at least one."""
     if top_p >= 1.0:
         return scores
-    ordered, order = scores.sort()
+    candidates = _candidates(scores)
+    ordered, order = scores[candidates].sort()
     excluded = ordered.softmax(-1).cumsum(-1) <= 1.0 - top_p
     excluded[-1] = False
-    return scores.masked_fill(excluded.scatter(0, order, excluded), -torch.inf)
+    return scores.index_fill(0, candidates[order[excluded]], -torch.inf)
+
+
+def _candidates(scores: Tensor) -> Tensor:
+    """Return the tokens that are not excluded yet, ascending."""
+    return (scores > -torch.inf).nonzero()[:, 0]

@@ -7,6 +7,7 @@ from typing import List, Protocol, Tuple, TYPE_CHECKING
 import torch
 
 from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.rope import RopeTable
@@ -80,5 +81,9 @@ def make_steps(model: LoadedModel, load: Load, tiers: List['Tier'], rope: RopeTa
         return PlainSteps(decoder, model.dtype, model.device)
     from timebill_ros.engine.cuda import setup
     cubins = cache_dir(load.cache_dir) / 'kernels'
-    return GraphSteps(
-        setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins))
+    try:
+        runner = setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins)
+    except EngineError as error:
+        model.notes.append(f'decoding with plain tensor code, in one precision: {error}')
+        return PlainSteps(decoder, model.dtype, model.device)
+    return GraphSteps(runner)

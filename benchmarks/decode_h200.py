@@ -10,12 +10,12 @@ Times do not depend on the weights' values. The floor of a step is the bytes tha
 """
 
 import argparse
-import json
-import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+import json
 from pathlib import Path
+import statistics
+import time
 from typing import Any, Dict, Iterable, List, Sequence
 
 import torch
@@ -30,20 +30,22 @@ from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.tiers import build_tier, Tier
 from timebill_ros.engine.cuda.tuning import Cut, DEFAULT, Limits, PRODUCTS, Tuning
 from timebill_ros.engine.cuda.variants import source
-from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import allocate, KVCache
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import LayerWeights, Weights
 from timebill_ros.query import Sampling
 
-SHAPES = {
-    'qwen2.5-7b': dict(family='qwen2', n_layers=28, d_model=3584, n_heads=28, n_kv_heads=4,
-                       head_dim=128, d_ff=18944, vocab_size=152064, attention_bias=True,
-                       tie_embeddings=False),
-    'smollm2-135m': dict(family='llama', n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
-                         head_dim=64, d_ff=1536, vocab_size=49152, attention_bias=False,
-                         tie_embeddings=True)}
+SHAPES: Dict[str, Dict[str, Any]] = {
+    'qwen2.5-7b': {
+        'family': 'qwen2', 'n_layers': 28, 'd_model': 3584, 'n_heads': 28, 'n_kv_heads': 4,
+        'head_dim': 128, 'd_ff': 18944, 'vocab_size': 152064, 'attention_bias': True,
+        'tie_embeddings': False},
+    'smollm2-135m': {
+        'family': 'llama', 'n_layers': 30, 'd_model': 576, 'n_heads': 9, 'n_kv_heads': 3,
+        'head_dim': 64, 'd_ff': 1536, 'vocab_size': 49152, 'attention_bias': False,
+        'tie_embeddings': True}}
 CANDIDATES = (
     Cut(8, 8), Cut(8, 12), Cut(8, 16), Cut(8, 20), Cut(16, 4), Cut(16, 6), Cut(16, 8), Cut(16, 10))
 
@@ -138,7 +140,8 @@ class Bench:
             runner.start(slot, 11 + slot, sampling, [])
         return list(range(len(lengths)))
 
-    def step_ms(self, runner: StepRunner, tier: str, lengths: Sequence[int], repeats: int = 30) -> float:
+    def step_ms(self, runner: StepRunner, tier: str, lengths: Sequence[int],
+                repeats: int = 30) -> float:
         """Median GPU time of a step whose cached length stays the same."""
         slots = self.place(runner, lengths)
         state = self.step.state
@@ -239,7 +242,7 @@ def explore(bench: Bench, length: int) -> None:
     """How kernels follow each other, and how deep their pipelines are, one cut for all products."""
     for tier in bench.tiers:
         rows = []
-        for warps, stages in ((8, 8), (8, 12), (8, 16), (8, 20), (16, 4), (16, 6), (16, 8), (16, 10)):
+        for warps, stages in {(cut.warps, cut.stages) for cut in CANDIDATES}:
             for overlap, floor in ((False, 0), (True, 115), (True, 78)):
                 for stream in (False, True):
                     cuts = {(p, b): Cut(warps, stages, 1, stream and p == 'down' and stages < 16)
@@ -259,7 +262,8 @@ def explore(bench: Bench, length: int) -> None:
         for ms, text in rows:
             for word in text.split():
                 best.setdefault(word, ms)
-        print(f'{tier.name} best with: ' + ' '.join(f'{k}:{v:.3f}' for k, v in sorted(best.items())))
+        print(f'{tier.name} best with: ' +
+              ' '.join(f'{word}:{ms:.3f}' for word, ms in sorted(best.items())))
 
 
 def timeline(bench: Bench, tuning: Tuning, tier: str, lengths: Sequence[int]) -> None:
@@ -277,7 +281,8 @@ def timeline(bench: Bench, tuning: Tuning, tier: str, lengths: Sequence[int]) ->
     print(f'{tier} {lengths}: ' + ', '.join(
         f'{name[:18]} {start - first:.1f}-{end - first:.1f}'
         for start, end, name in kernels[middle:middle + 11]), flush=True)
-    print('  last: ' + ', '.join(f'{name[:18]} {end - start:.1f}' for start, end, name in kernels[-4:]))
+    print('  last: ' + ', '.join(
+        f'{name[:18]} {end - start:.1f}' for start, end, name in kernels[-4:]))
 
 
 def tune_attention(bench: Bench, tuning: Tuning) -> Tuning:
@@ -348,19 +353,21 @@ def check(bench: Bench, tuning: Tuning) -> Dict[str, float]:
 
 
 def parity(bench: Bench, tuning: Tuning, prompts: int, tokens: int) -> Dict[str, Any]:
-    """Compare greedy tokens with the plain decoder's (bf16), prompt by prompt, to the first difference."""
+    """Compare greedy tokens with the plain decoder's (bf16) up to the first difference."""
     runner, cache = bench.runner(tuning), bench.cache
     decoder = Decoder(bench.config, bench.weights, bench.rope, cache)
     generator = torch.Generator().manual_seed(2)
     same, gaps = 0, []
     for _ in range(prompts):
         length = int(torch.randint(8, 80, (1,), generator=generator))
-        ids = torch.randint(0, bench.config.vocab_size, (length,), generator=generator).to(bench.device)
+        ids = torch.randint(0, bench.config.vocab_size, (length,), generator=generator)
+        ids = ids.to(bench.device)
         cache.reset(0)
         logits = [decoder.prefill_chunk(0, ids, None, True).float()]
         expected = [int(logits[0].argmax())]
         while len(expected) < tokens:
-            logits.append(decoder.step([0], torch.tensor(expected[-1:], device=bench.device))[0].float())
+            newest = torch.tensor(expected[-1:], device=bench.device)
+            logits.append(decoder.step([0], newest)[0].float())
             expected.append(int(logits[-1].argmax()))
         cache.length[0] = cache.position[0] = length
         runner.start(0, expected[0], Sampling(), [])
@@ -384,7 +391,7 @@ def main() -> None:
     parser.add_argument('--cubins', type=Path, default=Path('/tmp/timebill-cubins'))
     parser.add_argument('--tune', action='store_true')
     parser.add_argument('--explore', action='store_true')
-    parser.add_argument('--parity', type=int, default=0, help='prompts for the comparison of tokens')
+    parser.add_argument('--parity', type=int, default=0, help='prompts to compare tokens on')
     parser.add_argument('--tail', type=int, default=0, help='consecutive steps for the tail table')
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -400,7 +407,8 @@ def main() -> None:
     note('ceilings TB/s ' + ', '.join(f'{k} {v / 1e12:.3f}' for k, v in result['ceilings'].items()))
     bench = Bench(arguments.shape, 33024, 8, arguments.cubins, arguments.tune or arguments.explore)
     bench.bandwidth = max(v for k, v in result['ceilings'].items() if k.startswith('read'))
-    note('model built, tiers GB ' + ', '.join(f'{t.name} {t.nbytes / 1e9:.3f}' for t in bench.tiers))
+    note('model built, tiers GB ' + ', '.join(
+        f'{tier.name} {tier.nbytes / 1e9:.3f}' for tier in bench.tiers))
     tuning = DEFAULT
     result['errors'] = check(bench, tuning)
     note('logits errors ' + ', '.join(f'{k} {v:.4f}' for k, v in result['errors'].items()))
@@ -416,8 +424,8 @@ def main() -> None:
         tuning = tune(bench, tuning, 512)
         tuning = tune_attention(bench, tuning)
         note(f'tuned: {tuning}')
-        bench.kernels = Loaded(kernels_needed(bench.config, bench.tiers, tuning, bench.limits), arguments.cubins,
-                               bench.device)
+        needed = kernels_needed(bench.config, bench.tiers, tuning, bench.limits)
+        bench.kernels = Loaded(needed, arguments.cubins, bench.device)
         result['tuning'] = repr(tuning)
         result['errors'] = check(bench, tuning)
         note('logits errors ' + ', '.join(f'{k} {v:.4f}' for k, v in result['errors'].items()))

@@ -3,8 +3,8 @@
 """Builds the CUDA kernels for the CPU emulator and calls them on CPU tensors."""
 
 import ctypes
-import subprocess
 from pathlib import Path
+import subprocess
 from typing import Iterable, Tuple
 
 from timebill_ros.engine.cuda.variants import source

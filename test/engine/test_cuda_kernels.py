@@ -8,6 +8,7 @@ They run on the GPU where there is one, otherwise on the emulator, which execute
 
 import shutil
 
+from engine.cuda_emulation import EmulatedKernels
 import pytest
 import torch
 
@@ -15,8 +16,6 @@ from timebill_ros.engine.cuda import launch
 from timebill_ros.engine.cuda.quantize import dequantize, matrix_bytes, quantize
 from timebill_ros.engine.cuda.state import allocate_state
 from timebill_ros.engine.cuda.variants import Attention, Matvec
-
-from engine.cuda_emulation import EmulatedKernels
 
 BLOCKS = 3
 ROLES = ('qkv', 'residual', 'gate_up', 'head')
@@ -67,8 +66,8 @@ def rms_norm(x, weight, eps=1e-6):
 @pytest.mark.parametrize('kernel', [m for m in MATVECS if m.role != 'head'], ids=lambda k: k.name)
 def test_product_matches_its_reference(kernels, device, kernel):
     k, rows = 288, 44
-    weight = quantize(random(rows * (2 if kernel.role == 'gate_up' else 1), k, device=device, scale=0.1),
-                      kernel.bits)
+    n = rows * (2 if kernel.role == 'gate_up' else 1)
+    weight = quantize(random(n, k, device=device, scale=0.1), kernel.bits)
     dense = dequantize(weight).float()
     x = random(kernel.batch, k, device=device)
     norm, bias = random(k, device=device, seed=1), random(weight.n, device=device, seed=2)
@@ -113,6 +112,11 @@ def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
     assert state.lengths[slots].tolist() == [1] * kernel.batch
 
 
+def half_turned(x):
+    half = x.shape[-1] // 2
+    return torch.cat([-x[:, half:], x[:, :half]], 1)
+
+
 @pytest.mark.parametrize('kernel', ATTENTIONS, ids=lambda k: k.name)
 @pytest.mark.parametrize('group', [1, 3, 4, 7, 8])
 @pytest.mark.parametrize('normed', [False, True])
@@ -129,7 +133,8 @@ def test_attention_matches_softmax_over_the_cache(kernels, device, kernel, group
     for slot, length in enumerate(lengths):
         keys[slot, :, length:] = torch.nan
         values[slot, :, length:] = torch.nan
-    angles = torch.arange(200, device=device)[:, None] * 0.7 ** torch.arange(width // 2, device=device)
+    frequencies = 0.7 ** torch.arange(width // 2, device=device)
+    angles = torch.arange(200, device=device)[:, None] * frequencies
     cos, sin = torch.cat([angles.cos()] * 2, 1), torch.cat([angles.sin()] * 2, 1)
     qkv = random(batch, (heads + 2 * kv_heads) * width, device=device, seed=2)
     q_norm = random(width, device=device, seed=3) if normed else None
@@ -146,14 +151,14 @@ def test_attention_matches_softmax_over_the_cache(kernels, device, kernel, group
         q, k, v = qkv[row].float().view(-1, width).split([heads, kv_heads, kv_heads])
         if normed:
             q, k = rms_norm(q, q_norm), rms_norm(k, k_norm)
-        q, k = (x * cos[position] + torch.cat([-x[:, width // 2:], x[:, :width // 2]], 1) * sin[position]
-                for x in (q, k))
+        q, k = (x * cos[position] + half_turned(x) * sin[position] for x in (q, k))
         close(keys[slot, :, length], k, 1e-2)
         assert torch.equal(values[slot, :, length].float(), v)
         assert torch.equal(keys[slot, :, :length], before[slot, :, :length])
         assert keys[slot, :, length + 1:].isnan().all()
-        all_k = torch.cat([keys[slot, :, :length].float(), k[:, None]], 1).repeat_interleave(group, 0)
-        all_v = torch.cat([values[slot, :, :length].float(), v[:, None]], 1).repeat_interleave(group, 0)
+        all_k = torch.cat([keys[slot, :, :length].float(), k[:, None]], 1)
+        all_v = torch.cat([values[slot, :, :length].float(), v[:, None]], 1)
+        all_k, all_v = all_k.repeat_interleave(group, 0), all_v.repeat_interleave(group, 0)
         weights = torch.softmax(torch.einsum('hd,hnd->hn', q, all_k) * 0.125, -1)
         close(out[row].view(heads, width), torch.einsum('hn,hnd->hd', weights, all_v), 1e-2)
 

@@ -4,10 +4,10 @@
 
 import shutil
 
+from engine.cuda_emulation import EmulatedKernels
 import pytest
 import torch
 
-from engine.cuda_emulation import EmulatedKernels
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
 from timebill_ros.engine.cuda.quantize import dequantize
@@ -27,10 +27,11 @@ PRODUCTS = ('qkv', 'o', 'gate_up', 'down', 'head')
 TUNING = Tuning({(product, bits): Cut(4, 3, 1, stream=product == 'down')
                  for product in PRODUCTS for bits in (16, 8, 4)}, 2, 2, 1)
 CPU = torch.device('cpu')
-WIDTHS = (1, 4)
+WIDTHS = (1, 4, 8)
 LIMITS = Limits(sm_count=3)
 
-pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='the emulator needs a C++ compiler')
+pytestmark = pytest.mark.skipif(
+    shutil.which('g++') is None, reason='the emulator needs a C++ compiler')
 
 
 def random_weights():
@@ -58,7 +59,8 @@ def dense(tier, weights):
     layers = []
     for quantised, layer in zip(tier.layers, weights.layers):
         fields = dict(vars(layer))
-        fields.update({name: dequantize(getattr(quantised, name)) for name in ('qkv', 'o', 'gate_up', 'down')})
+        for name in ('qkv', 'o', 'gate_up', 'down'):
+            fields[name] = dequantize(getattr(quantised, name))
         layers.append(LayerWeights(**fields))
     return Weights(weights.embed, layers, weights.final_norm, dequantize(tier.head))
 
@@ -75,7 +77,8 @@ def tiers(weights):
 
 @pytest.fixture(scope='module')
 def kernels(tiers, tmp_path_factory):
-    return EmulatedKernels(kernels_needed(CONFIG, tiers, TUNING, LIMITS, WIDTHS), tmp_path_factory.mktemp('step'))
+    return EmulatedKernels(kernels_needed(CONFIG, tiers, TUNING, LIMITS, WIDTHS),
+                           tmp_path_factory.mktemp('step'))
 
 
 def filled_cache(weights):
@@ -89,15 +92,15 @@ def filled_cache(weights):
 
 
 def twin_step(kernels, weights, tier, width, slots, steps):
-    """Run the kernels and the plain decoder on equal caches with equal tokens; yield both logits."""
+    """Run the kernels and the plain decoder on equal caches and tokens; yield both logits."""
     torch.manual_seed(5)
     cache = filled_cache(weights)
     other = allocate(CONFIG, 3, 128, torch.bfloat16, CPU)
     other.k.copy_(cache.k), other.v.copy_(cache.v)
     other.length, other.position = list(cache.length), list(cache.position)
     decoder = Decoder(CONFIG, dense(tier, weights), rope_table(CONFIG, 256, CPU), other)
-    step = DecodeStep(CONFIG, weights.embed, rope_table(CONFIG, 256, CPU), cache, kernels, TUNING, LIMITS,
-                      tap_layer=1)
+    step = DecodeStep(CONFIG, weights.embed, rope_table(CONFIG, 256, CPU), cache, kernels, TUNING,
+                      LIMITS, tap_layer=1)
     state = step.state
     state.lengths[:] = torch.tensor(cache.length)
     state.positions[:] = torch.tensor(cache.position)
@@ -110,13 +113,14 @@ def twin_step(kernels, weights, tier, width, slots, steps):
 
 
 @pytest.mark.parametrize('index,width,slots', [
-    (0, 1, [2]), (0, 4, [1, 2, 0]), (1, 1, [0]), (1, 4, [2, 0]), (2, 1, [2]), (2, 4, [0, 1, 2])])
+    (0, 1, [2]), (0, 4, [1, 2, 0]), (1, 1, [0]), (1, 4, [2, 0]), (2, 1, [2]), (2, 8, [0, 1, 2])])
 def test_a_step_gives_the_plain_decoders_logits(kernels, weights, tiers, index, width, slots):
     for step, actual, expected in twin_step(kernels, weights, tiers[index], width, slots, 2):
         error = (actual - expected).norm() / expected.norm()
         assert error < 0.03, f'relative error {error:.4f}'
         hidden = step.tap[:len(slots)].float()
-        normed = torch.nn.functional.rms_norm(hidden, hidden.shape[1:], weights.final_norm.float(), 1e-6)
+        normed = torch.nn.functional.rms_norm(
+            hidden, hidden.shape[1:], weights.final_norm.float(), 1e-6)
         again = normed @ dequantize(tiers[index].head).float().T
         assert (again - actual).norm() / actual.norm() < 0.02
 

@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels' arguments, field by field as kernels/*.cuh declare them; tensors go in as pointers."""
+"""The kernels' arguments, field by field as kernels/*.cuh declare them; tensors as pointers."""
 
 import ctypes
 from typing import Optional

@@ -12,7 +12,7 @@ from timebill_ros.engine.cuda import launch
 from timebill_ros.engine.cuda.state import allocate_state
 from timebill_ros.engine.cuda.tiers import Tier
 from timebill_ros.engine.cuda.tuning import Limits, PRODUCTS, Tuning
-from timebill_ros.engine.cuda.variants import Attention, MAX_BATCH, Matvec
+from timebill_ros.engine.cuda.variants import Attention, Matvec, MAX_BATCH
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.rope import RopeTable
 
@@ -89,20 +89,31 @@ class DecodeStep:
 
         def product(name: str, *arguments: Optional[Tensor], **named: Optional[Tensor]) -> None:
             weight = getattr(layer, name)
-            launch.matvec(kernels, self._matvec(name, weight.bits, width),
-                          self._blocks(name, weight.bits), weight, *arguments, norm_eps=eps, **named)
+            blocks = self._blocks(name, weight.bits)
+            launch.matvec(kernels, self._matvec(name, weight.bits, width), blocks, weight,
+                          *arguments, norm_eps=eps, **named)
 
         product('qkv', hidden, qkv, small.qkv_bias, small.input_norm)
+        splits = self.tuning.splits(self._limits.sm_count, config.n_kv_heads, width)
         launch.attention(
-            kernels, self.tuning.attention(config.head_dim),
-            self.tuning.splits(self._limits.sm_count, config.n_kv_heads, width), width, qkv, attended,
+            kernels, self.tuning.attention(config.head_dim), splits, width, qkv, attended,
             self._cache.k[index], self._cache.v[index], self._rope.cos, self._rope.sin,
             config.head_dim ** -0.5, self.state, small.q_norm, small.k_norm, eps,
             self.tuning.attention_least_tiles)
         product('o', attended, hidden, small.o_bias)
         product('gate_up', hidden, activated, small.gate_up_bias, small.post_norm)
         tap = self.tap[:width] if index == self._tap_layer else None
-        product('down', activated, hidden, small.down_bias, tap=tap)
+        # Long vectors stream slowly beside quantised weights: two halves are faster then.
+        halves = 2 if width == MAX_BATCH and self._streams(layer.down.bits, width) else 1
+        for rows in range(halves):
+            part = slice(rows * width // halves, (rows + 1) * width // halves)
+            launch.matvec(
+                kernels, self._matvec('down', layer.down.bits, width // halves),
+                self._blocks('down', layer.down.bits), layer.down, activated[part], hidden[part],
+                small.down_bias, tap=None if tap is None else tap[part])
+
+    def _streams(self, bits: int, width: int) -> bool:
+        return bits < 16 and self._matvec('down', bits, width).stream
 
     def _matvec(self, product: str, bits: int, width: int) -> Matvec:
         shape = product_shape(self._config, product)

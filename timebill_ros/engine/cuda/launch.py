@@ -8,7 +8,7 @@ from typing import Optional, Protocol, Tuple
 from torch import Tensor
 
 from timebill_ros.engine.cuda.arguments import (
-    AttentionArgs, EmbedArgs, MatvecArgs, SampleArgs, pointer)
+    AttentionArgs, EmbedArgs, MatvecArgs, pointer, SampleArgs)
 from timebill_ros.engine.cuda.quantize import Matrix
 from timebill_ros.engine.cuda.state import BatchState
 from timebill_ros.engine.cuda.tuning import rows_per_block

@@ -84,11 +84,11 @@ def _library() -> ctypes.CDLL:
         except OSError:
             tried.append(name)
     raise CompileError(f'no NVRTC library found (tried {", ".join(tried)}); '
-                       'it comes with torch\'s CUDA wheels and with the CUDA toolkit')
+                       "it comes with torch's CUDA wheels and with the CUDA toolkit")
 
 
 def load_nvrtc(name: str) -> ctypes.CDLL:
-    """Load NVRTC, and before it the library of built-ins that lies beside it but that it may not find."""
+    """Load NVRTC, and first the built-ins that lie beside it but that it may not find."""
     for builtins in sorted(Path(name).parent.glob('libnvrtc-builtins.so.*')):
         if '.alt.' not in builtins.name:
             ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)

@@ -17,7 +17,7 @@ _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [n, k] in one of the formats; ``data`` is bf16, int8 or packed int4 (int32 words)."""
+    """A matrix [n, k] in one of the formats; ``data`` is bf16, int8 or words of eight int4."""
 
     bits: int
     data: Tensor                       # [n, k] bf16 | [n, k] int8 | [n, k / 8] int32
@@ -62,7 +62,8 @@ def _to_int8(weight: Tensor) -> Matrix:
     data = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for rows in torch.arange(weight.shape[0], device=weight.device).split(8192):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        data[part] = (weight[part].float() / scale[part, None]).round_().clamp_(-127, 127).to(torch.int8)
+        q = (weight[part].float() / scale[part, None]).round_().clamp_(-127, 127)
+        data[part] = q.to(torch.int8)
     return Matrix(8, data, scale.contiguous())
 
 
@@ -105,7 +106,7 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 
 def _pack(q: Tensor) -> Tensor:
-    """Pack eight columns into a word: the even ones in its low half, the odd ones in its high half."""
+    """Pack eight columns into a word: the even ones in its low half, the odd ones above."""
     pairs = (q + 8).view(q.shape[0], -1, 4, 2)
     word = torch.zeros(pairs.shape[:2], dtype=torch.int32, device=q.device)
     for j in range(4):

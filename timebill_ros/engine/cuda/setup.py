@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a loaded model to a StepRunner: which tiers, do they fit, compile, quantise, capture."""
 
+import bisect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence
@@ -9,7 +10,7 @@ from typing import List, Optional, Sequence
 import torch
 
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
+from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WIDTHS
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.nvrtc import compile_cubin
 from timebill_ros.engine.cuda.runner import StepRunner
@@ -36,7 +37,7 @@ class TierChoice:
 def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
                  dtype: torch.dtype) -> TierChoice:
     """
-    Tell which of the ``wanted`` tiers the kernels can serve and the memory can hold, in the order wanted.
+    Tell which of the ``wanted`` tiers the kernels can serve and the memory can hold.
 
     bf16 comes without being asked for: its weights are there for the prefill; what the other tiers
     need comes on top of them. No names at all: the model decodes with plain tensor code.
@@ -63,7 +64,8 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
     return TierChoice(names, notes)
 
 
-def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype, name: str) -> Optional[str]:
+def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype,
+              name: str) -> Optional[str]:
     if device.type != 'cuda':
         return 'it is served on CUDA devices'
     if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
@@ -80,11 +82,19 @@ def make_tiers(names: Sequence[str], weights: Weights) -> List[Tier]:
 
 def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: RopeTable,
                 cache: KVCache, cubins: Path, tap_layer: Optional[int] = None) -> StepRunner:
-    """Return the graph runner; kernels come from ``cubins`` if they were compiled for this GPU before."""
+    """
+    Return the runner with its graphs captured.
+
+    The kernels come from ``cubins`` if they were compiled for this GPU before. Raises EngineError
+    where they cannot be compiled or loaded.
+    """
     device = weights.embed.device
     major, minor = torch.cuda.get_device_capability(device)
     limits = device_limits(device)
-    code = source(kernels_needed(config, tiers, DEFAULT, limits))
+    widths = WIDTHS[:bisect.bisect_left(WIDTHS, cache.n_slots) + 1]
+    code = source(kernels_needed(config, tiers, DEFAULT, limits, widths))
     kernels = Kernels(compile_cubin(code, f'sm_{major}{minor}', cubins), device)
     step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, limits, tap_layer)
-    return StepRunner(step, tiers, cache)
+    runner = StepRunner(step, tiers, cache)
+    runner.warm_up(widths)
+    return runner

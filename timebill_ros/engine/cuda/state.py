@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels read and write beside weights and cache: per slot, per batch row, and scratch."""
+"""What the kernels read and write beside weights and cache: per slot, per row, and scratch."""
 
 from dataclasses import dataclass
 
@@ -31,13 +31,13 @@ class BatchState:
     # Scratch.
     best_value: Tensor      # float32 [MAX_BATCH * blocks]
     best_index: Tensor      # int32 [MAX_BATCH * blocks]
-    partial: Tensor         # float32 [MAX_BATCH * kv_heads * splits * MAX_GROUP * (D + 2)]
+    partial: Tensor         # float32, see attention.cuh
     finished: Tensor        # int32 [MAX_BATCH * kv_heads], zero between launches
 
 
 def allocate_state(n_slots: int, vocabulary: int, kv_heads: int, head_dim: int, splits: int,
                    blocks: int, device: torch.device) -> BatchState:
-    """Reserve the state for at most ``splits`` stretches of attention and ``blocks`` head blocks."""
+    """Reserve it for at most ``splits`` stretches of attention and ``blocks`` head blocks."""
     def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 

@@ -44,7 +44,8 @@ class Tier:
     def nbytes(self) -> int:
         """Memory that the matrices take, those of bf16 shared with the prefill."""
         return self.head.nbytes + sum(
-            m.nbytes for layer in self.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down))
+            matrix.nbytes for layer in self.layers
+            for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down))
 
 
 def build_tier(name: str, weights: Weights) -> Tier:

@@ -52,16 +52,24 @@ class Tuning:
         """
         Return the kernel of a product [rows, k] for a batch width.
 
-        Where the vectors do not fit into shared memory they are streamed (role residual), and
-        the pipeline is made as short as need be.
+        Where its vectors do not fit into shared memory the pipeline is shortened, and if that is
+        not enough they are streamed (role residual).
         """
         cut = self.cut(product, bits)
         role = 'residual' if product in ('o', 'down') else product
         kernel = Matvec(bits, role, batch, cut.warps, cut.stages, cut.stream)
         per_block = rows_per_block(rows, limits.sm_count * cut.blocks_per_sm)
-        if role == 'residual' and kernel.shared_bytes(k, per_block) > limits.shared_bytes:
-            kernel = replace(kernel, stream=True)
-        while kernel.shared_bytes(k, per_block) > limits.shared_bytes and kernel.stages > 2:
+
+        def fits() -> bool:
+            return kernel.shared_bytes(k, per_block) <= limits.shared_bytes
+
+        # Streaming costs bf16 little and the formats that are unpacked much.
+        shortest = cut.stages if bits == 16 and role == 'residual' else 3
+        while not fits() and kernel.stages > shortest:
+            kernel = replace(kernel, stages=kernel.stages - 1)
+        if not fits() and role == 'residual':
+            kernel = replace(kernel, stages=cut.stages, stream=True)
+        while not fits() and kernel.stages > 2:
             kernel = replace(kernel, stages=kernel.stages - 1)
         return kernel
 
@@ -80,4 +88,8 @@ class Tuning:
         return replace(self, cuts=cuts)
 
 
-DEFAULT = Tuning()
+# Measured on an NVIDIA H200, 2026-11-22, Qwen2.5-7B shape (docs/gpu-engine.md).
+DEFAULT = Tuning({
+    ('qkv', 16): Cut(16, 8), ('o', 16): Cut(16, 8), ('gate_up', 16): Cut(8, 8),
+    ('down', 16): Cut(16, 8), ('head', 16): Cut(8, 8), ('down', 8): Cut(16, 6),
+    ('head', 8): Cut(8, 12)})

@@ -23,7 +23,7 @@ struct AttentionArgs
   u16 * keys;                // one layer of the cache: [slots, kv_heads, capacity, D]
   u16 * values;
   u16 * out;                 // [batch, heads * D]
-  float * partial;           // [batch, kv_heads]: sums [splits, 8, D], then (maximum, weight) [splits, 8]
+  float * partial;           // [batch, kv_heads]: sums [splits, 8, D], (maximum, weight) [splits, 8]
   u32 * finished;            // [batch, kv_heads], zero between launches
   u64 slot_stride;           // elements from one slot of the cache to the next
   int capacity;
@@ -125,7 +125,7 @@ template<int D, int WARPS, int STAGES>
 DEVICE void attention(const AttentionArgs & args)
 {
   const int THREADS = WARPS * 32;
-  const int PIECES = D / 16;                    // 16-byte pieces of a lane: keys, and as many values
+  const int PIECES = D / 16;                    // 16-byte pieces of a lane: keys; and values
   const int TILE = 16 * WARPS;                  // cached tokens of one round
   SHARED_MEMORY(shared);
   Vector16 * const ring = (Vector16 *)shared;   // [STAGES][2 * PIECES][THREADS]

@@ -243,7 +243,7 @@ DEVICE void matvec(const MatvecArgs & args)
   const int SLOTS = STREAM ? 2 + F::PIECES : 2;      // 16-byte slots of a lane and stage
   const int TILE = EPILOGUE == SWIGLU ? 8 : 16;      // output rows of one 16-row tile
   SHARED_MEMORY(shared);
-  Vector16 * const ring = (Vector16 *)shared;                             // [STAGES][SLOTS][THREADS]
+  Vector16 * const ring = (Vector16 *)shared;                       // [STAGES][SLOTS][THREADS]
   u16 * const scale_ring = (u16 *)(ring + STAGES * SLOTS * THREADS);      // [STAGES][WARPS][16]
   float * const sums = (float *)(scale_ring + (BITS == 4 ? STAGES * WARPS * 16 : 0));
 
@@ -276,7 +276,8 @@ DEVICE void matvec(const MatvecArgs & args)
       const u64 column = (u64)(next_chunk * F::CHUNK + t * F::PER_LANE) * BITS / 8;
       next_first = args.weight + (next_row + g) * row_bytes + column;
       next_second = next_first + (EPILOGUE == SWIGLU ? args.n_rows : 8) * row_bytes;
-      const int quad = next_row / 4 + (EPILOGUE == SWIGLU ? lane % 2 + lane / 2 * (args.n_rows / 4) : lane);
+      const int quad = next_row / 4 +
+        (EPILOGUE == SWIGLU ? lane % 2 + lane / 2 * (args.n_rows / 4) : lane);
       next_scales = (const u16 *)args.scales + ((u64)quad * n_chunks + next_chunk) * 4;
     };
   auto fetch = [&](int stage, bool wanted) {
@@ -436,5 +437,7 @@ DEVICE void matvec(const MatvecArgs & args)
     up *= inverse_rms;
     finish<EPILOGUE>(args, row, b, sum, up, best_value, best_index);
   }
-  if (EPILOGUE == LOGITS) {leave_best<BATCH, THREADS>(args, (float *)shared, best_value, best_index);}
+  if (EPILOGUE == LOGITS) {
+    leave_best<BATCH, THREADS>(args, (float *)shared, best_value, best_index);
+  }
 }

@@ -118,7 +118,10 @@ DEVICE void copy_async_8(void * shared, const void * global, bool valid)
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template<int PENDING>
-DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
+DEVICE void copy_async_wait()
+{
+  asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
 
 // Programmatic dependent launch (compute capability 9.0): a kernel starts, and fetches weights,
 // while the one before it still runs; it may read that one's results only after the wait.

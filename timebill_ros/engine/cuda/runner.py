@@ -39,6 +39,11 @@ class StepRunner:
         """Names of the tiers that are loaded."""
         return list(self._tiers)
 
+    @property
+    def tap(self) -> torch.Tensor:
+        """Hidden states after the tapped layer, [8, d_model]: the rows of the newest step."""
+        return self._step.tap
+
     def start(self, slot: int, token: int, sampling: Sampling, seen: Sequence[int]) -> None:
         """
         Begin decoding in a slot whose prompt is in the cache (and evicted from).

@@ -32,16 +32,17 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) ->
     return out[0].transpose(0, 1).reshape(q.shape[1], -1)
 
 
-def chunk_mask(n_rows: int, n_entries: int, device: torch.device) -> Tensor:
+def chunk_mask(n_rows: int, n_entries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """
     Return which of ``n_entries`` each of the last ``n_rows`` tokens may see.
 
-    On CUDA a description that the flash kernel takes, elsewhere bool [n_rows, n_entries].
+    On CUDA a description that the flash kernel takes; elsewhere what to add to the logits, 0 or
+    -inf, [n_rows, n_entries] (of a bool mask every layer would make that anew).
     """
     if device.type == 'cuda':
         # not above: it brings torch's compiler along, which takes a second or two
         from torch.nn.attention.bias import causal_lower_right
         bias: Tensor = causal_lower_right(n_rows, n_entries)
         return bias
-    visible = torch.ones((n_rows, n_entries), dtype=torch.bool, device=device)
-    return visible.tril(n_entries - n_rows)
+    hidden = torch.full((n_rows, n_entries), -torch.inf, dtype=dtype, device=device)
+    return hidden.triu(n_entries - n_rows + 1)

@@ -44,7 +44,7 @@ class Decoder:
         """
         cache, count = self._cache, ids.shape[0]
         position, entries = cache.position[slot], cache.length[slot] + count
-        mask = chunk_mask(count, entries, ids.device)
+        mask = chunk_mask(count, entries, self._cos.dtype, ids.device)
         cos = self._cos[position:position + count, None]
         sin = self._sin[position:position + count, None]
         x = F.embedding(ids, self._weights.embed)

@@ -123,8 +123,10 @@ def test_an_answer(engine: Engine) -> None:
 
 
 def test_queries_wait_for_their_turn_by_deadline(engine: Engine) -> None:
-    first = engine.submit(STORY, cap=10)
+    first = engine.submit(STORY, cap=500)
     later, sooner = engine.submit(STORY, within_s=500.0), engine.submit(STORY, within_s=400.0)
+    engine.read(lambda each: isinstance(each, Alive) and each.queued == 2)
+    engine.send(Drop(first))
     _, messages = engine.finished(later)
     ended = [each.query_id for each in messages if isinstance(each, Finished)]
     assert ended == [first, sooner]

@@ -8,18 +8,19 @@ import shutil
 import socket
 from typing import Any
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from timebill_ros.engine import loading, source
+from timebill_ros.engine import defaults, loading, source
 from timebill_ros.engine.config import ModelConfig, read_config
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.errors import ModelError
+from timebill_ros.engine.errors import ModelError, OutOfMemory
 from timebill_ros.engine.loading import choose_device, choose_dtype
 from timebill_ros.executor.messages import Load
-from timebill_ros.query import Sampling
+from timebill_ros.query import Sampling, Turn
 
 SHAPE: dict[str, Any] = {
     'vocab_size': 300, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2,
@@ -80,6 +81,17 @@ def test_sampling_without_numbers_means_what_transformers_means(copy: Path) -> N
         'temperature': 1.0, 'top_p': 1.0, 'top_k': 50, 'repetition_penalty': 1.0}
 
 
+@pytest.mark.parametrize('content', [
+    'models: [{match: "*", temprature: 0.1}]', 'models: [{temperature: 0.1}]', 'other: []', '[',
+    'models: [{match: "*", top_p: high}]'])
+def test_a_malformed_file_of_defaults_is_named(
+        checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    file = tmp_path / 'models.yaml'
+    file.write_text(content)
+    monkeypatch.setattr(defaults, 'config_file', lambda name: file)
+    assert 'models.yaml' in refusal(checkpoint)
+
+
 def test_the_key_of_a_model_follows_its_configuration(copy: Path) -> None:
     before = Engine.load(Load(str(copy), device='cpu')).info.key
     edit(copy, rms_norm_eps=1e-3)
@@ -116,6 +128,24 @@ def test_code_that_comes_with_a_model_is_not_run(copy: Path, tmp_path: Path) -> 
     edit(copy, auto_map={'AutoConfig': 'evil.Config', 'AutoTokenizer': 'evil.Tokenizer'})
     Engine.load(Load(str(copy), device='cpu'))
     assert not trace.exists()
+
+
+def test_loading_and_answering_opens_no_socket(
+        checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError('a socket was opened')
+
+    monkeypatch.setattr(socket, 'socket', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    engine = Engine.load(Load(str(checkpoint), device='cpu'))
+    assert engine.tokenize([Turn('user', 'Hi')])
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+        checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, 'available_bytes', lambda device: 1000)
+    with pytest.raises(OutOfMemory, match='weights need .* free on cpu'):
+        Engine.load(Load(str(checkpoint), device='cpu'))
 
 
 def test_an_index_cannot_lead_out_of_its_directory(copy: Path) -> None:
@@ -167,6 +197,18 @@ def test_a_hub_model_that_is_not_here_names_the_command_and_opens_no_socket(
     message = refusal('Qwen/Qwen2.5-0.5B-Instruct@main')
     assert 'hf download Qwen/Qwen2.5-0.5B-Instruct --revision main' in message
     assert 'allow_download' in message
+
+
+def test_a_hub_model_that_was_fetched_is_found(
+        checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    repository = tmp_path / 'models--some-lab--tiny-model'
+    commit = '0123456789abcdef0123456789abcdef01234567'
+    shutil.copytree(checkpoint, repository / 'snapshots' / commit)
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text(commit)
+    assert Engine.load(Load('some-lab/tiny-model', device='cpu')).info.name == 'some-lab/tiny-model'
+    assert 'hf download some-lab/other' in refusal('some-lab/other')
 
 
 def test_the_embedded_model_that_is_not_installed_names_the_command(

@@ -124,6 +124,7 @@ def test_an_answer(engine: Engine) -> None:
 
 def test_queries_wait_for_their_turn_by_deadline(engine: Engine) -> None:
     first = engine.submit(STORY, cap=500)
+    engine.read(lambda each: isinstance(each, Progress) and each.query_id == first)
     later, sooner = engine.submit(STORY, within_s=500.0), engine.submit(STORY, within_s=400.0)
     engine.read(lambda each: isinstance(each, Alive) and each.queued == 2)
     engine.send(Drop(first))

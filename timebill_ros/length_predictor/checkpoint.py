@@ -58,6 +58,7 @@ def save_checkpoint(path: Path, card: Card, tensors: Dict[str, NDArray[Any]]) ->
     card.sha256 = _digest(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(stored, str(path), metadata={_KEY: json.dumps(asdict(card), sort_keys=True)})
+    path.chmod(0o644)      # the library makes it readable by its owner alone
 
 
 def load_checkpoint(path: Path) -> 'tuple[Card, Dict[str, NDArray[np.float32]]]':

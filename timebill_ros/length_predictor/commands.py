@@ -134,18 +134,7 @@ def _train_head_kind(
     runs: List[Lengths],
 ) -> Dict[str, Any]:
     chosen = settings.get('train', {})
-    config = HeadTraining(
-        width=chosen.get('width', 16),
-        n_folds=chosen.get('n_folds', 5),
-        seed=chosen.get('seed', 0),
-        head=HeadConfig(
-            **{
-                name: chosen[name]
-                for name in ('hidden', 'dropout', 'input_noise', 'epochs')
-                if name in chosen
-            }
-        ),
-    )
+    config = _head_training(chosen)
     sources = {p.prompt_id: p.source for p in prompts}
     cap = int(runs[0].header['cap'])
     card = _card(arguments, runs, config.width, arguments.kind)
@@ -172,12 +161,23 @@ def _train_head_kind(
     if arguments.kind == 'probe' and len(file.decode):
         card.refine_layer = file.layer
         remaining = remaining_rows(file, runs[0])
-        refined = train_head(remaining, split, cap, config, _say)
+        again = _head_training({**chosen, **settings.get('refine', {})})
+        refined = train_head(remaining, split, cap, again, _say)
         card.metrics['refined'] = measure(refined, remaining, split)
         tensors.update(head_tensors('refine.', refined.head, refined.calibration))
     card.data['prompts'] = len(rows.prompt_ids)
     save_checkpoint(arguments.out, card, tensors)
     return card.metrics
+
+
+def _head_training(chosen: Dict[str, Any]) -> HeadTraining:
+    names = ('hidden', 'dropout', 'input_noise', 'epochs')
+    return HeadTraining(
+        width=chosen.get('width', 16),
+        n_folds=chosen.get('n_folds', 5),
+        seed=chosen.get('seed', 0),
+        head=HeadConfig(**{name: chosen[name] for name in names if name in chosen}),
+    )
 
 
 def remaining_rows(file: StatesFile, run: Lengths) -> Rows:
@@ -188,7 +188,11 @@ def remaining_rows(file: StatesFile, run: Lengths) -> Rows:
     # an answer that reaches the cap keeps the cap's class, whatever remains of it
     remaining = np.where(whole >= cap, cap, whole - file.decode_step)
     return Rows(
-        refine_features(file.decode.astype(np.float32), file.decode_step), remaining[:, None], ids
+        refine_features(
+            file.decode.astype(np.float32),
+            file.decode_step,
+            file.prompt[file.decode_row].astype(np.float32),
+        ), remaining[:, None], ids
     )
 
 

@@ -39,7 +39,7 @@ class Predictor(Protocol):
         final norm).
         """
 
-    def refine(self, state: State, n_generated: int) -> LengthDistribution:
+    def refine(self, state: State, n_generated: int, prompt_state: State) -> LengthDistribution:
         """
         Return the distribution of the whole N, after ``n_generated`` >= 1 tokens.
 
@@ -73,13 +73,17 @@ class ProbePredictor:
             self._head.probabilities(np.asarray(state, np.float32)[None])[0]
         )
 
-    def refine(self, state: State, n_generated: int) -> LengthDistribution:
+    def refine(self, state: State, n_generated: int, prompt_state: State) -> LengthDistribution:
         """See Predictor."""
         if not self.refine_layer:
             raise ValueError(
                 'this probe was trained without states of decode steps and cannot refine'
             )
-        features = refine_features(np.asarray(state, np.float32)[None], np.array([n_generated]))
+        features = refine_features(
+            np.asarray(state, np.float32)[None],
+            np.array([n_generated]),
+            np.asarray(prompt_state, np.float32)[None],
+        )
         remaining = self._refine_calibration.distribution(
             self._refine_head.probabilities(features)[0]
         )
@@ -102,16 +106,17 @@ class FixedPredictor:
         features = length_features(np.array([len(prompt_ids) if self._uses_length else 1]))
         return self._calibration.distribution(self._head.probabilities(features)[0])
 
-    def refine(self, state: State, n_generated: int) -> LengthDistribution:
+    def refine(self, state: State, n_generated: int, prompt_state: State) -> LengthDistribution:
         """Never called: ``refine_layer`` is 0."""
         raise ValueError(f'the predictor {self.name} cannot refine')
 
 
 def refine_features(
-    states: NDArray[np.float32], n_generated: NDArray[np.int64]
+    states: NDArray[np.float32], n_generated: NDArray[np.int64], prompt_states: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return [rows, d_model + 1]: states of decode steps beside log(1 + tokens generated)."""
-    return np.concatenate([states, np.log1p(n_generated)[:, None]], 1).astype(np.float32)
+    """Return [rows, 2 * d_model + 1]: newest states, the prompts' states, log(1 + generated)."""
+    log = np.log1p(n_generated)[:, None]
+    return np.concatenate([states, prompt_states, log], 1).astype(np.float32)
 
 
 def length_features(n_prompt: NDArray[np.int64]) -> NDArray[np.float32]:

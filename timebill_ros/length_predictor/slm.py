@@ -64,6 +64,8 @@ class SlmPredictor:
         logits = predict_logits(self.model, [shorten(prompt_ids, self.max_prompt_tokens)])
         return self._calibration.distribution(softmax(logits.astype(np.float64))[0])
 
-    def refine(self, state: NDArray[np.float32], n_generated: int) -> LengthDistribution:
+    def refine(
+        self, state: NDArray[np.float32], n_generated: int, prompt_state: NDArray[np.float32]
+    ) -> LengthDistribution:
         """Never called: ``refine_layer`` is 0."""
         raise ValueError('the predictor slm cannot refine')

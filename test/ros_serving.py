@@ -93,7 +93,11 @@ class Server:
         self.namespace = namespace
         self.client = TimeBillClient(namespace=namespace, late_wait_s=0.5)
         self.watcher = Watcher(namespace)
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except AssertionError:
+            self.close()
+            raise
 
     def wait_until_ready(self) -> None:
         """Wait until it answers a query."""
@@ -103,6 +107,8 @@ class Server:
                 if self.client.ask('Hi', within=WAIT_S, max_new_tokens=1).outcome == Outcome.COMPLETED:
                     return
                 time.sleep(0.2)
+            if sum('ended while starting' in line for line in self.process.log) > 1:
+                break
         raise AssertionError('the server did not get ready:\n' + '\n'.join(self.process.log))
 
     @property
@@ -163,7 +169,7 @@ def hopeful_cache(folder: Path) -> Path:
     for path in (folder / 'profiles').glob('*.json'):
         profile = json.loads(path.read_text())
         for law in profile['coefficients']['laws']:
-            law['coefficients'] = [value * 0.01 for value in law['coefficients']]
+            law['coefficients'] = [value * 1e-4 for value in law['coefficients']]
         path.write_text(json.dumps(profile))
     return folder
 

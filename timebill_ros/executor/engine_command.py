@@ -8,6 +8,8 @@ from pathlib import Path
 import shutil
 import sys
 
+from timebill_ros.paths import cache_dir
+
 ENGINE_MAIN = Path(__file__).resolve().parent / 'engine_main.py'
 
 # Belongs to the node's interpreter; in another one these load the wrong libraries or modules.
@@ -72,6 +74,8 @@ def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept.pop('LD_LIBRARY_PATH', None)
     if libraries:
         kept['LD_LIBRARY_PATH'] = os.pathsep.join(libraries)
+    # Without it torch looks for the user's name, and the C library opens a socket for that.
+    kept.setdefault('TORCHINDUCTOR_CACHE_DIR', str(cache_dir() / 'inductor'))
     # The script's own directory must not shadow top-level modules, and a crash should say where.
     kept.update(PYTHONSAFEPATH='1', PYTHONUNBUFFERED='1', PYTHONFAULTHANDLER='1')
     return kept

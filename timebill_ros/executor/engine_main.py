@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument('--write-fd', type=int, required=True, help='pipe for messages to the node')
     arguments = parser.parse_args()
     load_package()
+    from timebill_ros.executor.lifeline import die_with_parent
+    die_with_parent()
     from timebill_ros.engine.threads import prepare_environment
     prepare_environment()       # before torch is imported
     from timebill_ros.executor.engine_loop import serve

@@ -153,7 +153,7 @@ _SPECS = (
     ),
     _Spec(
         'delivery_margin_s',
-        0.03,
+        0.05,
         'Part of every budget kept back for the way from the node to the client, in '
         'seconds; see docs/ for how the default was measured.',
         (0.0, 10.0),

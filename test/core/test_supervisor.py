@@ -15,8 +15,16 @@ from typing import Any
 import pytest
 
 from timebill_ros.executor import supervisor as supervisor_module
-from timebill_ros.executor.engine_command import engine_environment, engine_python
-from timebill_ros.executor.messages import Drop, Finished, Load, Loading, Ready
+from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
+from timebill_ros.executor.messages import (
+    Drop,
+    Finished,
+    Load,
+    LoadFailed,
+    Loading,
+    read_message,
+    Ready,
+)
 from timebill_ros.executor.supervisor import (
     EngineLine,
     EngineLost,
@@ -271,3 +279,19 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.02)
+
+
+def test_an_interpreter_without_the_engines_libraries_says_what_would_mend_it() -> None:
+    from_node, to_engine = os.pipe()
+    from_engine, to_node = os.pipe()
+    # -S: without site-packages there is no torch.
+    bare = [sys.executable, '-S', *engine_argv('', from_node, to_node)[1:]]
+    done = subprocess.run(bare, pass_fds=(from_node, to_node), timeout=60)
+    os.close(to_node)
+    with open(from_engine, 'rb') as stream:
+        message = read_message(stream)
+    for end in (from_node, to_engine):
+        os.close(end)
+    assert done.returncode == 1
+    assert isinstance(message, LoadFailed)
+    assert sys.executable in message.error_msg and 'setup-engine' in message.error_msg

@@ -40,8 +40,16 @@ def main() -> int:
     die_with_parent()
     from timebill_ros.engine.threads import prepare_environment
     prepare_environment()       # before torch is imported
-    from timebill_ros.executor.engine_loop import serve
-    return serve(open(arguments.read_fd, 'rb'), open(arguments.write_fd, 'wb'))
+    reader, writer = open(arguments.read_fd, 'rb'), open(arguments.write_fd, 'wb')
+    try:
+        from timebill_ros.executor.engine_loop import serve
+    except ImportError as error:
+        from timebill_ros.executor.messages import LoadFailed, write_message
+        write_message(writer, LoadFailed(
+            f'{sys.executable} cannot run the engine: {error}; "timebill setup-engine" makes an '
+            'environment that can, the parameter engine_python names another'))
+        return 1
+    return serve(reader, writer)
 
 
 if __name__ == '__main__':

@@ -58,7 +58,7 @@ def test_the_embedded_model(embedded: Engine) -> None:
     assert (info.n_layers, info.n_heads, info.n_kv_heads, info.head_dim) == (30, 9, 3, 64)
     assert info.kv_bytes_per_token == 46080 and info.vocab_size == 49152
     assert embedded.end_ids == (2,)
-    assert Sampling(**info.sampling) == Sampling(temperature=0.0, repetition_penalty=1.2)
+    assert Sampling(**info.sampling) == Sampling(temperature=0.0, repetition_penalty=1.1)
     assert embedded.notes == []
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     'CMakeLists.txt', 'MANIFEST.in', 'package.xml', 'pyproject.toml', 'setup.py', 'README.md',
     'CHANGELOG.rst', 'LICENSE', 'Makefile', 'action', 'cmake', 'config', 'launch', 'msg',
-    'requirements', 'timebill_ros', 'tools')
+    'requirements', 'test', 'timebill_ros', 'tools')
 
 
 @pytest.fixture(scope='session')

@@ -12,7 +12,7 @@ import venv
 import pytest
 
 EXCHANGE = Path(__file__).resolve().with_name('exchange.py')
-BUILD_TIMEOUT_S = 400
+BUILD_TIMEOUT_S = 900
 INSTALLED = (
     'lib/timebill_ros/query_server', 'lib/timebill_ros/timebill', 'bin/timebill',
     'share/timebill_ros/package.xml', 'share/timebill_ros/launch/timebill.launch.py',

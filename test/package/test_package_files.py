@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # ros-<distro>-...). Add one only after looking it up there; keys that resolve to pip do not count,
 # because the system Python of a robot takes no packages from pip.
 DEBIAN_KEYS = {
-    'action_msgs', 'ament_cmake', 'ament_cmake_python', 'ament_index_python', 'builtin_interfaces',
-    'diagnostic_msgs', 'launch', 'launch_pytest', 'launch_ros', 'python3-matplotlib',
-    'python3-numpy', 'python3-pytest', 'python3-venv', 'python3-yaml', 'rcl_interfaces', 'rclpy',
-    'rosidl_default_generators', 'rosidl_default_runtime', 'std_msgs', 'unique_identifier_msgs',
+    'action_msgs', 'ament_cmake', 'ament_cmake_pytest', 'ament_cmake_python', 'ament_index_python',
+    'builtin_interfaces', 'diagnostic_msgs', 'launch', 'launch_pytest', 'launch_ros',
+    'python3-matplotlib', 'python3-numpy', 'python3-pytest', 'python3-venv', 'python3-yaml',
+    'rcl_interfaces', 'rclpy', 'rosidl_default_generators', 'rosidl_default_runtime', 'std_msgs',
+    'unique_identifier_msgs',
 }
 
 

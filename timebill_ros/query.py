@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The query: one object that every stage extends and hands on, and the record of its timing.
+"""
+The query: one object that every stage extends and hands on, and the record of its timing.
 
 The enumerations carry the numbers of ``action/Query.action``; a test holds the two together.
 Nothing here knows of ROS or of torch: the node and the engine process both import it.
@@ -102,7 +103,8 @@ class Turn:
 
 @dataclass
 class Sampling:
-    """How the next token is chosen; every field is resolved (no "server's default" left).
+    """
+    How the next token is chosen; every field is resolved (no "server's default" left).
 
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is
     that of transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and
@@ -118,7 +120,8 @@ class Sampling:
 
 @dataclass
 class Query:
-    """What a client asked, with every default resolved by the node.
+    """
+    What a client asked, with every default resolved by the node.
 
     Times are nanoseconds of the steady clock (``time.monotonic_ns``; on Linux one clock for all
     processes).
@@ -141,7 +144,8 @@ class Query:
 
 @dataclass
 class QueryTiming:
-    """Everything predicted about a query beside everything measured (``msg/QueryTiming``).
+    """
+    Everything predicted about a query beside everything measured (``msg/QueryTiming``).
 
     Durations in seconds, lengths in tokens; NaN is "not known". Fields have the message's names,
     so that one conversion serves all; the message's comments say what each one means.

@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``timebill bench node``: what the node adds to the model's own work.
+"""
+``timebill bench node``: what the node adds to the model's own work.
 
 Overhead in: from the client's call to the first engine work. Overhead out: from the last token in
 the engine to the result at the client. Both cross processes, so they are put together from the

@@ -1,6 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A busy ROS graph: topics published at a rate, and a query server whose process listens to them.
+"""
+A busy ROS graph: topics published at a rate, and a query server whose process listens to them.
 
 Arguments of ``main``: publish|serve TOPICS RATE_HZ [ROS arguments]
 """
@@ -69,4 +70,3 @@ def main() -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     return 0
-

@@ -239,8 +239,8 @@ class TimeBillClient:
     def _spin(self) -> None:
         spin_while(self._executor, self._node.get_logger(), lambda: not self._closing)
         for ask in list(self._asks):
-            if self._context.ok():
-                self._cancel(ask)
+            if ask.handle is not None and self._context.ok():
+                ask.handle.cancel_goal_async()
             self._finish(
                 ask,
                 self._none(ask, Outcome.FAILED, ErrorCode.SERVER_SHUTDOWN, 'the client was closed'),

@@ -43,28 +43,61 @@ def goal_of(prompt: str, fields: Mapping[str, Any]) -> QueryAction.Goal:
     Raises TypeError for a field that does not exist, ValueError for a value that its type cannot
     hold.
     """
-    goal = QueryAction.Goal(prompt=prompt)
+    goal = QueryAction.Goal()
     known = goal.get_fields_and_field_types()
-    for name, value in fields.items():
-        if name not in known or name in ('prompt', 'time_allowance'):
+    for name, value in {'prompt': prompt, **fields}.items():
+        if name not in known or name == 'time_allowance':
             raise TypeError(f'a query has no field {name!r}')
         try:
             setattr(goal, name, _goal_value(name, known[name], value))
-        except AssertionError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f'{name} = {value!r}: {error}') from error
     return goal
 
 
 def _goal_value(name: str, kind: str, value: Any) -> Any:
+    """Return the value as the field holds it; rclpy itself would fail only when it sends it."""
     if name == 'messages':
-        return [
-            ChatMessage(role=each.role, content=each.content) if isinstance(each, Turn) else each
-            for each in value
-        ]
+        return [_chat_message(each) for each in value]
     if kind == 'double':
         return float(value)
-    if 'int' in kind and not isinstance(value, bool) and isinstance(value, int):
-        return int(value)  # of an enumeration
+    if kind == 'boolean':
+        return bool(_require(value, bool))
+    if kind == 'string':
+        return _text(value)
+    if kind == 'sequence<string>':
+        return [_text(each) for each in _require(value, (list, tuple))]
+    if 'int' in kind:
+        return _integer(kind, value)
+    return value
+
+
+def _integer(kind: str, value: Any) -> int:
+    """Return an integer, or the number of an enumeration, within the range of its type."""
+    bits = int(kind.removeprefix('u').removeprefix('int'))
+    low, high = (
+        (0, 2**bits - 1) if kind.startswith('u') else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
+    if not low <= _require(value, int) <= high:
+        raise ValueError(f'not within {low}..{high}')
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    """Return text that can be sent; raises ValueError for half characters."""
+    text: str = _require(value, str)
+    text.encode('utf-8')
+    return text
+
+
+def _chat_message(turn: Any) -> ChatMessage:
+    _require(turn, (Turn, ChatMessage))
+    return ChatMessage(role=_text(turn.role), content=_text(turn.content))
+
+
+def _require(value: Any, kind: type | tuple[type, ...]) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f'it is a {type(value).__name__}')
     return value
 
 

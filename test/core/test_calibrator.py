@@ -15,8 +15,8 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, 
 from timebill_ros.time_estimator.profile_file import profile_path
 from timebill_ros.time_estimator.tracking import TrackingConfig
 
-LAWS = (Law(PREFILL, QUADRATIC, (0.0, 1e-3, 0.0), worst_ratio=1.1),
-        Law(DECODE_STEP, AFFINE, (0.0, 0.02), worst_ratio=1.2))
+LAWS = (Law(PREFILL, QUADRATIC, (0.0, 1e-3, 0.0), worst_ratio=1.1, mape=0.05),
+        Law(DECODE_STEP, AFFINE, (0.0, 0.02), worst_ratio=1.2, mape=0.05))
 BASE = TimingCoefficients(1_000, 'cpu', 'model', 'float32', '1', LAWS)
 
 

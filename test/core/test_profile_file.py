@@ -13,7 +13,8 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, 
 from timebill_ros.time_estimator.profile_file import load_for, profile_path, set_aside
 
 COEFFICIENTS = TimingCoefficients(1, 'cpu of this robot', 'model', 'float32', '1', (
-    Law(PREFILL, QUADRATIC, (0.0, 1e-3, 0.0)), Law(DECODE_STEP, AFFINE, (0.0, 0.02))))
+    Law(PREFILL, QUADRATIC, (0.0, 1e-3, 0.0), mape=0.05),
+    Law(DECODE_STEP, AFFINE, (0.0, 0.02), mape=0.05)))
 
 
 def test_a_profile_comes_back_for_its_key(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, EVICT, Law, PR
 from timebill_ros.time_estimator.tracking import DriftTracker, Sample
 
 LAWS = (
-    Law(PREFILL, QUADRATIC, (2e-8, 7e-4, 0.01), worst_ratio=1.15),
-    Law(DECODE_STEP, AFFINE, (1e-5, 0.02), worst_ratio=1.3),
-    Law(EVICT, AFFINE, (2e-6, 0.002), worst_ratio=1.5))
+    Law(PREFILL, QUADRATIC, (2e-8, 7e-4, 0.01), worst_ratio=1.15, mape=0.05),
+    Law(DECODE_STEP, AFFINE, (1e-5, 0.02), worst_ratio=1.3, mape=0.05),
+    Law(EVICT, AFFINE, (2e-6, 0.002), worst_ratio=1.5, mape=0.05))
 BASE = TimingCoefficients(1_000, 'cpu', 'model', 'float32', '1', LAWS)
 TRACKED = ((PREFILL, ''), (DECODE_STEP, ''), (EVICT, ''))
 

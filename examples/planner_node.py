@@ -3,7 +3,7 @@
 """
 A planner that asks the language model in its control loop and always goes on in time.
 
-Run it beside a server: ``timebill serve`` in one terminal, ``python3 examples/planner_node.py`` in another.
+Run it beside a server: ``timebill serve`` in one terminal, this file in another.
 """
 
 import rclpy
@@ -37,7 +37,8 @@ class Planner(Node):
         if answer.ok:
             self.get_logger().info(f'in {answer.elapsed_s:.2f} s: {answer.response}')
         else:
-            self.get_logger().warn(f'default plan, because {answer.outcome.name}: {answer.error_msg}')
+            self.get_logger().warning(
+                f'default plan, because {answer.outcome.name}: {answer.error_msg}')
 
 
 def main() -> None:

@@ -45,12 +45,18 @@ class Watcher:
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context, signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node(
-            f'watcher_{uuid.uuid4().hex[:8]}', context=self.context, namespace=namespace, enable_rosout=False,
-            start_parameter_services=False)
+            f'watcher_{uuid.uuid4().hex[:8]}',
+            context=self.context,
+            namespace=namespace,
+            enable_rosout=False,
+            start_parameter_services=False,
+        )
         self.node.create_subscription(
-            QueryTimingMsg, qos.TIMING_TOPIC, self.timings.append, qos.timing_qos())
+            QueryTimingMsg, qos.TIMING_TOPIC, self.timings.append, qos.timing_qos()
+        )
         self.node.create_subscription(
-            ExecutorStatus, qos.STATUS_TOPIC, self.statuses.append, qos.status_qos())
+            ExecutorStatus, qos.STATUS_TOPIC, self.statuses.append, qos.status_qos()
+        )
         self.raw = ActionClient(self.node, QueryAction, qos.ACTION_NAME, **qos.service_qos())
         self._open = True
         self._executor = SingleThreadedExecutor(context=self.context)
@@ -104,7 +110,10 @@ class Server:
         end_s = time.monotonic() + START_S
         while time.monotonic() < end_s and self.process.is_running:
             if self.client.wait_for_server(1.0):
-                if self.client.ask('Hi', within=WAIT_S, max_new_tokens=1).outcome == Outcome.COMPLETED:
+                if (
+                    self.client.ask('Hi', within=WAIT_S, max_new_tokens=1).outcome
+                    == Outcome.COMPLETED
+                ):
                     return
                 time.sleep(0.2)
             if sum('ended while starting' in line for line in self.process.log) > 1:
@@ -125,7 +134,9 @@ class Server:
     def _engine_pids(self) -> list[int]:
         return [pid for pid in children_of(self.node_pid) if 'engine_main.py' in command_line(pid)]
 
-    def ask_and_wait_for_text(self, prompt: str = STORY, within: float = WAIT_S, **fields: Any) -> PendingAnswer:
+    def ask_and_wait_for_text(
+        self, prompt: str = STORY, within: float = WAIT_S, **fields: Any
+    ) -> PendingAnswer:
         """Ask, and return once the response has begun."""
         begun = threading.Event()
 

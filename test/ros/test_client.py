@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The client library and ``timebill ask``, with a server, without one, and with one that is stuck."""
+"""Client library and ``timebill ask``: with a server, without one, with one that is stuck."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ from ros_serving import finished, Server, STORY, until, WAIT_S, Watcher
 from timebill_ros.cli.server_process import ServerProcess
 from timebill_ros.client import Answer, TimeBillClient
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
-from timebill_ros.query import Admission, ErrorCode, Outcome
+from timebill_ros.query import ErrorCode, Outcome
 
 PARIS = 'What is the capital of France?'
 
@@ -45,8 +45,12 @@ def timebill(*arguments: str | bytes, text_in: bytes = b'') -> subprocess.Comple
     main = 'import sys; from timebill_ros.cli import main; sys.exit(main())'
     safe_path = ['-P'] if sys.version_info >= (3, 11) else []
     return subprocess.run(
-        [sys.executable, *safe_path, '-c', main, *arguments], input=text_in, capture_output=True,
-        timeout=WAIT_S, check=False)
+        [sys.executable, *safe_path, '-c', main, *arguments],
+        input=text_in,
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+    )
 
 
 # --- without a server
@@ -66,7 +70,9 @@ def test_without_a_server_the_answer_says_so_in_time(ros_domain: int) -> None:
 def test_no_budget_is_invalid_at_once(ros_domain: int, within: float) -> None:
     with TimeBillClient(namespace='nobody') as client:
         answer = client.ask(PARIS, within=within)
-        assert answer.error_code == ErrorCode.INVALID_TIME_ALLOWANCE and 'within' in answer.error_msg
+        assert (
+            answer.error_code == ErrorCode.INVALID_TIME_ALLOWANCE and 'within' in answer.error_msg
+        )
 
 
 def test_a_query_that_waits_for_a_server_can_be_canceled(ros_domain: int) -> None:
@@ -116,7 +122,10 @@ def test_from_several_threads_at_once(server: Server) -> None:
 def test_a_stuck_server_is_given_up_in_time(server: Server) -> None:
     with stopped(server.node_pid):
         answer = server.client.ask(PARIS, within=0.5)
-    assert (answer.outcome, answer.error_code) == (Outcome.DEADLINE_MISSED, ErrorCode.DELIVERED_LATE)
+    assert (answer.outcome, answer.error_code) == (
+        Outcome.DEADLINE_MISSED,
+        ErrorCode.DELIVERED_LATE,
+    )
     assert 'within = 0.5 s' in answer.error_msg
     assert 0.5 <= answer.elapsed_s < 0.5 + server.client.late_wait_s + 0.3
     assert server.client.ask(PARIS, within=WAIT_S).outcome == Outcome.COMPLETED
@@ -136,13 +145,18 @@ def test_parameters_are_checked(server: Server) -> None:
 
     def set_to(name: str, value: object) -> tuple[bool, str]:
         message: ParameterMsg = Parameter(name, value=value).to_parameter_msg()
-        result, = finished(parameters.set_parameters([message])).results
+        (result,) = finished(parameters.set_parameters([message])).results
         return result.successful, result.reason
 
     assert set_to('max_queue', 3) == (True, '')
     assert set_to('max_queue', 8) == (True, '')
-    for name, value in (('max_queue', -1), ('alpha_max', 0.99), ('delivery_margin_s', nan),
-                        ('default_admission', 'maybe'), ('model', 'another')):
+    for name, value in (
+        ('max_queue', -1),
+        ('alpha_max', 0.99),
+        ('delivery_margin_s', nan),
+        ('default_admission', 'maybe'),
+        ('model', 'another'),
+    ):
         successful, reason = set_to(name, value)
         assert not successful and reason
     assert 'best_effort' in set_to('default_admission', 'maybe')[1]
@@ -151,7 +165,10 @@ def test_parameters_are_checked(server: Server) -> None:
 def test_a_parameter_holds_from_the_next_query_on(server: Server) -> None:
     parameters = AsyncParameterClient(server.watcher.node, '/robot/timebill')
     assert parameters.wait_for_services(WAIT_S)
-    for value, expected in (('guaranteed', Outcome.INFEASIBLE), ('best_effort', Outcome.DEADLINE_MISSED)):
+    for value, expected in (
+        ('guaranteed', Outcome.INFEASIBLE),
+        ('best_effort', Outcome.DEADLINE_MISSED),
+    ):
         finished(parameters.set_parameters([Parameter('default_admission', value=value)]))
         assert server.client.ask(STORY, within=1.5).outcome == expected
 
@@ -166,7 +183,9 @@ def test_ask_prints_the_answer(server: Server) -> None:
 
 
 def test_ask_streams(server: Server) -> None:
-    asked = timebill('ask', '-', '--within', '60', '--namespace', 'robot', '--stream', text_in=PARIS.encode())
+    asked = timebill(
+        'ask', '-', '--within', '60', '--namespace', 'robot', '--stream', text_in=PARIS.encode()
+    )
     assert (asked.returncode, asked.stdout.decode()) == (0, 'The capital of France is Paris.\n')
 
 
@@ -180,14 +199,19 @@ def test_ask_prints_json(server: Server) -> None:
     assert fields['elapsed_s'] < fields['within_s'] == 60.0
 
 
-@pytest.mark.parametrize(('arguments', 'status', 'outcome'), [
-    ((PARIS, '--within', '0.01'), 3, 'DEADLINE_MISSED'),
-    ((STORY, '--within', '1', '--admission', 'guaranteed'), 4, 'INFEASIBLE'),
-    (('', '--within', '1'), 6, 'INVALID'),
-    ((PARIS, '--within', '1', '--temperature', '99'), 6, 'INVALID'),
-    ((PARIS, '--within', '-1'), 6, 'INVALID')])
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'outcome'),
+    [
+        ((PARIS, '--within', '0.01'), 3, 'DEADLINE_MISSED'),
+        ((STORY, '--within', '1', '--admission', 'guaranteed'), 4, 'INFEASIBLE'),
+        (('', '--within', '1'), 6, 'INVALID'),
+        ((PARIS, '--within', '1', '--temperature', '99'), 6, 'INVALID'),
+        ((PARIS, '--within', '-1'), 6, 'INVALID'),
+    ],
+)
 def test_ask_has_an_exit_status_per_outcome(
-        server: Server, arguments: tuple[str, ...], status: int, outcome: str) -> None:
+    server: Server, arguments: tuple[str, ...], status: int, outcome: str
+) -> None:
     asked = timebill('ask', *arguments, '--namespace', 'robot', '--json')
     fields = json.loads(asked.stdout)
     assert (asked.returncode, fields['outcome']) == (status, outcome)
@@ -195,16 +219,33 @@ def test_ask_has_an_exit_status_per_outcome(
 
 
 def test_ask_without_a_server(ros_domain: int) -> None:
-    asked = timebill('ask', PARIS, '--within', '9', '--namespace', 'nobody', '--server-wait', '0.2', '--json')
+    asked = timebill(
+        'ask', PARIS, '--within', '9', '--namespace', 'nobody', '--server-wait', '0.2', '--json'
+    )
     fields = json.loads(asked.stdout)
-    assert (asked.returncode, fields['outcome'], fields['error_name']) == (8, 'FAILED', 'ENGINE_NOT_READY')
+    assert (asked.returncode, fields['outcome'], fields['error_name']) == (
+        8,
+        'FAILED',
+        'ENGINE_NOT_READY',
+    )
     assert set(QueryTimingMsg.get_fields_and_field_types()) <= set(fields)
 
 
-@pytest.mark.parametrize('arguments', [
-    ('ask', b'caf\xe9', '--within', '1'), ('ask', '-', '--within', '1'), ('ask', 'x', '--within', 'soon'),
-    ('ask', 'x'), ('ask', 'x', '--within', '1', '--server-wait', '0', '--max-new-tokens', '-5'), ('frobnicate',), ()])
-def test_a_command_line_that_cannot_be_right(ros_domain: int, arguments: tuple[str | bytes, ...]) -> None:
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('ask', b'caf\xe9', '--within', '1'),
+        ('ask', '-', '--within', '1'),
+        ('ask', 'x', '--within', 'soon'),
+        ('ask', 'x'),
+        ('ask', 'x', '--within', '1', '--server-wait', '0', '--max-new-tokens', '-5'),
+        ('frobnicate',),
+        (),
+    ],
+)
+def test_a_command_line_that_cannot_be_right(
+    ros_domain: int, arguments: tuple[str | bytes, ...]
+) -> None:
     run = timebill(*arguments, text_in=b'caf\xe9')
     assert run.returncode == 2
     assert run.stderr and b'Traceback' not in run.stderr
@@ -212,11 +253,18 @@ def test_a_command_line_that_cannot_be_right(ros_domain: int, arguments: tuple[s
         assert b'UTF-8' in run.stderr
 
 
-@pytest.mark.parametrize(('setting', 'named'), [
-    ('alpha_max:=2.0', b'alpha_max'), ('default_overrun:=skip_next', b'default_overrun'),
-    ('max_queue:=many', b'max_queue'), ('engine_python:=/no/such/python', b'/no/such/python')])
+@pytest.mark.parametrize(
+    ('setting', 'named'),
+    [
+        ('alpha_max:=2.0', b'alpha_max'),
+        ('default_overrun:=skip_next', b'default_overrun'),
+        ('max_queue:=many', b'max_queue'),
+        ('engine_python:=/no/such/python', b'/no/such/python'),
+    ],
+)
 def test_a_server_with_a_wrong_parameter_does_not_start(
-        ros_domain: int, setting: str, named: bytes) -> None:
+    ros_domain: int, setting: str, named: bytes
+) -> None:
     served = timebill('serve', '--no-calibration', '--param', setting)
     assert served.returncode == 2
     assert named in served.stderr and b'Traceback' not in served.stderr

@@ -24,13 +24,14 @@ LONG = 'The robot saw a red chair in the room. ' * 400
 
 
 @pytest.fixture(scope='module')
-def hopeful_server(
-        ros_domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hopeful_server(ros_domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give the module a server that believes this machine to be ten thousand times faster."""
     with running_server('measured'):
-        pass        # leaves a profile behind, if there was none
+        pass  # leaves a profile behind, if there was none
     cache = hopeful_cache(tmp_path_factory.mktemp('hopeful') / 'cache')
-    with running_server('hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S) as running:
+    with running_server(
+        'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S
+    ) as running:
         yield running
 
 
@@ -43,8 +44,10 @@ def answers(hopeful_server: Server) -> list[Answer]:
         prompts = [LONG if number % 3 == 0 else STORY, STORY]
         pending = [
             hopeful_server.client.ask_async(
-                prompt, within=seeded.uniform(0.15, 0.6), max_new_tokens=seeded.choice((1, 3, 0)))
-            for prompt in prompts]
+                prompt, within=seeded.uniform(0.15, 0.6), max_new_tokens=seeded.choice((1, 3, 0))
+            )
+            for prompt in prompts
+        ]
         found += [each.result(WAIT_S) for each in pending]
     # Long enough that a busy machine, too, gets to the decoding.
     found += [hopeful_server.client.ask(STORY, within=1.5) for _ in range(6)]
@@ -52,7 +55,8 @@ def answers(hopeful_server: Server) -> list[Answer]:
 
 
 def test_after_the_plan_deadline_nothing_but_a_miss_is_handed_over(
-        hopeful_server: Server, answers: list[Answer]) -> None:
+    hopeful_server: Server, answers: list[Answer]
+) -> None:
     assert len(answers) >= 100
     for answer in answers:
         assert answer.message is not None, answer.error_msg

@@ -20,31 +20,60 @@ from timebill_ros.nodes import conversions
 from timebill_ros.nodes.answer import answer_of, goal_of, within_objection
 from timebill_ros.nodes.validation import resolve, ServerDefaults
 from timebill_ros.query import (
-    Admission, Ending, ErrorCode, FinishReason, Outcome, Overrun, QueryTiming, Stage, Turn)
+    Admission,
+    Ending,
+    ErrorCode,
+    FinishReason,
+    Outcome,
+    Overrun,
+    QueryTiming,
+    Stage,
+    Turn,
+)
 
 # Of the query, not of its timing.
-IDENTITY = {'stamp', 'arrived', 'goal_id', 'model', 'device', 'outcome', 'finish_reason', 'error_code'}
+IDENTITY = {
+    'stamp',
+    'arrived',
+    'goal_id',
+    'model',
+    'device',
+    'outcome',
+    'finish_reason',
+    'error_code',
+}
 
 
 def constants_of(message: Any, prefix: str = '') -> dict[str, int]:
     """Return the constants of a message with this prefix, which is cut off."""
     names = [name for name in dir(type(message)) if name.isupper() and name.startswith(prefix)]
-    names = [name for name in names if name != 'SLOT_TYPES']      # of rclpy
-    return {name[len(prefix):]: getattr(message, name) for name in names}
+    names = [name for name in names if name != 'SLOT_TYPES']  # of rclpy
+    return {name[len(prefix) :]: getattr(message, name) for name in names}
 
 
-@pytest.mark.parametrize(('enum', 'message', 'prefix'), [
-    (Outcome, QueryAction.Result, 'OUTCOME_'), (FinishReason, QueryAction.Result, 'FINISH_'),
-    (Admission, QueryAction.Goal, 'ADMISSION_'), (Overrun, QueryAction.Goal, 'OVERRUN_'),
-    (Stage, QueryAction.Feedback, 'STAGE_'), (EngineState, ExecutorStatus, '')])
+@pytest.mark.parametrize(
+    ('enum', 'message', 'prefix'),
+    [
+        (Outcome, QueryAction.Result, 'OUTCOME_'),
+        (FinishReason, QueryAction.Result, 'FINISH_'),
+        (Admission, QueryAction.Goal, 'ADMISSION_'),
+        (Overrun, QueryAction.Goal, 'OVERRUN_'),
+        (Stage, QueryAction.Feedback, 'STAGE_'),
+        (EngineState, ExecutorStatus, ''),
+    ],
+)
 def test_enumerations_have_the_interfaces_numbers(
-        enum: type[IntEnum], message: type, prefix: str) -> None:
+    enum: type[IntEnum], message: type, prefix: str
+) -> None:
     assert {each.name: each.value for each in enum} == constants_of(message(), prefix)
 
 
 def test_error_codes_have_the_interfaces_numbers() -> None:
-    codes = {name: value for name, value in constants_of(QueryAction.Result()).items()
-             if not name.startswith(('OUTCOME_', 'FINISH_'))}
+    codes = {
+        name: value
+        for name, value in constants_of(QueryAction.Result()).items()
+        if not name.startswith(('OUTCOME_', 'FINISH_'))
+    }
     assert {each.name: each.value for each in ErrorCode} == codes
 
 
@@ -56,22 +85,38 @@ def test_the_timing_record_has_the_messages_fields() -> None:
 
 def test_a_timing_record_survives_the_message() -> None:
     timing = QueryTiming(
-        n_prompt=5, tier='fp32', alpha=0.25, feasible=True, coefficients_stamp_ns=3_000_000_004,
-        law_prefill=[1.0, 2.0], replans=['1.0 alpha 0 -> 0.5 slack'], total=nan, slack=-0.5)
+        n_prompt=5,
+        tier='fp32',
+        alpha=0.25,
+        feasible=True,
+        coefficients_stamp_ns=3_000_000_004,
+        law_prefill=[1.0, 2.0],
+        replans=['1.0 alpha 0 -> 0.5 slack'],
+        total=nan,
+        slack=-0.5,
+    )
     message = conversions.timing_msg(
-        timing, Ending(Outcome.COMPLETED, FinishReason.END_TOKEN),
-        conversions.Identity(UUID(uuid=list(range(16))), 1, 2_000_000_003, 'm', 'd'))
+        timing,
+        Ending(Outcome.COMPLETED, FinishReason.END_TOKEN),
+        conversions.Identity(UUID(uuid=list(range(16))), 1, 2_000_000_003, 'm', 'd'),
+    )
     assert repr(conversions.timing_from_msg(message)) == repr(timing)
     assert (message.outcome, message.finish_reason) == (1, 1)
     assert (message.stamp.sec, message.stamp.nanosec) == (2, 3)
     assert (message.coefficients_stamp.sec, message.coefficients_stamp.nanosec) == (3, 4)
     shown = conversions.json_value(message)
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
-    assert (shown['total'], shown['slack'], shown['goal_id']) == (None, -0.5, bytes(range(16)).hex())
+    assert (shown['total'], shown['slack'], shown['goal_id']) == (
+        None,
+        -0.5,
+        bytes(range(16)).hex(),
+    )
 
 
-@pytest.mark.parametrize(('nanoseconds', 'sec', 'nanosec'), [
-    (0, 0, 0), (1_500_000_000, 1, 500_000_000), (-1, -1, 999_999_999), (10**30, 2**31 - 1, 0)])
+@pytest.mark.parametrize(
+    ('nanoseconds', 'sec', 'nanosec'),
+    [(0, 0, 0), (1_500_000_000, 1, 500_000_000), (-1, -1, 999_999_999), (10**30, 2**31 - 1, 0)],
+)
 def test_durations(nanoseconds: int, sec: int, nanosec: int) -> None:
     duration = conversions.duration_msg(nanoseconds)
     assert duration.sec == sec
@@ -81,8 +126,7 @@ def test_durations(nanoseconds: int, sec: int, nanosec: int) -> None:
 
 
 def test_text_that_is_not_unicode_becomes_text_that_is() -> None:
-    result = conversions.result_msg(
-        Ending(Outcome.COMPLETED), 'half \ud83d', 0, QueryTimingMsg())
+    result = conversions.result_msg(Ending(Outcome.COMPLETED), 'half \ud83d', 0, QueryTimingMsg())
     assert result.response == 'half ?'
 
 
@@ -102,10 +146,23 @@ def test_a_goal_from_plain_values() -> None:
         goal_of('x', {'time_allowance': Duration(sec=1)})
 
 
-@pytest.mark.parametrize(('name', 'value'), [
-    ('max_new_tokens', -1), ('max_new_tokens', 2**32), ('max_new_tokens', 1.5), ('admission', 256),
-    ('seed', 2**63), ('stop', 'abc'), ('stop', [1]), ('system_prompt', 5), ('min_tier', '\ud83d'),
-    ('temperature', 'hot'), ('messages', ['hi']), ('stream', 'yes')])
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('max_new_tokens', -1),
+        ('max_new_tokens', 2**32),
+        ('max_new_tokens', 1.5),
+        ('admission', 256),
+        ('seed', 2**63),
+        ('stop', 'abc'),
+        ('stop', [1]),
+        ('system_prompt', 5),
+        ('min_tier', '\ud83d'),
+        ('temperature', 'hot'),
+        ('messages', ['hi']),
+        ('stream', 'yes'),
+    ],
+)
 def test_a_value_that_its_field_cannot_hold_is_told(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f'{name} = '):
         goal_of('x', {name: value})
@@ -124,7 +181,8 @@ def test_a_budget_that_is_none(within: float) -> None:
 @pytest.mark.parametrize('outcome', [each for each in Outcome if each != Outcome.DEADLINE_MISSED])
 def test_what_arrives_late_is_no_answer(outcome: Outcome) -> None:
     result = conversions.result_msg(
-        Ending(outcome, error_msg='why'), 'text', 0, QueryTimingMsg(outcome=int(outcome)))
+        Ending(outcome, error_msg='why'), 'text', 0, QueryTimingMsg(outcome=int(outcome))
+    )
     in_time = answer_of(result, 2_000, 2_000)
     assert (in_time.outcome, in_time.error_msg) == (outcome, 'why')
     late = answer_of(result, 2_001, 2_000)
@@ -136,6 +194,9 @@ def test_what_arrives_late_is_no_answer(outcome: Outcome) -> None:
 def test_a_miss_that_the_server_tells_stays_what_it_is() -> None:
     result = conversions.result_msg(
         Ending(Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED, error_msg='said'),
-        '', 0, QueryTimingMsg())
+        '',
+        0,
+        QueryTimingMsg(),
+    )
     late = answer_of(result, 3_000, 2_000)
     assert (late.error_code, late.error_msg) == (ErrorCode.DEADLINE_MISSED, 'said')

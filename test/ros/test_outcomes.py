@@ -35,9 +35,16 @@ def test_a_whole_answer(server: Server) -> None:
     assert timing.predicted_total_worst > 0.0
 
 
-@pytest.mark.parametrize(('fields', 'reason'), [
-    ({'max_new_tokens': 3}, FinishReason.CLIENT_CAP), ({'stop': ['lighthouse']}, FinishReason.STOP_STRING)])
-def test_an_answer_that_the_client_bounds(server: Server, fields: dict[str, Any], reason: FinishReason) -> None:
+@pytest.mark.parametrize(
+    ('fields', 'reason'),
+    [
+        ({'max_new_tokens': 3}, FinishReason.CLIENT_CAP),
+        ({'stop': ['lighthouse']}, FinishReason.STOP_STRING),
+    ],
+)
+def test_an_answer_that_the_client_bounds(
+    server: Server, fields: dict[str, Any], reason: FinishReason
+) -> None:
     answer = server.client.ask(STORY, within=WAIT_S, **fields)
     assert (answer.outcome, answer.finish_reason) == (Outcome.COMPLETED, reason)
     assert not any(each in answer.response for each in fields.get('stop', []))
@@ -45,7 +52,9 @@ def test_an_answer_that_the_client_bounds(server: Server, fields: dict[str, Any]
 
 def test_text_streams_in_the_feedback(server: Server) -> None:
     seen: list[QueryAction.Feedback] = []
-    answer = server.client.ask(STORY, within=WAIT_S, max_new_tokens=12, stream=True, on_feedback=seen.append)
+    answer = server.client.ask(
+        STORY, within=WAIT_S, max_new_tokens=12, stream=True, on_feedback=seen.append
+    )
     streamed = ''.join(each.text for each in seen)
     assert answer.response.startswith(streamed) and len(streamed) > 0
     assert [each.stage for each in seen] == sorted(each.stage for each in seen)
@@ -63,9 +72,15 @@ def test_a_conversation(server: Server) -> None:
     question = ChatMessage(role='user', content='And of Italy?')
     alone = server.client.ask(within=WAIT_S, max_new_tokens=24, messages=[question])
     answer = server.client.ask(
-        within=WAIT_S, max_new_tokens=24, system_prompt='You answer questions.', messages=[
+        within=WAIT_S,
+        max_new_tokens=24,
+        system_prompt='You answer questions.',
+        messages=[
             ChatMessage(role='user', content=PARIS),
-            ChatMessage(role='assistant', content='The capital of France is Paris.'), question])
+            ChatMessage(role='assistant', content='The capital of France is Paris.'),
+            question,
+        ],
+    )
     assert answer.outcome == Outcome.COMPLETED
     assert answer.timing.n_prompt > alone.timing.n_prompt
     assert 'Rome' in answer.response
@@ -74,7 +89,10 @@ def test_a_conversation(server: Server) -> None:
 def test_a_miss_comes_with_the_text_so_far(server: Server) -> None:
     seen: list[QueryAction.Feedback] = []
     answer = server.client.ask(STORY, within=3.0, on_feedback=seen.append)
-    assert (answer.outcome, answer.error_code) == (Outcome.DEADLINE_MISSED, ErrorCode.DEADLINE_MISSED)
+    assert (answer.outcome, answer.error_code) == (
+        Outcome.DEADLINE_MISSED,
+        ErrorCode.DEADLINE_MISSED,
+    )
     assert 'time_allowance = ' in answer.error_msg and 'delivery_margin_s = ' in answer.error_msg
     assert answer.response
     assert seen[-1].deadline_at_risk
@@ -88,10 +106,16 @@ def test_what_cannot_fit_is_infeasible_at_once(server: Server) -> None:
 
 
 def test_what_might_not_fit_is_infeasible_if_it_has_to_be_guaranteed(server: Server) -> None:
-    assert server.client.ask(
-        STORY, within=1.5, admission=Admission.GUARANTEED).outcome == Outcome.INFEASIBLE
-    assert server.client.ask(
-        PARIS, within=WAIT_S, admission=Admission.GUARANTEED, max_new_tokens=8).outcome == Outcome.COMPLETED
+    assert (
+        server.client.ask(STORY, within=1.5, admission=Admission.GUARANTEED).outcome
+        == Outcome.INFEASIBLE
+    )
+    assert (
+        server.client.ask(
+            PARIS, within=WAIT_S, admission=Admission.GUARANTEED, max_new_tokens=8
+        ).outcome
+        == Outcome.COMPLETED
+    )
 
 
 def test_a_prompt_beyond_the_context_is_invalid(server: Server) -> None:
@@ -103,11 +127,19 @@ def test_a_prompt_beyond_the_context_is_invalid(server: Server) -> None:
 INVALID: list[tuple[dict[str, Any], ErrorCode, str]] = [
     ({'prompt': ''}, ErrorCode.INVALID_PROMPT, 'prompt'),
     ({'messages': [ChatMessage(role='user', content='hi')]}, ErrorCode.INVALID_PROMPT, 'messages'),
-    ({'prompt': '', 'messages': [ChatMessage(role='robot', content='hi')]}, ErrorCode.INVALID_PROMPT, 'role'),
+    (
+        {'prompt': '', 'messages': [ChatMessage(role='robot', content='hi')]},
+        ErrorCode.INVALID_PROMPT,
+        'role',
+    ),
     ({'prompt': 'x' * 2_000_000}, ErrorCode.INVALID_PROMPT, 'max_prompt_bytes = 1048576'),
     ({'time_allowance': Duration()}, ErrorCode.INVALID_TIME_ALLOWANCE, 'time_allowance'),
     ({'time_allowance': Duration(sec=-5)}, ErrorCode.INVALID_TIME_ALLOWANCE, 'time_allowance'),
-    ({'time_allowance': Duration(sec=5, nanosec=10**9)}, ErrorCode.INVALID_TIME_ALLOWANCE, 'nanosec'),
+    (
+        {'time_allowance': Duration(sec=5, nanosec=10**9)},
+        ErrorCode.INVALID_TIME_ALLOWANCE,
+        'nanosec',
+    ),
     ({'sent_at': Time(sec=1)}, ErrorCode.INVALID_SENT_AT, 'sent_at'),
     ({'max_new_tokens': 2**32 - 1}, ErrorCode.INVALID_MAX_NEW_TOKENS, '8192'),
     ({'admission': 9}, ErrorCode.INVALID_ADMISSION, 'GUARANTEED = 2'),
@@ -129,7 +161,8 @@ INVALID: list[tuple[dict[str, Any], ErrorCode, str]] = [
 
 @pytest.mark.parametrize(('fields', 'code', 'named'), INVALID)
 def test_a_field_out_of_its_limits_is_invalid(
-        server: Server, fields: dict[str, Any], code: ErrorCode, named: str) -> None:
+    server: Server, fields: dict[str, Any], code: ErrorCode, named: str
+) -> None:
     result = server.watcher.send(**{'prompt': PARIS, 'time_allowance': Duration(sec=30), **fields})
     assert (result.outcome, result.error_code) == (Outcome.INVALID, code)
     assert named in result.error_msg
@@ -139,7 +172,9 @@ def test_a_field_out_of_its_limits_is_invalid(
 def test_bad_input_disturbs_nothing_else(server: Server) -> None:
     running = server.ask_and_wait_for_text(max_new_tokens=40)
     for fields, code, _ in INVALID:
-        result = server.watcher.send(**{'prompt': PARIS, 'time_allowance': Duration(sec=30), **fields})
+        result = server.watcher.send(
+            **{'prompt': PARIS, 'time_allowance': Duration(sec=30), **fields}
+        )
         assert result.error_code == code
     assert running.result(WAIT_S).outcome == Outcome.COMPLETED
 

@@ -18,8 +18,15 @@ import time
 
 import pytest
 from ros_serving import (
-    children_of, command_line, mapped_files, open_sockets, running_server, Server, STORY, until,
-    WAIT_S)
+    children_of,
+    command_line,
+    mapped_files,
+    open_sockets,
+    running_server,
+    Server,
+    until,
+    WAIT_S,
+)
 
 from timebill_ros.executor.engine_command import engine_python
 from timebill_ros.paths import cache_dir
@@ -32,20 +39,20 @@ KV_MEMORY_BYTES = 60_000_000
 # seccomp: end the process if it calls socket(2), allow everything else. It survives execve.
 WITHOUT_SOCKETS = """
 import ctypes, os, platform, struct, sys
-audit_arch, socket_call = {'x86_64': (0xC000003E, 41), 'aarch64': (0xC00000B7, 198)}[platform.machine()]
-load_word, jump_if_equal, give = 0x20, 0x15, 0x06
+audit_arch, socket_call = {'x86_64': (0xC000003E, 41), 'aarch64': (0xC00000B7,
+198)}[platform.machine()] load_word, jump_if_equal, give = 0x20, 0x15, 0x06
 kill_process, allow = 0x80000000, 0x7FFF0000
 program = b''.join(struct.pack('HBBI', *each) for each in (
     (load_word, 0, 0, 4), (jump_if_equal, 0, 2, audit_arch),
     (load_word, 0, 0, 0), (jump_if_equal, 1, 0, socket_call),
     (give, 0, 0, allow), (give, 0, 0, kill_process)))
 held = ctypes.create_string_buffer(program)
-filter = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(program) // 8, ctypes.addressof(held)))
-libc = ctypes.CDLL(None, use_errno=True)
+filter = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(program) // 8,
+ctypes.addressof(held))) libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execv(sys.argv[1], sys.argv[1:])
+assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0) == 0,
+os.strerror(ctypes.get_errno()) os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -56,7 +63,8 @@ def confined_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / 'confine.py').write_text(WITHOUT_SOCKETS)
     wrapper = folder / 'python'
     wrapper.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -S {folder}/confine.py {engine_python()} "$@"\n')
+        f'#!/bin/sh\nexec {sys.executable} -S {folder}/confine.py {engine_python()} "$@"\n'
+    )
     wrapper.chmod(0o755)
     return wrapper
 
@@ -74,7 +82,8 @@ def touchy_model(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pa
     template = (converted / 'chat_template.jinja').read_text()
     (folder / 'chat_template.jinja').write_text(
         f"{{% if '{REFUSED_WORD}' in messages[-1]['content'] %}}"
-        f"{{{{ raise_exception('this word is refused') }}}}{{% endif %}}{template}")
+        f"{{{{ raise_exception('this word is refused') }}}}{{% endif %}}{template}"
+    )
     return folder
 
 
@@ -82,8 +91,11 @@ def touchy_model(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def second_server(server: Server, confined_python: Path, touchy_model: Path) -> Iterator[Server]:
     """Give the module a second server, in a namespace of its own."""
     with running_server(
-            'second', engine_python=str(confined_python), model=str(touchy_model),
-            kv_memory_bytes=KV_MEMORY_BYTES) as running:
+        'second',
+        engine_python=str(confined_python),
+        model=str(touchy_model),
+        kv_memory_bytes=KV_MEMORY_BYTES,
+    ) as running:
         yield running
 
 
@@ -103,9 +115,12 @@ def test_the_engine_holds_no_socket(server: Server) -> None:
 
 def test_the_filter_of_sockets_does_filter(confined_python: Path) -> None:
     opened = subprocess.run(
-        [str(confined_python), '-c', 'import socket; socket.socket()'], check=False)
+        [str(confined_python), '-c', 'import socket; socket.socket()'], check=False
+    )
     assert opened.returncode == -signal.SIGSYS
-    assert subprocess.run([str(confined_python), '-c', 'print("fine")'], check=False).returncode == 0
+    assert (
+        subprocess.run([str(confined_python), '-c', 'print("fine")'], check=False).returncode == 0
+    )
 
 
 def test_an_engine_that_cannot_open_sockets_answers(second_server: Server) -> None:
@@ -157,7 +172,7 @@ def test_a_server_that_is_stopped_ends_its_queries_first(second_server: Server) 
 def test_an_engine_does_not_outlive_its_node(server: Server) -> None:
     engine = server.engine_pid
     assert engine in children_of(server.node_pid)
-    os.kill(engine, signal.SIGSTOP)     # it cannot even see that its pipe has ended
+    os.kill(engine, signal.SIGSTOP)  # it cannot even see that its pipe has ended
     os.kill(server.node_pid, signal.SIGKILL)
     until(lambda: _state(engine) == 'Z')
 

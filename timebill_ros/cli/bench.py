@@ -8,6 +8,7 @@ import sys
 
 BENCHMARKS = {
     'node': 'what the node adds to the model: overhead per query, start-up, memory',
+    'margin': 'how much of a budget the way to the client needs',
 }
 
 

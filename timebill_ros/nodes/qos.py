@@ -11,7 +11,7 @@ PROFILE_ACTION_NAME = 'timebill/profile'
 COEFFICIENTS_TOPIC = 'timebill/coefficients'
 
 # The default depth of 10 loses goals, silently, when many arrive at once (18 of 200 were answered).
-_SERVICE_DEPTH = 1024
+_SERVICE_DEPTH = 512
 _FEEDBACK_DEPTH = 1024
 _TIMING_DEPTH = 1024
 

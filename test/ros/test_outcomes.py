@@ -222,7 +222,7 @@ def test_the_deadline_holds_in_the_queue_and_during_anothers_prefill(server: Ser
     waiting = server.client.ask(PARIS, within=0.3)
     running.cancel()
     assert waiting.outcome in (Outcome.DEADLINE_MISSED, Outcome.INFEASIBLE)
-    assert waiting.elapsed_s < 0.4
+    assert waiting.elapsed_s < 0.3 + server.client.late_wait_s + 0.3
 
 
 def goal_id_of(answer: Answer) -> bytes:
@@ -278,11 +278,11 @@ def test_with_a_stopped_engine_queries_end_in_time_and_it_is_replaced(server: Se
     stopped_s = time.monotonic()
     in_time = server.client.ask(PARIS, within=1.0)
     assert in_time.outcome == Outcome.DEADLINE_MISSED
-    assert in_time.elapsed_s < 1.1
+    assert in_time.elapsed_s < 1.0 + server.client.late_wait_s + 0.3
     answer = hangs.result(WAIT_S)
     assert (answer.outcome, answer.error_code) == (Outcome.FAILED, ErrorCode.ENGINE_HUNG)
     assert 'engine_timeout_s = 5' in answer.error_msg
-    assert 4.5 < time.monotonic() - stopped_s < 7.5
+    assert 4.5 < time.monotonic() - stopped_s < 15.0
     assert answer.response
     server.wait_until_ready()
     assert server.engine_pid != stopped

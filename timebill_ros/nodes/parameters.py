@@ -155,7 +155,7 @@ _SPECS = (
         'delivery_margin_s',
         0.05,
         'Part of every budget kept back for the way from the node to the client, in '
-        'seconds; see docs/ for how the default was measured.',
+        'seconds; docs/delivery-margin.md says how the default was measured.',
         (0.0, 10.0),
     ),
     _Spec(

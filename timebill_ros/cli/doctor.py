@@ -14,10 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Exit status: 0 queries can be answered, 1 something that they need is missing'
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument(
-        '--engine-python', default='', metavar='PYTHON',
-        help='look at this interpreter instead of the one that the node would take')
+        '--engine-python',
+        default='',
+        metavar='PYTHON',
+        help='look at this interpreter instead of the one that the node would take',
+    )
     parser.add_argument(
-        '--cache-dir', default='', metavar='DIR', help='as the parameter cache_dir of the node')
+        '--cache-dir', default='', metavar='DIR', help='as the parameter cache_dir of the node'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from timebill_ros.client import TimeBillClient
 from timebill_ros.query import Admission
 
 PERIOD_S = 5.0
-BUDGET_S = 3.0
+BUDGET_S = 4.0
 
 
 class Planner(Node):
@@ -31,7 +31,7 @@ class Planner(Node):
         answer = self._model.ask(
             'A robot stands before a closed door. What should it do? Answer in one short sentence.',
             within=BUDGET_S,
-            max_new_tokens=40,
+            max_new_tokens=30,
             admission=Admission.GUARANTEED,
         )
         if answer.ok:

@@ -16,6 +16,7 @@ from ros_serving import Server, STORY, until, WAIT_S
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.client import Answer
 from timebill_ros.msg import ChatMessage
+from timebill_ros.nodes.conversions import duration_s
 from timebill_ros.query import Admission, ErrorCode, FinishReason, Outcome
 
 PARIS = 'What is the capital of France?'
@@ -59,7 +60,7 @@ def test_text_streams_in_the_feedback(server: Server) -> None:
     assert answer.response.startswith(streamed) and len(streamed) > 0
     assert [each.stage for each in seen] == sorted(each.stage for each in seen)
     assert all(0 < each.time_left.sec < WAIT_S and not each.deadline_missed for each in seen)
-    assert any(each.predicted_finish.sec > 0 for each in seen)
+    assert any(duration_s(each.predicted_finish) > 0.0 for each in seen)
 
 
 def test_without_streaming_there_is_no_text_in_the_feedback(server: Server) -> None:
@@ -234,14 +235,18 @@ def test_a_burst_loses_nothing_and_a_cancel_is_answered_meanwhile(server: Server
     running = server.ask_and_wait_for_text()
     burst = [server.client.ask_async(PARIS, within=WAIT_S, max_new_tokens=2) for _ in range(200)]
     canceled_s = time.monotonic()
+    burst[0].cancel()
+    assert burst[0].result(WAIT_S).outcome == Outcome.CANCELED
+    assert time.monotonic() - canceled_s < 2.0
+    # While the engine is busy with the running query, all that the queue cannot hold is skipped.
+    until(lambda: sum(pending.done() for pending in burst) >= 192)
     running.cancel()
     assert running.result(WAIT_S).outcome == Outcome.CANCELED
-    assert time.monotonic() - canceled_s < 2.0
     answers = [pending.result(WAIT_S) for pending in burst]
-    outcomes = [answer.outcome for answer in answers]
+    outcomes = [answer.outcome for answer in answers[1:]]
     assert set(outcomes) == {Outcome.COMPLETED, Outcome.SKIPPED}
-    # The queue holds eight; one more may slip in when the canceled query leaves.
-    assert 8 <= outcomes.count(Outcome.COMPLETED) <= 10
+    # The queue holds eight, the canceled one among them, whose place another may have taken.
+    assert 7 <= outcomes.count(Outcome.COMPLETED) <= 8
     for answer in answers:
         if answer.outcome == Outcome.SKIPPED:
             assert answer.error_code == ErrorCode.QUEUE_FULL

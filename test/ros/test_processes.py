@@ -39,20 +39,23 @@ KV_MEMORY_BYTES = 60_000_000
 # seccomp: end the process if it calls socket(2), allow everything else. It survives execve.
 WITHOUT_SOCKETS = """
 import ctypes, os, platform, struct, sys
-audit_arch, socket_call = {'x86_64': (0xC000003E, 41), 'aarch64': (0xC00000B7,
-198)}[platform.machine()] load_word, jump_if_equal, give = 0x20, 0x15, 0x06
+audit_arch, socket_call = {
+    'x86_64': (0xC000003E, 41), 'aarch64': (0xC00000B7, 198)}[platform.machine()]
+load_word, jump_if_equal, give = 0x20, 0x15, 0x06
 kill_process, allow = 0x80000000, 0x7FFF0000
 program = b''.join(struct.pack('HBBI', *each) for each in (
     (load_word, 0, 0, 4), (jump_if_equal, 0, 2, audit_arch),
     (load_word, 0, 0, 0), (jump_if_equal, 1, 0, socket_call),
     (give, 0, 0, allow), (give, 0, 0, kill_process)))
 held = ctypes.create_string_buffer(program)
-filter = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(program) // 8,
-ctypes.addressof(held))) libc = ctypes.CDLL(None, use_errno=True)
+filter = ctypes.create_string_buffer(
+    struct.pack('HxxxxxxP', len(program) // 8, ctypes.addressof(held)))
+libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0) == 0,
-os.strerror(ctypes.get_errno()) os.execv(sys.argv[1], sys.argv[1:])
+installed = libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0)
+assert installed == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 

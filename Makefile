@@ -39,11 +39,11 @@ test: test-engine test-ros
 
 #:   make test-engine  the tests that need no ROS
 test-engine: $(ENGINE)/.made-test
-	$(ENGINE)/bin/python -m pytest $(or $(TESTS),test $(addprefix --ignore=,$(ROS_TESTS)))
+	$(ENGINE)/bin/python -m pytest --durations=10 $(or $(TESTS),test $(addprefix --ignore=,$(ROS_TESTS)))
 
 #:   make test-ros     the tests of nodes, builds, style and launch file on ROS_DISTRO
 test-ros: build $(ENGINE)/.made-test $(ROS)/.made-test
-	. $(BUILD)/env.sh && pytest $(or $(TESTS),$(ROS_TESTS))
+	. $(BUILD)/env.sh && pytest --durations=10 $(or $(TESTS),$(ROS_TESTS))
 
 #:   make test-launch  the tests of the launch file, on a ROS 2 installation (after sourcing its workspace)
 # (from test/, so that the installed package is imported and not the source tree, which has no interfaces)

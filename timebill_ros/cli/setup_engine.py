@@ -13,8 +13,8 @@ from timebill_ros.setup_engine import setup_engine, SetupError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.epilog = (
-        'Which build of torch comes (CPU, CUDA) is up to pip: set PIP_INDEX_URL, or put the wheel '
-        'of your choice into --wheels. Exit status: 0 the engine can start, 1 it cannot.'
+        'Which build of torch comes (CPU, CUDA) is up to pip: set PIP_EXTRA_INDEX_URL, or put the '
+        'wheel of your choice into --wheels. Exit status: 0 the engine can start, 1 it cannot.'
     )
     parser.add_argument(
         '--wheels',

@@ -15,7 +15,7 @@ from ros_serving import Server, STORY, until, WAIT_S
 
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.client import Answer
-from timebill_ros.msg import ChatMessage
+from timebill_ros.msg import ChatMessage, ExecutorStatus
 from timebill_ros.nodes.conversions import duration_s
 from timebill_ros.query import Admission, ErrorCode, FinishReason, Outcome
 
@@ -292,5 +292,5 @@ def test_with_a_stopped_engine_queries_end_in_time_and_it_is_replaced(server: Se
     server.wait_until_ready()
     assert server.engine_pid != stopped
     assert 'Paris' in server.client.ask(PARIS, within=WAIT_S).response
-    until(lambda: server.watcher.statuses[-1].engine_restarts == restarts + 1)
-    assert server.watcher.statuses[-1].engine_state == server.watcher.statuses[-1].READY
+    until(lambda: server.watcher.statuses[-1].engine_restarts > restarts)
+    until(lambda: server.watcher.statuses[-1].engine_state == ExecutorStatus.READY)

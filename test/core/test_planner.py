@@ -18,7 +18,7 @@ from timebill_ros.time_estimator.laws import Law
 ESTIMATOR = TimeEstimator(TimingCoefficients(
     stamp_ns=1, device='d', model='m', dtype='float32', engine_version='1', laws=(
         Law('prefill', 'quadratic', (1e-8, 1e-3, 0.01), worst_ratio=1.2),
-        Law('decode_step', 'affine', (1e-5, 0.03), worst_ratio=1.5),
+        Law('decode_step', 'affine', (1e-5, 0.03), worst_ratio=1.5, correlation=0.1),
         Law('evict', 'affine', (1e-6, 0.002), worst_ratio=1.1),
         Law('overhead', 'affine', (1e-4, 0.001)))))
 PAPER = PlannerConfig()

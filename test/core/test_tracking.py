@@ -20,7 +20,7 @@ LAWS = (
     Law(DECODE_STEP, AFFINE, (1e-5, 0.02), worst_ratio=1.3, mape=0.05),
     Law(EVICT, AFFINE, (2e-6, 0.002), worst_ratio=1.5, mape=0.05))
 BASE = TimingCoefficients(1_000, 'cpu', 'model', 'float32', '1', LAWS)
-TRACKED = ((PREFILL, ''), (DECODE_STEP, ''), (EVICT, ''))
+TRACKED = ((PREFILL, '', 1), (DECODE_STEP, '', 1), (EVICT, '', 1))
 
 
 class Machine:

@@ -47,7 +47,7 @@ def _samples_of(law: Law, profile: Profile) -> list[ProfileSample]:
 
 def expected_s(law: Law, sample: ProfileSample) -> float:
     """Return what a law expects of a sample."""
-    return law.seconds(sample.n_tokens) - (law.seconds(sample.n_done) if sample.n_done else 0.0)
+    return law.seconds(sample.n_tokens, sample.n_done)
 
 
 def _draw_law(axes: Axes, law: Law, samples: Sequence[ProfileSample]) -> None:
@@ -63,7 +63,7 @@ def _draw_law(axes: Axes, law: Law, samples: Sequence[ProfileSample]) -> None:
               [1e3 * (law.seconds(each.n_tokens) + each.seconds - expected_s(law, each))
                for each in samples], '.', color=MEASURED, alpha=0.6, label='measured')
     unseen = f', unseen {law.mape:.1%}' if isfinite(law.mape) else ''
-    axes.set_title(f'{law.law} {law.tier} ({law.samples} samples{unseen})', fontsize=9)
+    axes.set_title(f'{law.title} ({law.samples} samples{unseen})', fontsize=9)
     axes.set(xscale='log', yscale='log', ylabel='ms')
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=7)

@@ -34,7 +34,7 @@ def _coefficients(calibrator: Calibrator, not_adopted: str) -> Diagnosis:
         'stamp': f'{current.stamp_ns / 1e9:.3f}',
     }
     for law in current.laws:
-        name = f'{law.law} {law.tier}'.strip()
+        name = law.title
         values[f'{name} held-out error'] = f'{law.mape:.4f}'
         values[f'{name} samples'] = str(law.samples)
     if not_adopted:
@@ -58,9 +58,9 @@ def _drift(calibrator: Calibrator) -> Diagnosis:
     }
     levels = tracker.levels()
     for law in current.laws:
-        name = f'{law.law} {law.tier}'.strip()
-        if (law.law, law.tier) in levels:
-            values[f'{name} measured / profiled'] = f'{levels[law.law, law.tier]:.3f}'
+        name = law.title
+        if law.name in levels:
+            values[f'{name} measured / profiled'] = f'{levels[law.name]:.3f}'
         values[f'{name} worst case ratio'] = f'{law.worst_ratio:.3f}'
     ratio = tracker.drift_ratio
     if tracker.drift_state == Drift.HIGH:

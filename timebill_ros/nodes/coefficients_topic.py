@@ -14,12 +14,12 @@ from timebill_ros.time_estimator.laws import Law
 def coefficients_msg(
     coefficients: TimingCoefficients,
     source: str,
-    drift_ratios: Mapping[tuple[str, str], float] | None = None,
+    drift_ratios: Mapping[tuple[str, str, int], float] | None = None,
 ) -> TimingCoefficientsMsg:
     """
     Return the message that holds everything the estimator is made of.
 
-    ``source``: "profile", "file" or "tracked"; ``drift_ratios``: by (law, tier), where tracked.
+    ``source``: "profile", "file" or "tracked"; ``drift_ratios``: by (law, tier, width), where tracked.
     """
     ratios = drift_ratios or {}
     return TimingCoefficientsMsg(
@@ -31,7 +31,7 @@ def coefficients_msg(
         engine_version=coefficients.engine_version,
         source=source,
         worst_quantile=coefficients.worst_quantile,
-        laws=[_law_msg(law, ratios.get((law.law, law.tier), 1.0)) for law in coefficients.laws],
+        laws=[_law_msg(law, ratios.get(law.name, 1.0)) for law in coefficients.laws],
         drift_state=int(coefficients.drift_state),
         drift_ratio=coefficients.drift_ratio,
     )
@@ -48,6 +48,8 @@ def _law_msg(law: Law, drift_ratio: float) -> TimingLaw:
         mape=law.mape,
         samples=law.samples,
         drift_ratio=drift_ratio,
+        width=law.width,
+        correlation=law.correlation,
     )
 
 
@@ -86,4 +88,6 @@ def _law(message: TimingLaw) -> Law:
         message.worst_ratio,
         message.mape,
         message.samples,
+        message.width,
+        message.correlation,
     )

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The timing laws that a server plans with, and the machine and model they are valid for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 import json
 from math import isfinite
 import os
@@ -54,10 +55,11 @@ class TimingCoefficients:
             raise CoefficientsError(f'worst_quantile {self.worst_quantile} is not in (0, 1]')
         if not (isfinite(self.drift_ratio) and self.drift_ratio > 0.0):
             raise CoefficientsError(f'drift_ratio {self.drift_ratio} is not a positive number')
-        pairs = [(law.tier, law.law) for law in self.laws]
-        for pair in pairs:
-            if pairs.count(pair) > 1:
-                raise CoefficientsError(f'law {pair[1]!r} of tier {pair[0]!r} is given twice')
+        names = [law.name for law in self.laws]
+        for law, tier, width in names:
+            if names.count((law, tier, width)) > 1:
+                raise CoefficientsError(
+                    f'law {law!r} of tier {tier!r} and width {width} is given twice')
         for needed in (PREFILL, DECODE_STEP):
             if not any(law.law == needed for law in self.laws):
                 raise CoefficientsError(f'law {needed!r} is missing')
@@ -67,15 +69,41 @@ class TimingCoefficients:
         """Return the key of ``key_of``."""
         return key_of(self.device, self.model, self.dtype, self.engine_version)
 
-    def law(self, name: str, tier: str) -> Law:
-        """Return a law for a tier: its own, else the one of every tier, else zero seconds."""
-        found: Law | None = None
-        for law in self.laws:
-            if law.law == name and (law.tier == tier or (law.tier == '' and found is None)):
-                found = law
-        if found is None and name in (PREFILL, DECODE_STEP):
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Return the tiers that have a decode-step law, in the order of the laws: best first."""
+        return tuple(dict.fromkeys(law.tier for law in self.laws if law.law == DECODE_STEP))
+
+    def law(self, name: str, tier: str, width: int = 1) -> Law:
+        """
+        Return a law for a tier: its own, else the one of every tier, else zero seconds.
+
+        Of decode steps of ``width`` sequences: the law of that width, else of the next larger one
+        measured, else that of the largest, taken to grow in proportion. Raises CoefficientsError
+        where a law that planning needs is missing.
+        """
+        found = self._found.get((name, tier, width))
+        if found is None:
+            found = self._found[name, tier, width] = self._find(name, tier, width)
+        return found
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, str, int], Law]:
+        return {}
+
+    def _find(self, name: str, tier: str, width: int) -> Law:
+        of_name = [law for law in self.laws if law.law == name]
+        of_tier = ([law for law in of_name if law.tier == tier]
+                   or [law for law in of_name if law.tier == ''])
+        if not of_tier and name in (PREFILL, DECODE_STEP):
             raise CoefficientsError(f'law {name!r} is missing for tier {tier!r}')
-        return found or Law(name, CONSTANT, (0.0,))
+        wide = sorted(of_tier, key=lambda law: law.width)
+        for law in wide:
+            if law.width >= width:
+                return law
+        if not wide:
+            return Law(name, CONSTANT, (0.0,))
+        return replace(wide[-1].scaled(width / wide[-1].width), width=width)
 
     def require_key(self, key: str) -> None:
         """Raise CoefficientsError, naming both keys, unless these are valid for ``key``."""

@@ -94,8 +94,7 @@ class _Fit:
     def seconds(self, name: str, data: _Data) -> Array:
         law = self.law(name)
         return np.array([
-            law.seconds(n) - (law.seconds(done) if done else 0.0)
-            for n, done in zip(data.n, data.done)])
+            law.seconds(n, done) for n, done in zip(data.n, data.done)])
 
 
 def fit_law(name: str, samples: Sequence[Sample], tier: str = '') -> Law:

@@ -9,31 +9,32 @@ The paper's laws (TimeBill, arXiv 2512.21859, execution time estimator):
     decode step  t(N_kv) = p*N_kv + q,            N_kv(i) = (1 - alpha)*N_x + i - 1
     decode       sum over i = 1..N-1 of t(N_kv(i))
 
-and two forms for machines on which they do not hold: a constant, and straight lines between knots.
-Every form is a polynomial of degree two or less on each of a few intervals, so one evaluation, one
-derivative and one sum serve them all. Nowhere else is a law evaluated, differentiated or summed.
+and forms for machines on which they do not hold (``forms``). Every form is a polynomial of degree
+two or less on each of a few intervals, so one evaluation, one derivative and one sum serve them
+all. Nowhere else is a law evaluated, differentiated or summed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, inf, isfinite, isnan, nan
 from typing import Any
 
+from timebill_ros.time_estimator.forms import (
+    AFFINE, CHUNKED, CONSTANT, fault, full_chunks, Piece, piece_at, PIECEWISE, polynomials,
+    QUADRATIC, value_at)
+
+__all__ = [
+    'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'NAMES', 'OVERHEAD',
+    'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
+
 PREFILL = 'prefill'            # of the prompt's length
-DECODE_STEP = 'decode_step'    # of the tokens in the KV cache before the step
+DECODE_STEP = 'decode_step'    # of the mean tokens in the KV cache per sequence, before the step
 EVICT = 'evict'                # of the prompt's length
+REEVICT = 'reevict'            # of the prompt's length: a later eviction to fewer positions
 PREDICT = 'predict'            # of the predictor's prompt length
 OVERHEAD = 'overhead'          # of the response's length: tokenise, plan, detokenise, messages
 COLD = 'cold'                  # a constant: what the first work after idling costs more
-NAMES = (PREFILL, DECODE_STEP, EVICT, PREDICT, OVERHEAD, COLD)
-
-QUADRATIC = 'quadratic'        # [a, b, c]: a*n^2 + b*n + c
-AFFINE = 'affine'              # [p, q]: p*n + q
-CONSTANT = 'constant'          # [c]
-PIECEWISE = 'piecewise'        # values at the knots; flat before the first, the last slope goes on
-_N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
-
-Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
+NAMES = (PREFILL, DECODE_STEP, EVICT, REEVICT, PREDICT, OVERHEAD, COLD)
 
 
 @dataclass(frozen=True)
@@ -41,45 +42,68 @@ class Law:
     """One fitted law (``msg/TimingLaw``): seconds as a function of tokens, never decreasing."""
 
     law: str                             # one of NAMES
-    form: str                            # QUADRATIC, AFFINE, CONSTANT or PIECEWISE
+    form: str                            # one of those in ``forms``
     coefficients: tuple[float, ...]      # in the order of the form, none negative
-    knots: tuple[float, ...] = ()        # tokens, ascending; only for PIECEWISE
+    knots: tuple[float, ...] = ()        # tokens, ascending; only for PIECEWISE and CHUNKED
     tier: str = ''                       # precision tier it holds for; '' = every tier
     worst_ratio: float = 1.0             # upper quantile of measured / law of single samples
     mape: float = nan                    # mean absolute error / measured, held out; NaN = none
     samples: int = 0                     # samples behind the fit
+    width: int = 1                       # sequences in one step; of DECODE_STEP only
+    correlation: float = 1.0             # between the samples of one run, in [0, 1]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a law; raises ValueError that names the field."""
         if self.law not in NAMES:
             raise ValueError(f'unknown law {self.law!r}; known: {", ".join(NAMES)}')
-        _check_coefficients(self)
+        objection = fault(self.form, self.coefficients, self.knots)
+        if objection:
+            raise ValueError(f'{self.law}: {objection}')
         if not (isfinite(self.worst_ratio) and self.worst_ratio >= 1.0):
             raise ValueError(f'{self.law}: worst_ratio {self.worst_ratio} is not a number >= 1')
         if not (isnan(self.mape) or 0.0 <= self.mape < inf):
             raise ValueError(f'{self.law}: mape {self.mape} is neither NaN nor >= 0')
+        if self.width < 1 or (self.width > 1 and self.law != DECODE_STEP):
+            raise ValueError(f'{self.law}: width {self.width} is not possible')
+        if not 0.0 <= self.correlation <= 1.0:
+            raise ValueError(f'{self.law}: correlation {self.correlation} is not within 0 to 1')
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """Return what tells it from the other laws of one machine: law, tier, width."""
+        return self.law, self.tier, self.width
+
+    @property
+    def title(self) -> str:
+        """Return that for people: "decode_step int8 x4"."""
+        wide = f'x{self.width}' if self.width > 1 else ''
+        return ' '.join(part for part in (self.law, self.tier, wide) if part)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """Return the polynomials of the law, each with the token count from which it holds."""
-        if self.form == PIECEWISE:
-            return _lines(self.knots, self.coefficients)
-        a, b, c = ((0.0, 0.0, 0.0) + self.coefficients)[-3:]
-        return ((-inf, a, b, c),)
+        """Return its polynomials; of CHUNKED those of the part that starts anew in each chunk."""
+        return polynomials(self.form, self.coefficients, self.knots)
 
     @property
     def is_affine(self) -> bool:
         """Tell whether one straight line holds everywhere, as the closed form of alpha needs."""
-        return len(self.pieces) == 1 and self.pieces[0][1] == 0.0
+        return self.form != CHUNKED and len(self.pieces) == 1 and self.pieces[0][1] == 0.0
 
-    def seconds(self, n_tokens: float) -> float:
-        """Return the law at ``n_tokens``."""
-        _, a, b, c = self._piece(n_tokens)
-        return (a * n_tokens + b) * n_tokens + c
+    def seconds(self, n_tokens: float, n_done: float = 0) -> float:
+        """Return the law at ``n_tokens``, of which ``n_done`` are done already and cost nothing."""
+        if n_done and n_tokens <= n_done:
+            return 0.0
+        if self.form == CHUNKED:
+            return self._chunks(n_tokens, n_done)
+        return value_at(self.pieces, n_tokens) - (value_at(self.pieces, n_done) if n_done else 0.0)
 
     def slope(self, n_tokens: float) -> float:
         """Return the derivative at ``n_tokens`` in seconds per token (from the right at a knot)."""
-        _, a, b, _ = self._piece(n_tokens)
+        if self.form == CHUNKED:
+            before = full_chunks(self.knots[0], n_tokens) * self.knots[0]
+            return 2.0 * self.coefficients[0] * n_tokens + piece_at(
+                self.pieces, n_tokens - before)[2]
+        _, a, b, _ = piece_at(self.pieces, n_tokens)
         return 2.0 * a * n_tokens + b
 
     def sum_steps(self, n_first: float, steps: int) -> float:
@@ -89,9 +113,15 @@ class Law:
         With the decode-step law, ``n_first`` = tokens cached before the first step and ``steps`` =
         N - 1 this is the paper's decode time (N-1) * [p * (n_first + (N-2)/2) + q].
         """
+        if self.form == CHUNKED:
+            return sum(self._chunks(n_first + step, 0) for step in range(steps))
+        pieces = self.pieces
+        if len(pieces) == 1:
+            _, a, b, c = pieces[0]
+            return _sum_polynomial(a, b, c, n_first, max(0, steps))
         total, done = 0.0, 0
-        ends = [piece[0] for piece in self.pieces[1:]] + [inf]
-        for (_, a, b, c), end in zip(self.pieces, ends):
+        ends = [piece[0] for piece in pieces[1:]] + [inf]
+        for (_, a, b, c), end in zip(pieces, ends):
             if done >= steps:
                 break
             until = steps if end == inf else min(steps, max(done, ceil(end - n_first)))
@@ -107,66 +137,37 @@ class Law:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON knows them (an unknown mape is null)."""
         return {
-            'tier': self.tier, 'law': self.law, 'form': self.form,
+            **{each.name: getattr(self, each.name) for each in fields(self)},
             'coefficients': list(self.coefficients), 'knots': list(self.knots),
-            'worst_ratio': self.worst_ratio,
-            'mape': None if isnan(self.mape) else self.mape, 'samples': self.samples}
+            'mape': None if isnan(self.mape) else self.mape}
 
     @staticmethod
-    def from_dict(fields: dict[str, Any]) -> 'Law':
+    def from_dict(values: dict[str, Any]) -> 'Law':
         """Build a law from ``to_dict``; raises ValueError on a wrong field."""
-        known = {'tier', 'law', 'form', 'coefficients', 'knots', 'worst_ratio', 'mape', 'samples'}
-        if not isinstance(fields, dict) or set(fields) != known:
+        known = {each.name for each in fields(Law)}
+        if not isinstance(values, dict) or set(values) != known:
             raise ValueError(f'a law needs exactly the fields {sorted(known)}')
         try:
             return Law(
-                str(fields['law']), str(fields['form']), _floats(fields['coefficients']),
-                _floats(fields['knots']), str(fields['tier']), float(fields['worst_ratio']),
-                nan if fields['mape'] is None else float(fields['mape']), int(fields['samples']))
+                str(values['law']), str(values['form']), _floats(values['coefficients']),
+                _floats(values['knots']), str(values['tier']), float(values['worst_ratio']),
+                nan if values['mape'] is None else float(values['mape']), int(values['samples']),
+                int(values['width']), float(values['correlation']))
         except TypeError as error:
-            raise ValueError(f'law {fields["law"]!r}: {error}') from error
+            raise ValueError(f'law {values["law"]!r}: {error}') from error
 
-    def _piece(self, n_tokens: float) -> Piece:
-        for piece in reversed(self.pieces):
-            if n_tokens >= piece[0]:
-                return piece
-        return self.pieces[0]
+    def _chunks(self, n_tokens: float, n_done: float) -> float:
+        """Return the time of the chunks from ``n_done`` on, as ``forms`` states it."""
+        chunk, (a, e) = self.knots[0], self.coefficients[:2]
+        full = full_chunks(chunk, n_tokens - n_done)
+        last = n_tokens - n_done - full * chunk
+        fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
+        seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(self.pieces, last)
+        return seconds + full * value_at(self.pieces, chunk) if full else seconds
 
 
 def _floats(values: list[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
-
-
-def _check_coefficients(law: Law) -> None:
-    if law.form != PIECEWISE and law.form not in _N_COEFFICIENTS:
-        raise ValueError(f'{law.law}: unknown form {law.form!r}')
-    expected = len(law.knots) if law.form == PIECEWISE else _N_COEFFICIENTS[law.form]
-    if len(law.coefficients) != expected or expected == 0:
-        raise ValueError(
-            f'{law.law}: {len(law.coefficients)} coefficients, {law.form} needs {max(expected, 1)}')
-    if not all(isfinite(value) and value >= 0.0 for value in law.coefficients):
-        raise ValueError(f'{law.law}: coefficients {law.coefficients} are not all finite and >= 0')
-    if law.form != PIECEWISE:
-        if law.knots:
-            raise ValueError(f'{law.law}: only {PIECEWISE} has knots')
-        return
-    if not all(isfinite(knot) for knot in law.knots) or not _ascending(law.knots, strictly=True):
-        raise ValueError(f'{law.law}: knots {law.knots} are not ascending')
-    if not _ascending(law.coefficients, strictly=False):
-        raise ValueError(f'{law.law}: values at the knots decrease')
-
-
-def _ascending(values: tuple[float, ...], strictly: bool) -> bool:
-    pairs = zip(values, values[1:])
-    return all(low < high or (not strictly and low == high) for low, high in pairs)
-
-
-def _lines(knots: tuple[float, ...], values: tuple[float, ...]) -> tuple[Piece, ...]:
-    pieces: list[Piece] = [(-inf, 0.0, 0.0, values[0])]
-    for left, right, low, high in zip(knots, knots[1:], values, values[1:]):
-        slope = (high - low) / (right - left)
-        pieces.append((left, 0.0, slope, low - slope * left))
-    return tuple(pieces)
 
 
 def _sum_polynomial(a: float, b: float, c: float, first: float, count: int) -> float:

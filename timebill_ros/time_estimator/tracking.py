@@ -16,6 +16,10 @@ with, so what is published never feeds back into what is observed.
             that in the long run the worst case is exceeded in the target share of queries
 
 What is published of a law is base * level, with that worst ratio.
+
+A law that no query has told of lately (another tier, another number of sequences at once, the
+eviction) takes the level of its neighbour: decode steps that of the decode steps seen last, what
+happens once per prompt that of the prefill. A busy machine is slow at all of them.
 """
 
 from collections import deque
@@ -28,8 +32,10 @@ import numpy as np
 from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, TimingCoefficients)
-from timebill_ros.time_estimator.estimator import spread_of_mean, worst_factor
-from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, Law, PREFILL
+from timebill_ros.time_estimator.estimator import (
+    spread_of_mean, TimeEstimator, worst_factor)
+from timebill_ros.time_estimator.laws import (
+    COLD, DECODE_STEP, EVICT, Law, OVERHEAD, PREDICT, PREFILL)
 
 MAD_TO_SIGMA = 1.4826           # of a normal distribution
 PRIOR_SAMPLES = 3               # samples "as profiled" that every law starts with
@@ -39,6 +45,9 @@ LEAST_SPREAD = 0.005            # what z works on where neither profile nor quer
 LAST_WORST_RATIO = 10.0
 LEAST_STEPS = 3                 # shorter decodings say more about the clock than about the law
 LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
+STALE_QUERIES = 8               # a law that none of so many queries told of takes another's level
+
+Name = tuple[str, str, int]     # Law.name
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,18 @@ class Sample:
     n_tokens: int                       # the prompt's; at the first step those in the cache
     n_done: int = 0                     # of which the prefill was saved
     steps: int = 1                      # decode steps measured together
+    width: int = 1                      # sequences in each of them
 
     def seconds(self, law: Law) -> float:
         """Return what a law expects for these lengths."""
         if self.law == DECODE_STEP:
             return law.sum_steps(self.n_tokens, self.steps)
-        return law.seconds(self.n_tokens) - (law.seconds(self.n_done) if self.n_done else 0.0)
+        return law.seconds(self.n_tokens, self.n_done)
 
-    def worst_s(self, law: Law) -> float:
-        """Return the worst case of a law for these lengths."""
-        return self.seconds(law) * worst_factor(law, self.steps)
+    def worst_s(self, law: Law, cold_s: float = 0.0) -> float:
+        """Return the worst case of a law for these lengths; ``cold_s`` may come on top of it."""
+        from_the_start = self.law == PREFILL and not self.n_done
+        return self.seconds(law) * worst_factor(law, self.steps) + cold_s * from_the_start
 
 
 def samples_of(timing: QueryTiming) -> list[Sample]:
@@ -94,6 +105,7 @@ class _Track:
 
     ratios: deque[float]
     spreads: deque[float]               # spread_of_mean of each
+    seen: int = 0                       # number of the query that told of it last; 0 = none did
     z: float = FIRST_Z
     published: tuple[float, float] = (1.0, 1.0)     # level and worst case as last told
     weights: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
@@ -111,7 +123,7 @@ class _Track:
         """Return what ``restore`` needs, as JSON knows it."""
         return {
             'ratios': list(self.ratios), 'spreads': list(self.spreads), 'z': self.z,
-            'published': list(self.published)}
+            'published': list(self.published), 'seen': self.seen}
 
     def restore(self, fields: dict[str, Any]) -> None:
         """Go on where ``to_dict`` left off; raises ValueError on what it cannot have given."""
@@ -127,7 +139,7 @@ class _Track:
         self.spreads.clear()
         self.ratios.extend(ratios)
         self.spreads.extend(spreads)
-        self.z, self.published = z, (level, worst)
+        self.z, self.published, self.seen = z, (level, worst), int(fields['seen'])
 
 
 class DriftTracker:
@@ -145,10 +157,9 @@ class DriftTracker:
         self.config = config
         ages = np.arange(config.window_queries - 1, -1, -1)
         self._weights = 0.5 ** (ages / config.half_life_queries)
-        self._tracks: dict[tuple[str, str], _Track] = {}
-        for law in base.laws:
-            if law.law in (PREFILL, EVICT, DECODE_STEP):
-                self._tracks[law.law, law.tier] = self._new_track(law)
+        self._queries = 0               # taken in so far
+        self._tracks: dict[Name, _Track] = {
+            law.name: self._new_track(law) for law in base.laws if law.law != COLD}
         if state is not None:
             try:
                 self._restore(state)
@@ -164,38 +175,41 @@ class DriftTracker:
         ``planned_with``: the coefficients that the record names, because a worst case is a promise
         made when planning; without them, what is tracked now.
         """
-        seen = []
+        seen: list[tuple[Sample, bool]] = []
         for sample in samples_of(timing):
-            base = self.base.law(sample.law, sample.tier)
-            track = self._tracks.get((base.law, base.tier))
+            base = self.base.law(sample.law, sample.tier, sample.width)
+            track = self._tracks.get(base.name)
             expected_s = sample.seconds(base)
-            if track is None or not 1.0 / LAST_RATIO < sample.measured_s / max(
+            if track is None or base.width != sample.width or not 1.0 / LAST_RATIO < sample.measured_s / max(
                     expected_s, 1e-12) < LAST_RATIO:
                 continue
             promised = self.law(base) if planned_with is None else (
-                planned_with.law(sample.law, sample.tier))
-            late = sample.measured_s > sample.worst_s(promised)
+                planned_with.law(sample.law, sample.tier, sample.width))
+            late = sample.measured_s > sample.worst_s(
+                promised, TimeEstimator(planned_with or self.base).cold_s())
             seen.append((sample, late))
             step = float(late) - (1.0 - self.base.worst_quantile)
+            self._queries += len(seen) == 1
+            track.seen = self._queries
             track.z = min(max(track.z + self.config.worst_gain * step, FIRST_Z), LAST_Z)
             track.ratios.append(sample.measured_s / expected_s)
-            track.spreads.append(spread_of_mean(sample.steps))
+            track.spreads.append(spread_of_mean(sample.steps, base.correlation))
         return seen
 
     def law(self, base: Law) -> Law:
         """Return a law of the base as it is now."""
-        track = self._tracks.get((base.law, base.tier))
+        track = self._tracks.get(base.name)
         if track is None:
             return base
         profiled = (base.worst_ratio - 1.0) / FIRST_Z
         spread = max(track.spread(), profiled)
         ratio = 1.0 + FIRST_Z * spread + (track.z - FIRST_Z) * max(spread, LEAST_SPREAD)
         ratio = max(base.worst_ratio, min(ratio, LAST_WORST_RATIO))
-        return replace(base.scaled(track.level()), worst_ratio=ratio)
+        return replace(base.scaled(self._level(base.name)), worst_ratio=ratio)
 
-    def levels(self) -> dict[tuple[str, str], float]:
-        """Return measured / base of every law that is tracked, by (law, tier)."""
-        return {name: track.level() for name, track in self._tracks.items()}
+    def levels(self) -> dict[Name, float]:
+        """Return measured / base of every law that is tracked, by its name."""
+        return {name: self._level(name) for name in self._tracks}
 
     @property
     def drift_ratio(self) -> float:
@@ -230,14 +244,24 @@ class DriftTracker:
     def state(self) -> dict[str, Any]:
         """Return what a later tracker needs to go on, as JSON knows it."""
         return {
-            'key': self.base.key, 'base_stamp_ns': self.base.stamp_ns,
+            'key': self.base.key, 'base_stamp_ns': self.base.stamp_ns, 'queries': self._queries,
             'laws': [
-                {'law': law, 'tier': tier, **track.to_dict()}
-                for (law, tier), track in self._tracks.items()]}
+                {'name': list(name), **track.to_dict()} for name, track in self._tracks.items()]}
 
-    def _state_of(self, name: tuple[str, str]) -> tuple[float, float]:
-        base = next(each for each in self.base.laws if (each.law, each.tier) == name)
-        level = self._tracks[name].level()
+    def _level(self, name: Name) -> float:
+        """Return the level of a law: its own, or where that is out of date its neighbour's."""
+        track = self._tracks[name]
+        if track.seen + STALE_QUERIES > self._queries or name[0] in (PREFILL, OVERHEAD):
+            return track.level()
+        kind = DECODE_STEP if name[0] == DECODE_STEP else PREFILL
+        newest = max(
+            (each for other, each in self._tracks.items() if other[0] == kind),
+            key=lambda each: each.seen)
+        return newest.level() if newest.seen > track.seen else track.level()
+
+    def _state_of(self, name: Name) -> tuple[float, float]:
+        base = next(each for each in self.base.laws if each.name == name)
+        level = self._level(name)
         return level, level * self.law(base).worst_ratio
 
     def _new_track(self, law: Law) -> _Track:
@@ -249,8 +273,10 @@ class DriftTracker:
     def _restore(self, state: dict[str, Any]) -> None:
         if (state.get('key'), state.get('base_stamp_ns')) != (self.base.key, self.base.stamp_ns):
             return
+        self._queries = int(state['queries'])
         for fields in state['laws']:
-            track = self._tracks.get((fields['law'], fields['tier']))
+            law, tier, width = fields['name']
+            track = self._tracks.get((law, tier, width))
             if track is not None:
                 track.restore(fields)
 

@@ -1,0 +1,93 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+The forms that a timing law may have, each as polynomials of degree two or less on intervals.
+
+    quadratic   [a, b, c]            a*n^2 + b*n + c
+    affine      [p, q]               p*n + q
+    constant    [c]                  c
+    piecewise   values at the knots  straight between them; flat before the first, the last slope
+                                     goes on
+    chunked     [a, e, g_1 .. g_k]   a prompt is prefilled in chunks of knots[0] tokens, the last
+                                     one shorter. A chunk of m tokens behind d others takes
+                                     g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
+                                     fetching the d tokens costs once, and g, straight between the
+                                     values g_i at knots[i]. g carries the floor of launch-bound
+                                     chunks and every stair of the matrix products.
+"""
+
+from math import ceil, inf, isfinite
+
+QUADRATIC = 'quadratic'
+AFFINE = 'affine'
+CONSTANT = 'constant'
+PIECEWISE = 'piecewise'
+CHUNKED = 'chunked'
+N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
+N_SHARED = 2        # coefficients of CHUNKED before the values at its knots
+
+Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
+Numbers = tuple[float, ...]
+
+
+def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
+    """Return why these numbers cannot make a law; '' if they can."""
+    if form not in N_COEFFICIENTS and form not in (PIECEWISE, CHUNKED):
+        return f'unknown form {form!r}'
+    values = coefficients[N_SHARED:] if form == CHUNKED else coefficients
+    places = knots[1:] if form == CHUNKED else knots
+    expected = N_COEFFICIENTS.get(form, len(places))
+    if len(values) != expected or expected == 0:
+        needed = max(expected, 1) + (N_SHARED if form == CHUNKED else 0)
+        return f'{len(coefficients)} coefficients, {form} needs {needed}'
+    if not all(isfinite(value) and value >= 0.0 for value in coefficients):
+        return f'coefficients {coefficients} are not all finite and >= 0'
+    if form in N_COEFFICIENTS:
+        return f'only {PIECEWISE} and {CHUNKED} have knots' if knots else ''
+    if not all(isfinite(knot) for knot in knots) or not _ascending(places, strictly=True):
+        return f'knots {knots} are not ascending'
+    if form == CHUNKED and knots[0] < 1.0:
+        return f'a chunk has {knots[0]:g} tokens'
+    return '' if _ascending(values, strictly=False) else 'values at the knots decrease'
+
+
+def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece, ...]:
+    """Return the pieces of a law; of CHUNKED those of g, the part that starts anew per chunk."""
+    if form == CHUNKED:
+        return _lines(knots[1:], coefficients[N_SHARED:])
+    if form == PIECEWISE:
+        return _lines(knots, coefficients)
+    a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]
+    return ((-inf, a, b, c),)
+
+
+def piece_at(pieces: tuple[Piece, ...], n_tokens: float) -> Piece:
+    """Return the piece that holds at ``n_tokens``."""
+    for piece in reversed(pieces):
+        if n_tokens >= piece[0]:
+            return piece
+    return pieces[0]
+
+
+def value_at(pieces: tuple[Piece, ...], n_tokens: float) -> float:
+    """Return the polynomial that holds at ``n_tokens``, there."""
+    _, a, b, c = piece_at(pieces, n_tokens)
+    return (a * n_tokens + b) * n_tokens + c
+
+
+def full_chunks(chunk: float, n_tokens: float) -> int:
+    """Return how many chunks come before the last one of ``n_tokens``."""
+    return max(0, ceil(n_tokens / chunk) - 1)
+
+
+def _ascending(values: Numbers, strictly: bool) -> bool:
+    pairs = zip(values, values[1:])
+    return all(low < high or (not strictly and low == high) for low, high in pairs)
+
+
+def _lines(knots: Numbers, values: Numbers) -> tuple[Piece, ...]:
+    pieces: list[Piece] = [(-inf, 0.0, 0.0, values[0])]
+    for left, right, low, high in zip(knots, knots[1:], values, values[1:]):
+        slope = (high - low) / (right - left)
+        pieces.append((left, 0.0, slope, low - slope * left))
+    return tuple(pieces)

@@ -140,6 +140,35 @@ class Query:
     min_tier: str = ''
     stop: List[str] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
+    overrun_ns: int = 0                # how long beyond plan_deadline_ns it may run (SKIP_NEXT)
+    waited_ns: int = 0                 # of the budget gone before arrival_ns (sent_at)
+    client_id: str = ''                # whose it is; '' = the pool of those who do not say
+
+    @property
+    def stop_ns(self) -> int:
+        """The moment at which its work ends, whatever came of it."""
+        return self.plan_deadline_ns + self.overrun_ns
+
+    @property
+    def time_allowance_ns(self) -> int:
+        """The budget as the client gave it."""
+        return self.deadline_ns - self.arrival_ns + self.waited_ns
+
+    @property
+    def delivery_margin_ns(self) -> int:
+        """What of the budget is kept back for the way to the client."""
+        return self.deadline_ns - self.plan_deadline_ns
+
+
+@dataclass
+class DecodeStretch:
+    """Decode steps in a row in one tier and one batch (``msg/DecodeStretch``)."""
+
+    tier: str
+    width: int                         # sequences in each step
+    n_cached: float                    # mean tokens cached per sequence before the first step
+    steps: int
+    seconds: float
 
 
 @dataclass
@@ -195,6 +224,8 @@ class QueryTiming:
     evict: float = nan
     decode: float = nan
     decode_step_max: float = nan
+    stretches: List[DecodeStretch] = field(default_factory=list)
+    overhead: float = nan
     first_token: float = nan
     total: float = nan
     last_token_to_result: float = nan

@@ -212,7 +212,7 @@ def test_what_cannot_fit_is_at_risk_from_the_first_feedback_on(
 def test_a_query_that_fails_frees_its_place_and_the_engine_goes_on(
         engine: Engine, clock: Clock) -> None:
     run = start(engine, clock)
-    broken = QueryRun(engine, run._query, [10 ** 9], 5, planning(), clock=clock)
+    broken = QueryRun(engine, run.query, [10 ** 9], 5, planning(), clock=clock)
     last, _ = finish(broken)
     assert last.ending.outcome == Outcome.FAILED
     assert last.ending.error_code == ErrorCode.ENGINE_ERROR and last.ending.error_msg

@@ -3,10 +3,11 @@
 """One query's way through the engine: prefill in chunks, plan, evict, decode step by step."""
 
 from collections.abc import Callable
+from enum import Enum
 import logging
 from math import nan
 import time
-from typing import TYPE_CHECKING, Union
+from typing import NamedTuple, TYPE_CHECKING, Union
 
 from timebill_ros.budget.forecast import rest_in_decode_s, rest_in_prefill_s
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
@@ -24,101 +25,209 @@ _NS = 1_000_000_000
 _LOG = logging.getLogger(__name__)
 
 
+class Unit(Enum):
+    """A piece of a query's work that is not interrupted."""
+
+    OPEN = 'open'           # make room; says that its turn has come
+    PREFILL = 'prefill'     # one chunk; with the last of them the plan and the first token
+    EVICT = 'evict'
+    STEP = 'step'           # a decode step, which several queries can share
+
+
+class Room(NamedTuple):
+    """What others leave a query."""
+
+    budget_s: float         # engine time until its plan deadline
+    width: int              # queries that are going to share a decode step
+
+
 class QueryRun:
     """
-    A query that has the engine, as a state machine.
+    A query that has a place in the engine, as a state machine.
 
-    ``advance`` does one unit of work (a prefill chunk, with the last of them the plan and the
-    first token; the eviction; a decode step) and returns what to send. The steady clock is looked
-    at before and after each; at the plan deadline the query ends with the text so far.
+    The executor asks for ``next_unit`` and has it done: by ``advance``, or, a decode step, together
+    with that of others by ``decode_together``. Both return what to send. The steady clock is
+    looked at before and after each unit; at ``query.stop_ns`` the query ends with the text so far.
     """
 
     def __init__(
             self, engine: 'Engine', query: Query, prompt_ids: list[int], cap: int,
             planning: Planning, tokenize_s: float = nan,
-            clock: Callable[[], int] = time.monotonic_ns) -> None:
+            clock: Callable[[], int] = time.monotonic_ns,
+            room: Callable[[int], Room] | None = None) -> None:
         """
         Prepare a query whose turn it is; the first ``advance`` begins the work.
 
         ``cap`` is the longest response in tokens (at least 1): the client's or the server's, or
-        what the context leaves room for.
+        what the context leaves room for. ``room(now_ns)`` says what others leave it; None = alone.
         """
         self.done = False
+        self.query = query
         self.latest_end_ns = query.plan_deadline_ns    # as predicted, worst case
+        self.plan: Plan | None = None
+        self.next_unit = Unit.OPEN
+        self.n_prefilled = 0                            # tokens of the prompt
         self._engine = engine
-        self._query = query
         self._prompt_ids = prompt_ids
         self._cap = cap
         self._planning = planning
         self._clock = clock
+        self._room = room or self._all_room
         self._record = TimingRecord(query, len(prompt_ids), cap, tokenize_s, planning)
-        self._evict_next = False
         self._sequence: Sequence | None = None
         self._text = engine.response_text(query.stop)
-        self._plan: Plan | None = None
-        self._prefill_began_ns = 0
         self._last_token_ns = 0
+        self._width = 1                                 # of its latest decode step
+        self._tier = ''                                 # likewise
+        self._prefill_s = 0.0
         self._dropped = False
 
     @property
     def query_id(self) -> str:
         """The goal's id."""
-        return self._query.query_id
+        return self.query.query_id
 
     @property
     def timing(self) -> QueryTiming:
         """The record so far."""
         return self._record.timing
 
+    @property
+    def planning(self) -> Planning:
+        """What it is planned with."""
+        return self._planning
+
+    @property
+    def n_cached(self) -> int:
+        """Tokens in its cache before its next decode step; once planned."""
+        kept = self.timing.n_prompt if self.plan is None else self.plan.n_kept
+        return kept + max(0, self.timing.n_generated - 1)
+
+    @property
+    def n_left(self) -> int:
+        """Tokens to come in the worst case; once planned."""
+        if self.plan is None:
+            return self._cap
+        n_generated = self.timing.n_generated
+        # a response longer than its worst case: from then on the cap is the worst case
+        n_worst = self.plan.cap if self.outgrown else self.plan.n_worst
+        return n_worst - n_generated
+
+    @property
+    def outgrown(self) -> bool:
+        """Tell whether the response is longer than the worst case that was planned for."""
+        return self.plan is not None and self.timing.n_generated >= self.plan.n_worst
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether it runs on beyond its deadline."""
+        return bool(self.query.overrun_ns) and self._clock() >= self.query.plan_deadline_ns
+
     def drop(self) -> None:
-        """Have the next ``advance`` give the engine back: the node has ended this query."""
+        """Have the query ended before its next unit: the node has ended it."""
         self._dropped = True
+
+    def end_if_over(self) -> list[Message]:
+        """End the query if it was dropped or its time is up; returns what to send."""
+        if self.done:
+            return []
+        if self._dropped:
+            return [self._end(Ending(
+                Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT,
+                error_msg='the node ended the query'))]
+        return self._missed()
 
     def advance(self) -> list[Message]:
         """Do one unit of work and return what to send to the node; an error ends the query."""
+        over = self.end_if_over()
+        if over:
+            return over
+        if self.next_unit is Unit.STEP:
+            return decode_together([self])
         try:
-            if self._dropped:
-                return [self._end(Ending(
-                    Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT,
-                    error_msg='the node ended the query'))]
-            return self._missed() or self._work() + self._missed()
-        except OutOfMemory as error:
-            return [self._failed(ErrorCode.OUT_OF_MEMORY, error)]
+            return self._work() + self._missed()
         except Exception as error:      # one query's failure must not end the engine
-            _LOG.exception('query %s failed', self.query_id)
-            return [self._failed(ErrorCode.ENGINE_ERROR, error)]
+            return [self.fail(error)]
 
     def abort(self, ending: Ending) -> Finished:
         """End the query from outside, as ``ending`` says."""
         return self._end(ending)
 
-    def _work(self) -> list[Message]:
-        if self._sequence is None:
-            return self._open()
-        if self._plan is None:
-            return self._prefill_chunk(self._sequence)
-        return self._evict(self._plan) if self._evict_next else self._decode_step(self._plan)
+    def fail(self, error: Exception) -> Finished:
+        """End the query because of an error."""
+        if isinstance(error, OutOfMemory):
+            return self._end(_failed(ErrorCode.OUT_OF_MEMORY, error))
+        _LOG.error('query %s failed', self.query_id, exc_info=error)
+        return self._end(_failed(ErrorCode.ENGINE_ERROR, error))
 
-    def _open(self) -> list[Message]:
+    # --- its units of work
+
+    def _work(self) -> list[Message]:
+        began_ns, before_s = self._clock(), self._model_s
+        if self._sequence is None:
+            messages = self._open(began_ns)
+        elif self.next_unit is Unit.PREFILL:
+            messages = self._prefill_chunk(self._sequence)
+        else:
+            messages = self._evict()
+        self._record.beside_the_model(
+            (self._clock() - began_ns) / _NS - (self._model_s - before_s))
+        return messages
+
+    @property
+    def _model_s(self) -> float:
+        evict_s = self.timing.evict
+        return self._prefill_s + (evict_s if evict_s == evict_s else 0.0)
+
+    def _open(self, now_ns: int) -> list[Message]:
         """Make room for the query, and say at once that its turn has come."""
-        self._prefill_began_ns = self._clock()
-        self._record.begun(self._prefill_began_ns)
+        self._record.begun(now_ns)
         self._sequence = self._engine.open_sequence(
-            self._prompt_ids, len(self._prompt_ids) + self._cap, self._query.sampling)
-        return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s(0))]
+            self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
+        self.next_unit = Unit.PREFILL
+        return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
 
     def _prefill_chunk(self, sequence: 'Sequence') -> list[Message]:
-        if not self._engine.prefill_chunk(sequence):
-            rest_s = self._rest_in_prefill_s(sequence.n_prefilled)
-            return [self._progress(Stage.PREFILL, '', rest_s)]
-        token = self._engine.next_token(sequence)
+        began_ns = self._clock()
+        done = self._engine.prefill_chunk(sequence)
+        token = self._engine.next_token(sequence) if done else -1
         now_ns = self._clock()
-        self._record.prefilled((now_ns - self._prefill_began_ns) / _NS)
-        made = plan(self._plan_inputs(now_ns), self._planning.estimator, self._planning.config)
-        self._plan = made
-        self._evict_next = made.n_kept < len(self._prompt_ids)
+        self.n_prefilled = sequence.n_prefilled
+        self._prefill_s += (now_ns - began_ns) / _NS
+        if not done:
+            return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
+        self._record.prefilled(self._prefill_s)
+        self.plan = made = plan(
+            self._plan_inputs(now_ns), self._planning.estimator, self._planning.config)
+        self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)
-        return [Planned(self.query_id, self._record.timing), *self._take(made, token)]
+        return [Planned(self.query_id, self._record.timing), *self._take(token)]
+
+    def _evict(self) -> list[Message]:
+        began_ns = self._clock()
+        n_kept = self._engine.evict(self._opened, self._made.alpha)
+        self._record.evicted(n_kept, (self._clock() - began_ns) / _NS)
+        self.next_unit = Unit.STEP
+        return [self._progress(Stage.DECODE, '', self._rest_in_decode_s())]
+
+    def stepped(
+            self, token: int, step_s: float, tier: str, width: int, n_cached: float,
+    ) -> list[Message]:
+        """
+        Take the token of a decode step that took ``step_s`` in ``tier``, and say what came of it.
+
+        ``width`` queries shared the step, with ``n_cached`` tokens cached each on average.
+        """
+        if self._tier and tier != self._tier:
+            self._record.changed(self._clock(), 'tier', self._tier, tier, 'shared step')
+        self._tier, self._width = tier, width
+        self._record.step(step_s, tier, width, n_cached)
+        return self._take(token) + self._missed()
+
+    @property
+    def sequence(self) -> 'Sequence':
+        """Its place in the engine; raises RuntimeError if it has none."""
+        return self._opened
 
     @property
     def _opened(self) -> 'Sequence':
@@ -126,59 +235,57 @@ class QueryRun:
             raise RuntimeError('the query has no place in the engine')
         return self._sequence
 
-    def _evict(self, made: Plan) -> list[Message]:
-        began_ns = self._clock()
-        n_kept = self._engine.evict(self._opened, made.alpha)
-        self._record.evicted(n_kept, (self._clock() - began_ns) / _NS)
-        self._evict_next = False
-        return [self._progress(Stage.DECODE, '', self._rest_in_decode_s(made))]
+    @property
+    def _made(self) -> Plan:
+        if self.plan is None:
+            raise RuntimeError('the query has no plan')
+        return self.plan
 
-    def _decode_step(self, made: Plan) -> list[Message]:
-        began_ns = self._clock()
-        token, = self._engine.decode_step([self._opened], made.tier)
-        return self._take(made, token, (self._clock() - began_ns) / _NS)
+    # --- its tokens and its end
 
-    def _take(self, made: Plan, token: int, step_s: float = nan) -> list[Message]:
+    def _take(self, token: int) -> list[Message]:
         """Take a token that came out; the query ends with it or goes on."""
         self._last_token_ns = self._clock()
-        self._record.token(self._last_token_ns, step_s)
+        self._record.token(self._last_token_ns)
         is_end = token in self._engine.end_ids
         text = '' if is_end else self._text.push(token)
         reason = self._finish_reason(is_end)
         if reason is FinishReason.NONE:
-            return [self._progress(Stage.DECODE, text, self._rest_in_decode_s(made))]
+            return [self._progress(Stage.DECODE, text, self._rest_in_decode_s())]
         text += self._text.finish()
-        if self._clock() >= self._query.plan_deadline_ns:
+        now_ns = self._clock()
+        late_ns = now_ns - self.query.plan_deadline_ns
+        if late_ns >= 0 and not self.query.overrun_ns:
             return []       # whole but late: what is reported is the miss
         return [
             self._progress(Stage.DECODE, text, 0.0),
-            self._end(Ending(Outcome.COMPLETED, reason))]
+            self._end(_whole(reason) if late_ns < 0 else late_ending(self.query, now_ns, reason))]
 
     def _finish_reason(self, is_end: bool) -> FinishReason:
         if is_end:
             return FinishReason.END_TOKEN
         if self._text.stopped:
             return FinishReason.STOP_STRING
-        if self._record.timing.n_generated < self._cap:
+        if self._record.timing.n_generated < self._made.cap:
             return FinishReason.NONE
-        clients = self._query.cap_is_clients and self._cap == self._query.max_new_tokens
+        if self._made.cap < self._cap:
+            return FinishReason.PLANNED_CAP
+        clients = self.query.cap_is_clients and self._cap == self.query.max_new_tokens
         return FinishReason.CLIENT_CAP if clients else FinishReason.SERVER_CAP
 
     def _missed(self) -> list[Message]:
-        if self.done or self._clock() < self._query.plan_deadline_ns:
+        if self.done or self._clock() < self.query.stop_ns:
             return []
         timing = self._record.timing
         where = (f'after {timing.n_generated} of at most {self._cap} tokens' if timing.n_generated
                  else f'in the prefill of {timing.n_prompt} tokens')
+        when = 'the deadline came'
+        if self.query.overrun_ns:
+            when = f'max_overrun_s = {self.query.overrun_ns / _NS:g} s after the deadline came'
         self._text.finish()
         return [self._end(Ending(
             Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED,
-            error_msg=f'the deadline came {where}'))]
-
-    def _failed(self, code: ErrorCode, error: Exception) -> Finished:
-        lines = str(error).strip().splitlines()
-        what = lines[0] if lines else type(error).__name__
-        return self._end(Ending(Outcome.FAILED, error_code=code, error_msg=what))
+            error_msg=f'{when} {where}'))]
 
     def _end(self, ending: Ending) -> Finished:
         self.done = True
@@ -189,28 +296,87 @@ class QueryRun:
         return Finished(
             self.query_id, ending, self._text.text, self._record.timing, self._last_token_ns)
 
+    # --- what it is going to need
+
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
         now_ns = self._clock()
         self.latest_end_ns = now_ns + round(rest_s * _NS)
-        at_risk = self.latest_end_ns > self._query.plan_deadline_ns
+        at_risk = self.latest_end_ns > self.query.plan_deadline_ns
         if at_risk:
             self._record.at_risk()
+        if self.query.overrun_ns and now_ns >= self.query.plan_deadline_ns:
+            stage = Stage.LATE
         return Progress(
             self.query_id, stage, text, self._record.timing.n_generated, self.latest_end_ns,
             at_risk, now_ns)
 
-    def _rest_in_prefill_s(self, n_prefilled: int) -> float:
-        return rest_in_prefill_s(self._planning, self._plan_inputs(self._clock()), n_prefilled)
+    def _rest_in_prefill_s(self) -> float:
+        return rest_in_prefill_s(
+            self._planning, self._plan_inputs(self._clock()), self.n_prefilled)
 
-    def _rest_in_decode_s(self, made: Plan) -> float:
-        n_generated = self._record.timing.n_generated
-        # a response longer than its worst case: from then on the cap is the worst case
-        n_worst = made.n_worst if n_generated < made.n_worst else self._cap
+    def _rest_in_decode_s(self) -> float:
+        made = self._made
         rest_s = rest_in_decode_s(
-            self._planning, made.n_kept + n_generated - 1, n_worst - n_generated)
-        return rest_s + (made.predicted_evict_s if self._evict_next else 0.0)
+            self._planning, self.n_cached, self.n_left, made.tier, self._width)
+        return rest_s + (made.predicted_evict_s if self.next_unit is Unit.EVICT else 0.0)
 
     def _plan_inputs(self, now_ns: int) -> PlanInputs:
+        room = self._room(now_ns)
         return PlanInputs(
-            n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self._query.alpha_max,
-            budget_left_s=(self._query.plan_deadline_ns - now_ns) / _NS)
+            n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
+            budget_left_s=room.budget_s)
+
+    def _all_room(self, now_ns: int) -> Room:
+        return Room((self.query.plan_deadline_ns - now_ns) / _NS, 1)
+
+
+def decode_together(runs: list[QueryRun], tier: str = '') -> list[Message]:
+    """
+    Do one decode step of queries of one engine together and return what to send.
+
+    ``tier`` '' = the fastest that any of their plans has. Who was dropped, or whose time is up,
+    ends without it; an error ends them all.
+    """
+    messages = [each for run in runs for each in run.end_if_over()]
+    runs = [run for run in runs if not run.done]
+    if not runs:
+        return messages
+    engine, clock = runs[0]._engine, runs[0]._clock
+    tier = tier or fastest(engine.info.tiers, [run._made.tier for run in runs])
+    n_cached = sum(run.n_cached for run in runs) / len(runs)
+    began_ns = clock()
+    try:
+        tokens = engine.decode_step([run.sequence for run in runs], tier)
+    except Exception as error:      # the engine goes on with the next query
+        return messages + [run.fail(error) for run in runs]
+    ended_ns = clock()
+    for run, token in zip(runs, tokens):
+        messages += run.stepped(token, (ended_ns - began_ns) / _NS, tier, len(runs), n_cached)
+    beside_s = (clock() - ended_ns) / _NS / len(runs)
+    for run in runs:
+        run._record.beside_the_model(beside_s)
+    return messages
+
+
+def fastest(tiers: list[str], wanted: list[str]) -> str:
+    """Return the fastest of the tiers ``wanted``; ``tiers`` are all, best quality first."""
+    return max(wanted, key=tiers.index)
+
+
+def late_ending(query: Query, now_ns: int, reason: FinishReason) -> Ending:
+    """Return the ending of a whole answer that came after its deadline."""
+    late_s = (now_ns - query.deadline_ns) / _NS
+    return Ending(
+        Outcome.DEADLINE_MISSED, reason, ErrorCode.DEADLINE_MISSED,
+        f'the answer was whole {late_s:.3f} s after the deadline')
+
+
+def _whole(reason: FinishReason) -> Ending:
+    ours = reason in (FinishReason.PLANNED_CAP, FinishReason.LANDED)
+    return Ending(Outcome.TRUNCATED if ours else Outcome.COMPLETED, reason)
+
+
+def _failed(code: ErrorCode, error: Exception) -> Ending:
+    lines = str(error).strip().splitlines()
+    what = lines[0] if lines else type(error).__name__
+    return Ending(Outcome.FAILED, error_code=code, error_msg=what)

@@ -6,7 +6,7 @@ from math import isnan, nan
 
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, Planning
-from timebill_ros.query import Query, QueryTiming
+from timebill_ros.query import DecodeStretch, Query, QueryTiming
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
 
 _NS = 1_000_000_000
@@ -33,9 +33,10 @@ class TimingRecord:
             coefficients_source=planning.source, coefficients_stamp_ns=coefficients.stamp_ns,
             law_prefill=list(planning.estimator.law(PREFILL).coefficients),
             law_decode_step=list(planning.estimator.law(DECODE_STEP).coefficients),
-            time_allowance=(query.deadline_ns - query.arrival_ns) / _NS,
-            delivery_margin=(query.deadline_ns - query.plan_deadline_ns) / _NS,
-            predicted_prefill=planning.estimator.prefill_s(n_prompt), tokenize=tokenize_s)
+            time_allowance=query.time_allowance_ns / _NS,
+            delivery_margin=query.delivery_margin_ns / _NS,
+            predicted_prefill=planning.estimator.prefill_s(n_prompt), tokenize=tokenize_s,
+            overhead=tokenize_s)
 
     def refused(self, need: Needs, now_ns: int) -> None:
         """Note what the query would have needed at its cheapest."""
@@ -71,16 +72,34 @@ class TimingRecord:
         """Note that the cache holds only ``n_kept`` positions of the prompt."""
         self.timing.n_kept, self.timing.evict = n_kept, seconds
 
-    def token(self, now_ns: int, step_s: float = nan) -> None:
-        """Note another token; ``step_s`` is what its decode step took, NaN for the first."""
+    def token(self, now_ns: int) -> None:
+        """Note another token."""
+        self.timing.n_generated += 1
+        if self.timing.n_generated == 1:
+            self.timing.first_token = self._since_arrival_s(now_ns)
+
+    def step(self, step_s: float, tier: str, width: int, n_cached: float) -> None:
+        """Note a decode step in a batch of ``width`` with ``n_cached`` tokens cached on average."""
         timing = self.timing
-        timing.n_generated += 1
-        if isnan(step_s):
-            timing.first_token = self._since_arrival_s(now_ns)
-            return
-        first = isnan(timing.decode)
+        first = not timing.stretches
         timing.decode = step_s if first else timing.decode + step_s
         timing.decode_step_max = step_s if first else max(timing.decode_step_max, step_s)
+        newest = None if first else timing.stretches[-1]
+        if newest is None or (newest.tier, newest.width) != (tier, width):
+            newest = DecodeStretch(tier, width, n_cached, 0, 0.0)
+            timing.stretches.append(newest)
+        newest.steps += 1
+        newest.seconds += step_s
+
+    def changed(self, now_ns: int, what: str, before: str, after: str, why: str) -> None:
+        """Note a change of the plan."""
+        self.timing.replans.append(
+            f'{self._since_arrival_s(now_ns):.4f} {what} {before} -> {after} {why}')
+
+    def beside_the_model(self, seconds: float) -> None:
+        """Note time that a unit of work took beside the model's."""
+        timing = self.timing
+        timing.overhead = seconds if isnan(timing.overhead) else timing.overhead + seconds
 
     def at_risk(self) -> None:
         """Note that the remaining work is predicted not to fit."""
@@ -92,8 +111,10 @@ class TimingRecord:
         if timing.n_kept == timing.n_prompt:
             timing.alpha = 0.0      # it ended before the eviction, or there was nothing to evict
         if timing.n_generated > 0:
-            timing.predicted_decode_realised = self._estimator.decode_s(
-                timing.n_kept, timing.n_generated - 1)
+            timing.predicted_decode_realised = sum(
+                self._estimator.decode_s(
+                    each.n_cached, each.steps, tier=each.tier, width=each.width)
+                for each in timing.stretches)
 
     def _since_arrival_s(self, now_ns: int) -> float:
         return (now_ns - self._arrival_ns) / _NS

@@ -11,8 +11,9 @@ from builtin_interfaces.msg import Duration, Time
 from unique_identifier_msgs.msg import UUID
 
 from timebill_ros.action import Query as QueryAction
+from timebill_ros.msg import DecodeStretch as DecodeStretchMsg
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
-from timebill_ros.query import Ending, QueryTiming, Stage
+from timebill_ros.query import DecodeStretch, Ending, QueryTiming, Stage
 
 NS_PER_S = 1_000_000_000
 _INT32_MAX = 2**31 - 1
@@ -64,15 +65,26 @@ def timing_msg(timing: QueryTiming, ending: Ending, identity: Identity) -> Query
         finish_reason=int(ending.finish_reason),
         error_code=int(ending.error_code),
         coefficients_stamp=time_msg(timing.coefficients_stamp_ns),
+        stretches=[_stretch_msg(each) for each in timing.stretches],
     )
     for each in fields(timing):
-        if hasattr(message, each.name):
+        if hasattr(message, each.name) and each.name != 'stretches':
             setattr(
                 message,
                 each.name,
                 _field_value(getattr(message, each.name), getattr(timing, each.name)),
             )
     return message
+
+
+def _stretch_msg(stretch: DecodeStretch) -> DecodeStretchMsg:
+    return DecodeStretchMsg(
+        tier=stretch.tier,
+        width=stretch.width,
+        n_cached=float(stretch.n_cached),
+        steps=stretch.steps,
+        seconds=float(stretch.seconds),
+    )
 
 
 def _field_value(template: Any, value: Any) -> Any:
@@ -88,9 +100,15 @@ def _field_value(template: Any, value: Any) -> Any:
 
 def timing_from_msg(message: QueryTimingMsg) -> QueryTiming:
     """Return the timing record that a message carries."""
-    timing = QueryTiming(coefficients_stamp_ns=time_ns(message.coefficients_stamp))
+    timing = QueryTiming(
+        coefficients_stamp_ns=time_ns(message.coefficients_stamp),
+        stretches=[
+            DecodeStretch(each.tier, each.width, each.n_cached, each.steps, each.seconds)
+            for each in message.stretches
+        ],
+    )
     for each in fields(timing):
-        if hasattr(message, each.name):
+        if hasattr(message, each.name) and each.name != 'stretches':
             value = getattr(message, each.name)
             setattr(
                 timing,

@@ -1,58 +1,103 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How much KV cache there can be, and whether a sequence's part of it fits."""
+"""How much KV cache there can be, for how many sequences, and whether one more fits."""
+
+from typing import Dict, List, Tuple
 
 import torch
 
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.memory import available_bytes, gibibytes
 
-_KEPT_FREE = 0.1        # share of the free memory that is left to activations and to others
+MAX_BATCH = 8           # sequences that a decode step can serve
+_KEPT_FREE = 0.1        # share of a CPU's free memory that is left to activations and to others
 
 
 class CacheMemory:
     """
-    Counts the memory of one slot of the KV cache.
+    Counts the memory of the KV cache, which has one slot for each sequence.
 
-    On CUDA the cache is reserved whole. On a CPU its pages are taken as they are first written, so
-    that a long context costs nothing until it is used; what is free then is looked up each time.
+    On CUDA all slots are reserved whole. On a CPU their pages are taken as they are first written,
+    so that a long context costs nothing until it is used; what is free then is looked up each time,
+    less what the open sequences may still take.
     """
 
-    def __init__(self, device: torch.device, token_bytes: int, limit_bytes: int) -> None:
-        """Take ``token_bytes`` per cached token and a limit in bytes, 0 for what is free."""
+    def __init__(self, device: torch.device, token_bytes: int, limit_bytes: int,
+                 free_bytes: int) -> None:
+        """
+        Take ``token_bytes`` per cached token, and the memory that there is for the cache.
+
+        ``limit_bytes`` is the operator's limit (0 = none), ``free_bytes`` what the device has.
+        """
         self.token_bytes = token_bytes
         self._device = device
         self._limit_bytes = limit_bytes
-        self._capacity = 0
-        self._written_tokens = 0        # the most that were ever cached: on a CPU, pages we have
+        self._free_bytes = free_bytes
+        self._capacity = 0                      # tokens of one slot
+        self._written: List[int] = []           # per slot, the most ever cached: pages we have
+        self._held: Dict[int, int] = {}         # by slot, tokens that its sequence may reach
 
-    @property
-    def written_tokens(self) -> int:
-        """Entries from the front that have been written at least once."""
-        return self._written_tokens
+    def reserve(self, max_context: int, max_batch: int) -> Tuple[int, int]:
+        """
+        Return how many slots to reserve, and of how many tokens.
 
-    def wrote(self, n_tokens: int) -> None:
-        """Take note that the first ``n_tokens`` entries have been written."""
-        self._written_tokens = max(self._written_tokens, n_tokens)
-
-    def reserve(self, max_context: int) -> int:
-        """Return the tokens to reserve the cache for: the context, or what the memory holds."""
-        limit = self._limit_bytes
-        if self._device.type == 'cuda' and not limit:
-            limit = int((1.0 - _KEPT_FREE) * available_bytes(self._device))
-        self._capacity = min(max_context, limit // self.token_bytes) if limit else max_context
+        Each slot holds the whole context, so there are as many (at most ``max_batch``) as the
+        memory has room for; if it has not even for one, that one is shorter.
+        """
+        budget = self._limit_bytes or self._free_bytes
+        if self._limit_bytes and self._device.type == 'cuda':
+            budget = min(self._limit_bytes, self._free_bytes)
+        self._capacity = min(max_context, budget // self.token_bytes)
         if self._capacity < 1:
             raise OutOfMemory(f'the KV cache takes {self.token_bytes} bytes for each token; '
-                              f'there are {limit}')
-        return self._capacity
+                              f'there are {budget}')
+        slots = budget // (self._capacity * self.token_bytes)
+        if self._limit_bytes and self._device.type == 'cpu':
+            slots = max_batch                   # of which the limit is shared as they fill
+        slots = max(1, min(slots, max_batch, MAX_BATCH))
+        self._written = [0] * slots
+        return slots, self._capacity
+
+    def written_tokens(self, slot: int) -> int:
+        """Entries from a slot's front that have been written at least once."""
+        return self._written[slot]
+
+    def wrote(self, slot: int, n_tokens: int) -> None:
+        """Take note that the first ``n_tokens`` entries of a slot have been written."""
+        self._written[slot] = max(self._written[slot], n_tokens)
 
     def check(self, n_tokens: int) -> None:
-        """Raise OutOfMemory if a sequence of ``n_tokens``, prompt and response, does not fit."""
-        need, have = n_tokens * self.token_bytes, self._capacity * self.token_bytes
-        if self._device.type == 'cpu' and need <= have:
-            ours = self._written_tokens * self.token_bytes
-            have = min(have, ours + int((1.0 - _KEPT_FREE) * available_bytes(self._device)))
+        """Raise OutOfMemory if a sequence of ``n_tokens`` does not fit, were it the only one."""
+        self._compare(n_tokens, self._have_bytes(max(range(len(self._written)),
+                                                     key=self._written.__getitem__), {}))
+
+    def fits(self, slot: int, n_tokens: int) -> bool:
+        """Tell whether a sequence of ``n_tokens`` fits into a free slot beside those held."""
+        return n_tokens * self.token_bytes <= self._have_bytes(slot, self._held)
+
+    def hold(self, slot: int, n_tokens: int) -> None:
+        """Count a sequence that may reach ``n_tokens``; raises OutOfMemory if it does not fit."""
+        self._compare(n_tokens, self._have_bytes(slot, self._held))
+        self._held[slot] = n_tokens
+
+    def release(self, slot: int) -> None:
+        """Count a sequence no more; on a CPU its pages stay with the slot."""
+        self._held.pop(slot, None)
+
+    def _have_bytes(self, slot: int, held: Dict[int, int]) -> int:
+        """Return the memory for a sequence in ``slot`` beside the sequences ``held``."""
+        have = self._capacity * self.token_bytes
+        if self._device.type != 'cpu':
+            return have
+        if self._limit_bytes:
+            have = min(have, self._limit_bytes - sum(held.values()) * self.token_bytes)
+        promised = sum(max(0, n - self._written[other]) for other, n in held.items())
+        free = int((1.0 - _KEPT_FREE) * available_bytes(self._device))
+        return min(have, free + (self._written[slot] - promised) * self.token_bytes)
+
+    def _compare(self, n_tokens: int, have: int) -> None:
+        need = n_tokens * self.token_bytes
         if need > have:
             source = 'kv_memory_bytes allows' if self._limit_bytes else 'there are'
             raise OutOfMemory(f'{n_tokens} tokens of prompt and response need {gibibytes(need)} '
-                              f'of KV cache; {source} {gibibytes(have)}')
+                              f'of KV cache; {source} {gibibytes(max(0, have))}')

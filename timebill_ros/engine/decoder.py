@@ -25,8 +25,12 @@ class Decoder:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable,
-                 cache: KVCache) -> None:
-        """Take the parts; the rotary table is cast to the weights' dtype, as transformers does."""
+                 cache: KVCache, tap_layer: int = 0) -> None:
+        """
+        Take the parts; the rotary table is cast to the weights' dtype, as transformers does.
+
+        The hidden states after ``tap_layer`` layers (0 = none) are left in ``tap``.
+        """
         self._config = config
         self._weights = weights
         self._cache = cache
@@ -34,6 +38,8 @@ class Decoder:
         self._cos = rope.cos.to(dtype)
         self._sin = sign_sin(rope.sin).to(dtype)
         self._scale = float(config.head_dim ** -0.5)
+        self._tap_layer = tap_layer
+        self.tap: Optional[Tensor] = None        # [rows of the newest call, d_model]
 
     def prefill_chunk(self, slot: int, ids: Tensor, window: Optional[QueryWindow],
                       last: bool) -> Optional[Tensor]:
@@ -56,6 +62,8 @@ class Decoder:
             keys, values = cache.k[index, slot, :, :entries], cache.v[index, slot, :, :entries]
             attended = attend_chunk(q, keys, values, self._scale, mask)
             x = self._feed_forward(layer, x + linear(attended, layer.o, layer.o_bias))
+            if last and index + 1 == self._tap_layer:
+                self.tap = x[-1:]
         cache.advance(slot, count)
         return self._logits(x[-1:])[0] if last else None
 
@@ -75,6 +83,8 @@ class Decoder:
                 rows.append(attend_one(q[row], keys, values, self._scale))
             attended = rows[0][None] if len(rows) == 1 else torch.stack(rows)
             x = self._feed_forward(layer, x + linear(attended, layer.o, layer.o_bias))
+            if index + 1 == self._tap_layer:
+                self.tap = x
         for slot in slots:
             cache.advance(slot, 1)
         return self._logits(x)

@@ -5,26 +5,25 @@
 from typing import List, Optional, Tuple
 
 import torch
+from torch import Tensor
 
 from timebill_ros.budget.kept import kept_tokens, SNAPKV_WINDOW
 from timebill_ros.engine.cache_memory import CacheMemory
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.defaults import default_sampling, sampling_fields
-from timebill_ros.engine.errors import EngineError, PromptTooLong
+from timebill_ros.engine.errors import EngineError, ModelError, PromptTooLong
 from timebill_ros.engine.kv_cache import allocate, kv_bytes_per_token
 from timebill_ros.engine.loading import (
     device_name, engine_version, load_model, LoadedModel, model_key, prefill_chunk, Report)
-from timebill_ros.engine.memory import out_of_memory_as_ours
+from timebill_ros.engine.memory import out_of_memory_as_ours, usable_bytes
 from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.engine.snapkv import kept_positions, QueryWindow
+from timebill_ros.engine.snapkv import prompt_scores, QueryWindow, select
 from timebill_ros.engine.steps import make_steps, make_tiers
 from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
 from timebill_ros.query import Sampling, Turn
-
-_N_SLOTS = 1        # sequences at once
 
 
 class Engine:
@@ -44,21 +43,30 @@ class Engine:
         self._end_ids = config.eos_ids
         self._codec = model.codec
         self._scale = float(config.head_dim ** -0.5)
+        self._tapped = load.tap_layer > 0
         self.chunk_tokens = prefill_chunk(load.prefill_chunk, device)
-        self._memory = CacheMemory(
-            device, kv_bytes_per_token(config, dtype), load.kv_memory_bytes)
+        if not 0 <= load.tap_layer <= config.n_layers:
+            raise ModelError(f'tap_layer {load.tap_layer} is not one of the {config.n_layers} '
+                             'layers')
         with torch.inference_mode(), out_of_memory_as_ours('starting the engine', device):
             tiers, notes = make_tiers(model, load)
-            capacity = self._memory.reserve(model.max_context)
-            self._cache = allocate(config, _N_SLOTS, capacity, dtype, device)
+            self._memory = CacheMemory(
+                device, kv_bytes_per_token(config, dtype), load.kv_memory_bytes,
+                usable_bytes(device, load.gpu_memory_fraction))
+            slots, capacity = self._memory.reserve(model.max_context, load.max_batch)
+            self._cache = allocate(config, slots, capacity, dtype, device)
             rope = rope_table(config, model.max_context, device)
-            self._decoder = Decoder(config, model.weights, rope, self._cache)
+            self._decoder = Decoder(config, model.weights, rope, self._cache, load.tap_layer)
             self._steps = make_steps(model, load, tiers, rope, self._cache, self._decoder)
             self._windows = [
                 QueryWindow(config.n_layers, config.n_heads, config.head_dim, dtype, device)
-                for _ in range(_N_SLOTS)]
-        self._free_slots = list(range(_N_SLOTS))
+                for _ in range(slots)]
+        self._free_slots = list(range(slots))[::-1]
+        self._newest_slots: List[int] = []          # of the newest decode step, by row
         self.notes = [*model.notes, *notes]
+        if slots < load.max_batch:
+            self.notes.append(f'{slots} of {load.max_batch} sequences at once: there is room for '
+                              f'{slots} KV caches of {capacity} tokens (max_context)')
         self.info = ModelInfo(
             name=model.source.name, key=model_key(model.source), family=config.family,
             device=device_name(device), dtype=str(dtype).split('.')[1], tiers=self._steps.tiers,
@@ -67,7 +75,7 @@ class Engine:
             max_context=model.max_context, n_max=load.n_max,
             kv_bytes_per_token=self._memory.token_bytes,
             sampling=sampling_fields(default_sampling(model.source.name, model.source.directory)),
-            engine_version=engine_version())
+            engine_version=engine_version(), max_batch=slots)
 
     @staticmethod
     def load(load: Load, report: Report = lambda what, fraction: None) -> 'Engine':
@@ -106,8 +114,21 @@ class Engine:
         return n_tokens * self._memory.token_bytes
 
     def check_memory(self, n_tokens: int) -> None:
-        """Raise OutOfMemory if a sequence of ``n_tokens``, prompt and response, does not fit."""
+        """
+        Raise OutOfMemory if a sequence of ``n_tokens``, prompt and response, does not fit.
+
+        This is for queries that may have to wait: what open sequences hold does not count here, but
+        in ``open_sequence``.
+        """
         self._memory.check(n_tokens)
+
+    def has_room(self, n_tokens: int) -> bool:
+        """Tell whether ``open_sequence`` would find a slot and memory for it right now."""
+        return bool(self._free_slots) and self._memory.fits(self._next_slot(), n_tokens)
+
+    def _next_slot(self) -> int:
+        """Return the free slot that costs the least: the one with the most memory already taken."""
+        return max(self._free_slots, key=self._memory.written_tokens)
 
     def open_sequence(self, ids: List[int], capacity: int,
                       sampling: Optional[Sampling] = None) -> Sequence:
@@ -123,11 +144,13 @@ class Engine:
             raise PromptTooLong(f'the prompt has {len(ids)} tokens; with one token of answer it '
                                 f'exceeds the context of {limit} tokens')
         capacity = max(len(ids) + 1, min(capacity, limit))
-        self.check_memory(capacity)
         if not self._free_slots:
+            self.check_memory(capacity)
             raise EngineError('every slot of the KV cache is in use')
         sampler = Sampler(sampling or Sampling(), ids, self.device)
-        slot = self._free_slots.pop()
+        slot = self._next_slot()
+        self._memory.hold(slot, capacity)
+        self._free_slots.remove(slot)
         self._cache.reset(slot)
         return Sequence(slot, list(ids), capacity, sampler, self._windows[slot])
 
@@ -146,7 +169,9 @@ class Engine:
             self.check_device()
         seq.n_prefilled += len(ids)
         seq.kept = seq.n_prefilled
-        self._memory.wrote(seq.n_prefilled)
+        if seq.prefill_done and self._decoder.tap is not None:
+            seq.prompt_state = self._decoder.tap[-1].float()
+        self._memory.wrote(seq.slot, seq.n_prefilled)
         return seq.prefill_done
 
     @torch.inference_mode()
@@ -158,10 +183,10 @@ class Engine:
         long as they are ordinary numbers.
         """
         _check_open(seq)
-        written = self._memory.written_tokens       # those are ordinary already
+        written = self._memory.written_tokens(seq.slot)     # those are ordinary already
         if n_tokens > written:
             self._cache.write_noise(seq.slot, written, n_tokens)
-            self._memory.wrote(n_tokens)
+            self._memory.wrote(seq.slot, n_tokens)
         self._cache.reset(seq.slot)
         self._cache.advance(seq.slot, n_tokens)
         seq.n_prefilled = seq.kept = n_tokens
@@ -177,13 +202,30 @@ class Engine:
         seq.tokens.append(token)
         return token
 
+    def prompt_state(self, seq: Sequence) -> Optional[Tensor]:
+        """
+        Return the hidden state after ``Load.tap_layer`` layers at the last prompt token.
+
+        float32 [d_model] on the engine's device; None before the end of the prefill and without a
+        tap.
+        """
+        return seq.prompt_state
+
+    def newest_state(self, seq: Sequence) -> Optional[Tensor]:
+        """Return the same at the token that the newest decode step took in, if it took ``seq``."""
+        tap = self._steps.tap
+        if not self._tapped or tap is None or seq.slot not in self._newest_slots:
+            return None
+        return tap[self._newest_slots.index(seq.slot)].float()
+
     @torch.inference_mode()
     def evict(self, seq: Sequence, alpha: float) -> int:
         """
         Evict the share ``alpha`` of the prompt by SnapKV; returns the positions kept.
 
-        How many that is says ``budget.kept``. Only once, between the prefill and the first decode
-        step.
+        How many that is says ``budget.kept``. After the prefill, and again at any later time with a
+        larger ``alpha``: that leaves what a single eviction would have left. Tokens of the response
+        stay.
         """
         _check_open(seq)
         if not seq.prefill_done:
@@ -191,14 +233,24 @@ class Engine:
         n_kept = kept_tokens(seq.n_prompt, alpha)
         if n_kept >= seq.kept:
             return seq.kept
-        if seq.window is None or seq.kept < seq.n_prompt:
-            raise EngineError('eviction comes once, before the first decode step')
         with out_of_memory_as_ours('eviction', self.device):
-            keys = [layer[seq.slot, :, :seq.n_prompt] for layer in self._cache.k]
-            self._cache.keep(seq.slot, kept_positions(seq.window, keys, self._scale, n_kept))
+            scores = self._prompt_scores(seq)
+            entries = select(scores, n_kept)
+            seq.scores = scores.gather(-1, entries[..., :n_kept - SNAPKV_WINDOW])
+            response = torch.arange(seq.kept, self._cache.length[seq.slot], device=self.device)
+            response = response.expand(*entries.shape[:-1], -1)
+            self._cache.keep(seq.slot, torch.cat((entries, response), -1))
+            self._steps.moved(seq.slot)
             self.check_device()
         seq.kept = n_kept
         return n_kept
+
+    def _prompt_scores(self, seq: Sequence) -> Tensor:
+        """Return the scores of the prompt's entries in the cache, made when first asked for."""
+        if seq.scores is None:
+            keys = self._cache.k[:, seq.slot, :, :seq.n_prompt]
+            seq.scores = prompt_scores(seq.window, keys, self._scale)
+        return seq.scores
 
     @torch.inference_mode()
     def decode_step(self, seqs: List[Sequence], tier: str = '') -> List[int]:
@@ -215,10 +267,10 @@ class Engine:
                 raise EngineError(f'the sequence is at its capacity of {seq.capacity} tokens')
         with out_of_memory_as_ours('decode step', self.device):
             chosen = self._steps.step(seqs, tier)
+        self._newest_slots = [seq.slot for seq in seqs]
         for seq, token in zip(seqs, chosen):
-            seq.window = None
             seq.tokens.append(token)
-            self._memory.wrote(self._cache.length[seq.slot])
+            self._memory.wrote(seq.slot, self._cache.length[seq.slot])
         return chosen
 
     def close(self, seq: Sequence) -> None:
@@ -226,7 +278,9 @@ class Engine:
         if seq.closed:
             return
         seq.closed = True
-        seq.logits = seq.window = None
+        seq.logits = seq.scores = seq.prompt_state = None
+        self._newest_slots = [-1 if slot == seq.slot else slot for slot in self._newest_slots]
+        self._memory.release(seq.slot)
         self._cache.reset(seq.slot)
         self._free_slots.append(seq.slot)
 

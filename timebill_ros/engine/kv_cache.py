@@ -10,6 +10,8 @@ from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
 
+_MOVED_AT_ONCE_BYTES = 256 * 1024 ** 2      # memory that an eviction takes for a moment
+
 
 @dataclass
 class KVCache:
@@ -58,18 +60,33 @@ class KVCache:
         for cache in (self.k, self.v):
             cache[:, slot, :, start:end].normal_()
 
-    def keep(self, slot: int, positions: Tensor) -> None:
+    def keep(self, slot: int, entries: Tensor) -> None:
         """
-        Keep the entries at ``positions`` [n_layers, n_kv_heads, kept], moved to the front in place.
+        Keep the ``entries`` [n_layers, n_kv_heads, kept], ascending, moved to the front in place.
 
         The logical position stays: keys remain rotated by the positions they were written with.
         """
-        for layer, indices in enumerate(positions):
-            kept = indices.shape[1]
-            gather = indices[:, :, None].expand(-1, -1, self.k.shape[4])
-            for cache in (self.k[layer, slot], self.v[layer, slot]):
-                cache[:, :kept] = cache.gather(1, gather)
-        self.length[slot] = positions.shape[2]
+        n_layers, n_slots, n_heads, capacity, _ = self.k.shape
+        kept = entries.shape[2]
+        for cache in (_wide(self.k), _wide(self.v)):
+            rows = cache.view(-1, cache.shape[-1])
+            layer_bytes = n_heads * kept * cache.shape[-1] * cache.element_size()
+            step = max(1, _MOVED_AT_ONCE_BYTES // max(1, layer_bytes))
+            for first in range(0, n_layers, step):
+                part = entries[first:first + step]
+                heads = torch.arange(n_heads, device=part.device)
+                layers = torch.arange(first, first + len(part), device=part.device)
+                base = ((layers[:, None] * n_slots + slot) * n_heads + heads) * capacity
+                cache[first:first + len(part), slot, :, :kept] = rows[base[:, :, None] + part]
+        self.length[slot] = kept
+
+
+def _wide(cache: Tensor) -> Tensor:
+    """Return the same memory in the widest elements that fit a head: they are moved faster."""
+    for dtype in (torch.complex128, torch.int64, torch.int32):
+        if cache.shape[-1] * cache.element_size() % dtype.itemsize == 0:
+            return cache.view(dtype)
+    return cache
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -27,6 +27,18 @@ def available_bytes(device: torch.device) -> int:
     raise RuntimeError('/proc/meminfo has no MemAvailable')
 
 
+def usable_bytes(device: torch.device, gpu_memory_fraction: float) -> int:
+    """
+    Return the memory that the engine may still take.
+
+    Of a GPU that is what is free less the share that is to stay with others.
+    """
+    if device.type != 'cuda':
+        return available_bytes(device)
+    _, total = torch.cuda.mem_get_info(device)
+    return max(0, available_bytes(device) - int((1.0 - gpu_memory_fraction) * total))
+
+
 def _cgroup_available() -> Optional[int]:
     try:
         limit = (_CGROUP / 'memory.max').read_text().strip()

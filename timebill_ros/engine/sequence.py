@@ -19,10 +19,14 @@ class Sequence:
     prompt: List[int]
     capacity: int                            # tokens it may reach, prompt and response
     sampler: Sampler
-    window: Optional[QueryWindow] = None     # queries for SnapKV; None once it is too late to evict
+    window: QueryWindow                      # queries for SnapKV
     n_prefilled: int = 0                     # prompt tokens done
     kept: int = 0                            # prompt positions in the cache
+    # SnapKV's scores of the prompt entries in the cache but the window,
+    # [n_layers, n_kv_heads, kept - w]; None until they are asked for
+    scores: Optional[Tensor] = None
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
+    prompt_state: Optional[Tensor] = None    # float32 [d_model], see ``Engine.prompt_state``
     tokens: List[int] = field(default_factory=list)    # the response so far
     closed: bool = False
 

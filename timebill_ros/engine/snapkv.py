@@ -8,8 +8,6 @@ the query heads of a group; average pool of 5, zero-padded; ties to the lower po
 window is kept; kept positions ascend.
 """
 
-from typing import Sequence
-
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -17,6 +15,8 @@ import torch.nn.functional as F
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 
 POOL = 5
+_BYTES_PER_LOGIT = 8                        # logit and weight, while a layer is scored
+_SCORED_AT_ONCE_BYTES = 256 * 1024 ** 2
 
 
 class QueryWindow:
@@ -35,54 +35,66 @@ class QueryWindow:
             window[:, :-count] = window[:, count:].clone()
         window[:, max(0, SNAPKV_WINDOW - count):] = queries[:, -SNAPKV_WINDOW:]
 
-    def layer(self, index: int) -> Tensor:
-        """Return one layer's queries, [n_heads, w, head_dim]."""
-        return self._queries[index]
+    @property
+    def queries(self) -> Tensor:
+        """Return the queries, [n_layers, n_heads, w, head_dim]."""
+        return self._queries
 
 
-def kept_positions(window: QueryWindow, keys: Sequence[Tensor], scale: float,
-                   n_kept: int) -> Tensor:
+def prompt_scores(window: QueryWindow, keys: Tensor, scale: float) -> Tensor:
     """
-    Score and select over all layers; ``keys`` holds each layer's [n_kv_heads, N_x, head_dim].
+    Score the prompt over all layers; ``keys`` [n_layers, n_kv_heads, N_x, head_dim], N_x > w.
 
-    Returns [n_layers, n_kv_heads, n_kept]; only one layer's attention is held at a time.
+    Returns [n_layers, n_kv_heads, N_x - w], float32. Several layers are scored at once where their
+    attention takes little memory.
     """
-    return torch.stack([
-        select(layer_scores(window.layer(index), layer_keys, scale), n_kept)
-        for index, layer_keys in enumerate(keys)])
+    n_layers, _, n_prompt, _ = keys.shape
+    layer_bytes = window.queries[0, ..., 0].numel() * n_prompt * _BYTES_PER_LOGIT
+    step = max(1, _SCORED_AT_ONCE_BYTES // layer_bytes)
+    return torch.cat([
+        layer_scores(window.queries[first:first + step], keys[first:first + step], scale)
+        for first in range(0, n_layers, step)])
 
 
 def layer_scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """
-    Return the pooled attention that a layer's window pays to each earlier position.
+    Return the pooled attention that the window pays to each earlier position, layer by layer.
 
-    ``queries`` [n_heads, w, head_dim] and ``keys`` [n_kv_heads, N_x, head_dim] are rotated; the
-    window is the end of the prompt, N_x > w. The result is [n_kv_heads, N_x - w], float32.
+    ``queries`` [L, n_heads, w, head_dim] and ``keys`` [L, n_kv_heads, N_x, head_dim] are rotated;
+    the window is the end of the prompt, N_x > w. The result is [L, n_kv_heads, N_x - w], float32.
     """
-    n_kv_heads, n_prompt, head_dim = keys.shape
-    n_heads, window, _ = queries.shape
-    group = n_heads // n_kv_heads
-    rows = queries.reshape(n_kv_heads, group * window, head_dim)
-    logits = torch.matmul(rows, keys.transpose(1, 2)).float() * scale
-    logits = logits.view(n_kv_heads, group, window, n_prompt)
+    n_layers, n_kv_heads, n_prompt, head_dim = keys.shape
+    window = queries.shape[2]
+    n_scored = n_prompt - window
+    rows = queries.reshape(n_layers * n_kv_heads, -1, head_dim)         # the group's heads * w
+    columns = keys.reshape(n_layers * n_kv_heads, n_prompt, head_dim).transpose(1, 2)
+    logits = torch.baddbmm(rows.new_empty(1, 1, 1), rows, columns, beta=0, alpha=scale)
     future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
-    logits[..., n_prompt - window:].masked_fill_(future, -torch.inf)
-    attention = torch.softmax(logits, -1)[..., :n_prompt - window].sum(2).mean(1)
-    return F.avg_pool1d(attention[:, None], POOL, stride=1, padding=POOL // 2)[:, 0]
+    tail = logits.view(len(rows), -1, window, n_prompt)[..., n_scored:]
+    tail.masked_fill_(future, -torch.inf)
+    attention = torch.softmax(logits, -1, dtype=torch.float32)[..., :n_scored].sum(1)
+    attention *= window / rows.shape[1]                                 # mean over the group
+    pooled = F.avg_pool1d(attention[:, None], POOL, stride=1, padding=POOL // 2)
+    return pooled.view(n_layers, n_kv_heads, n_scored)
 
 
 def select(scores: Tensor, n_kept: int) -> Tensor:
     """
-    Return the positions to keep, ascending: the best n_kept - w and the whole window.
+    Return the entries to keep, ascending: the best n_kept - w and the whole window.
 
-    ``scores`` [..., N_x - w]; the result is [..., n_kept]. Among equals the lower position wins.
+    ``scores`` [..., n - w] of n entries, of which the last w are the window; the result is
+    [..., n_kept]. Among equals the lower one wins. Nothing here waits for a GPU.
     """
     n_scored = scores.shape[-1]
     n_best = n_kept - SNAPKV_WINDOW
     threshold = scores.topk(n_best, -1, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > threshold, scores == threshold
     room = n_best - above.sum(-1, keepdim=True)
-    kept = above | (equal & (equal.cumsum(-1) <= room))
-    best = kept.nonzero()[:, -1].view(*scores.shape[:-1], n_best)
-    window = torch.arange(n_scored, n_scored + SNAPKV_WINDOW, device=scores.device)
-    return torch.cat((best, window.expand(*scores.shape[:-1], -1)), -1)
+    kept = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+    rank = kept.cumsum(-1, dtype=torch.int32) - 1
+    target = torch.where(kept, rank, n_best).long()         # what is not kept goes behind the end
+    entries = torch.arange(n_scored + SNAPKV_WINDOW, device=scores.device)
+    entries = entries.expand(*scores.shape[:-1], -1)
+    best = torch.empty(*scores.shape[:-1], n_best + 1, dtype=torch.long, device=scores.device)
+    best.scatter_(-1, target, entries[..., :n_scored])
+    return torch.cat((best[..., :n_best], entries[..., n_scored:]), -1)

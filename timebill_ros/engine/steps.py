@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode steps behind one interface: plain tensor code anywhere, graphs of own kernels on CUDA."""
 
-from typing import List, Protocol, Tuple, TYPE_CHECKING
+from typing import List, Optional, Protocol, Tuple, TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.errors import EngineError
@@ -29,8 +30,15 @@ class Steps(Protocol):
     def tiers(self) -> List[str]:
         """Return the precisions, best quality first."""
 
+    @property
+    def tap(self) -> Optional[Tensor]:
+        """Return the tapped layer's output, one row for each sequence of the newest step."""
+
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
+
+    def moved(self, slot: int) -> None:
+        """Take note that a slot's entries have changed: some were evicted."""
 
 
 class PlainSteps:
@@ -41,6 +49,14 @@ class PlainSteps:
         self.tiers = [_TIER_OF[dtype]]
         self._decoder = decoder
         self._device = device
+
+    @property
+    def tap(self) -> Optional[Tensor]:
+        """Return the tap, as ``Steps`` says."""
+        return self._decoder.tap
+
+    def moved(self, slot: int) -> None:
+        """Nothing to do: lengths are read from the cache at every step."""
 
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run a step, as ``Steps`` says."""
@@ -56,6 +72,15 @@ class GraphSteps:
         """Take the runner of the graphs."""
         self.tiers = runner.tiers
         self._runner = runner
+
+    @property
+    def tap(self) -> Optional[Tensor]:
+        """Return the tap, as ``Steps`` says."""
+        return self._runner.tap
+
+    def moved(self, slot: int) -> None:
+        """Tell the device how long the slot is now."""
+        self._runner.move(slot)
 
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run a step, as ``Steps`` says."""
@@ -82,7 +107,8 @@ def make_steps(model: LoadedModel, load: Load, tiers: List['Tier'], rope: RopeTa
     from timebill_ros.engine.cuda import setup
     cubins = cache_dir(load.cache_dir) / 'kernels'
     try:
-        runner = setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins)
+        runner = setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins,
+                                   load.tap_layer - 1 if load.tap_layer else None)
     except EngineError as error:
         model.notes.append(f'decoding with plain tensor code, in one precision: {error}')
         return PlainSteps(decoder, model.dtype, model.device)

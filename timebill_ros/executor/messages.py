@@ -35,9 +35,12 @@ class Load:
     threads: int = 0                         # CPU threads; 0 = chosen by the engine
     max_context: int = 0                     # tokens per query, prompt + response; 0 = the model's
     n_max: int = 512                         # cap on any response
+    max_batch: int = 4                       # sequences at once, 1..8; fewer where memory is short
     kv_memory_bytes: int = 0                 # memory for KV caches; 0 = what the machine has free
+    gpu_memory_fraction: float = 0.9         # share of a GPU's memory that the engine may take
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
     tiers: List[str] = field(default_factory=lambda: ['bf16'])  # on CUDA: bf16, int8, int4
+    tap_layer: int = 0                       # layers before the state for predictors; 0 = none
     allow_download: bool = False
     cache_dir: str = ''                      # models and profiles; "" = the user's cache directory
     policy: Dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig
@@ -113,6 +116,7 @@ class ModelInfo:
     kv_bytes_per_token: int
     sampling: Dict[str, Any]                 # the server's default sampling for this model
     engine_version: str
+    max_batch: int = 1                       # sequences at once
 
 
 @dataclass

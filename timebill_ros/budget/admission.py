@@ -43,7 +43,9 @@ def needs(
 
 def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig) -> Plan:
     """Return the plan that ends soonest in the worst case, however little its eviction saves."""
-    return plan(replace(inputs, budget_left_s=0.0), estimator, replace(config, least_gain=0.0))
+    return plan(
+        replace(inputs, budget_left_s=0.0, may_cap=False), estimator,
+        replace(config, least_gain=0.0))
 
 
 def refusal_message(

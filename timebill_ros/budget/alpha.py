@@ -54,7 +54,7 @@ def select_alpha(
 
     fewest = kept_tokens(n_prompt, alpha_max, window)
     after_evict_s = budget_s - evict_s
-    raw = _raw_alpha(step, n_prompt, steps, after_evict_s)
+    raw = raw_alpha(step, n_prompt, steps, after_evict_s)
     whole_s = decode_s(n_prompt)
     if whole_s <= budget_s:
         return AlphaChoice(0.0, raw, n_prompt, True)
@@ -78,8 +78,12 @@ def closed_form_alpha(p: float, q: float, n_prompt: int, n_worst: int, budget_s:
     return raw if isfinite(raw) else nan
 
 
-def _raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
-    """Return alpha before clipping: the closed form where it holds, else by bisection."""
+def raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
+    """
+    Return alpha before clipping: the closed form where it holds, else by bisection.
+
+    ``budget_s`` is what is left for ``steps`` decode steps with the first response token cached.
+    """
     if n_prompt < 1 or steps < 1:
         return nan
     if step.is_affine:

@@ -1,0 +1,268 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Theta = (tier, alpha, cap) with the least expected loss among those that fit the worst case.
+
+    loss(tier, alpha, h) = l(tier, alpha) + lambda * P(N > h)
+
+l is the quality profile's loss, h <= N_W the length that is planned for, lambda what an answer cut
+short weighs against a whole one. Theta fits if eviction, the decode steps up to h and the overhead
+take no longer than the budget, all in the worst case. Of h only the lengths at which P(N > h) is
+known need a look: between two of them it stays, while the time grows. So per tier and h alpha
+follows in closed form (``TierTimes.most_kept``), and there are few h worth trying, because a loss
+lambda * P(N > h) above the best found ends the search. Below the first known length P(N > h) is
+not known at all, and so short an h counts as none.
+
+The cap is then the longest response that still fits with this tier and alpha; it never exceeds the
+query's own. Where nothing fits, the tier and alpha are those that end N_W soonest, whatever the
+budget, as the paper clips alpha; the cap is what fits of it.
+
+``docs/planner.md`` states order, ties and monotonicity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
+from timebill_ros.budget.quality import LossCurve, QualityProfile
+from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
+from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, REEVICT
+
+# At which probabilities a predicted length distribution is handed to the planner.
+PROBABILITIES = (
+    0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98,
+    0.99, 0.995, 0.998, 0.999)
+Quantiles = Sequence[tuple[float, int]]     # ascending (probability, tokens)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where a query stands when theta is chosen. Lengths in tokens."""
+
+    n_prompt: int           # N_x
+    n_kept: int             # prompt positions in the cache
+    n_generated: int        # response tokens there are: 1 after the prefill
+    n_worst: int            # N_W, more than n_generated
+    cap: int                # longest response, at least N_W
+    budget_left_s: float
+    alpha_max: float
+    quantiles: Quantiles = ()
+    may_cap: bool = True    # a planned cap may end the response
+    evicted: bool = False   # an eviction from here on is a later one (law REEVICT)
+    n_paid: int = 0         # response tokens whose overhead is paid
+    slowdown: float = 1.0   # measured over expected decode steps so far
+    width: int = 1          # sequences in each decode step
+    window: int = SNAPKV_WINDOW
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The planner's parameters that the choice depends on."""
+
+    worst_case_times: bool = True
+    truncation_loss: float = 10.0   # lambda
+    least_gain: float = 0.05        # share of the worst case that a hopeless eviction must save
+    time_factor: float = 1.0        # learned, on all worst-case times
+
+
+@dataclass(frozen=True)
+class Theta:
+    """The choice."""
+
+    tier: str
+    n_kept: int
+    horizon: int        # h, the length that was planned for
+    cap: int
+    loss: float
+    worst_fits: bool    # N_W fits with some theta
+
+
+class TierTimes:
+    """What the rest of a query costs with one tier: worst-case seconds, and their inverses."""
+
+    def __init__(
+            self, estimator: TimeEstimator, tier: str, at: Situation, weights: Weights) -> None:
+        """Look the laws up once."""
+        self.tier = tier
+        self._at = at
+        self._worst = weights.worst_case_times
+        self._factor = weights.time_factor
+        self._step = estimator.law(DECODE_STEP, tier, at.width)
+        self._overhead = estimator.law(OVERHEAD, tier)
+        evict = estimator.law(REEVICT if at.evicted else EVICT, tier)
+        if at.evicted and evict.samples == 0:
+            evict = estimator.law(EVICT, tier)
+        self._evict_s = evict.seconds(at.n_prompt) * self._of_one(worst_factor(evict, 1))
+        self._overhead_factor = self._of_one(worst_factor(self._overhead, 1))
+        self.fewest = min(at.n_kept, kept_tokens(at.n_prompt, at.alpha_max, at.window))
+
+    def needed_s(self, n_kept: int, n_total: int) -> float:
+        """Return the seconds until the response has ``n_total`` tokens, eviction included."""
+        at, steps = self._at, n_total - self._at.n_generated
+        decode_s = self._step.sum_steps(n_kept + at.n_generated - 1, steps) if steps > 0 else 0.0
+        evict_s = self._evict_s if n_kept < at.n_kept else 0.0
+        return decode_s * self._decode_factor(steps) + evict_s + self.overhead_s(n_total)
+
+    def fits(self, n_total: int) -> bool:
+        """Tell whether ``n_total`` tokens fit, with as much eviction as is allowed or with none."""
+        budget_s = self._at.budget_left_s
+        return (self.needed_s(self._at.n_kept, n_total) <= budget_s
+                or self.needed_s(self.fewest, n_total) <= budget_s)
+
+    def most_kept(self, n_total: int) -> int | None:
+        """Return the most prompt positions with which ``n_total`` tokens fit; None = none do."""
+        at = self._at
+        if self.needed_s(at.n_kept, n_total) <= at.budget_left_s:
+            return at.n_kept
+        low, high = self.fewest, at.n_kept
+        if low >= high or self.needed_s(low, n_total) > at.budget_left_s:
+            return None
+        guess = self._kept_in_closed_form(n_total)      # low fits, high does not
+        for kept in (guess, guess + 1, guess - 1):
+            if low < kept < high:
+                fits = self.needed_s(kept, n_total) <= at.budget_left_s
+                low, high = (kept, high) if fits else (low, kept)
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.needed_s(middle, n_total) <= at.budget_left_s
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def longest(self, n_kept: int, least: int, most: int) -> int:
+        """Return the longest response in [least, most] that fits; ``least`` if none does."""
+        budget_s = self._at.budget_left_s
+        if self.needed_s(n_kept, most) <= budget_s:
+            return most
+        low, high = least, most                         # low is taken to fit, high does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.needed_s(n_kept, middle) <= budget_s
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _kept_in_closed_form(self, n_total: int) -> int:
+        """Solve the sum of an affine law for the cache (``alpha``); elsewhere take the middle."""
+        at, steps = self._at, n_total - self._at.n_generated
+        p = self._step.slope(at.n_kept)
+        if not self._step.is_affine or steps < 1 or p == 0.0:
+            return (self.fewest + at.n_kept) // 2
+        left_s = at.budget_left_s - self._evict_s - self.overhead_s(n_total)
+        mean_s = left_s / (steps * self._decode_factor(steps))
+        cached = (mean_s - self._step.seconds(0)) / p - (steps - 1) / 2.0
+        return int(max(0.0, min(cached - at.n_generated + 1, at.n_kept)))
+
+    def _decode_factor(self, steps: int) -> float:
+        """
+        Return worst over expected time of the steps to come.
+
+        The worst case already allows for steps that are slow together; what was measured counts
+        where it is slower still, and then what one step strays from the next comes on top.
+        """
+        slowdown = self._at.slowdown
+        if not self._worst:
+            return max(1.0, slowdown)
+        apart = (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5
+        return self._factor * max(worst_factor(self._step, steps), slowdown * (1.0 + apart))
+
+    def overhead_s(self, n_total: int) -> float:
+        """Return the seconds around the model's work until then."""
+        return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
+
+    def _of_one(self, factor: float) -> float:
+        return factor * self._factor if self._worst else 1.0
+
+
+def choose(
+        at: Situation, estimator: TimeEstimator, tiers: Sequence[str], quality: QualityProfile,
+        weights: Weights) -> Theta:
+    """Return the best theta; ``tiers`` are the ones allowed, best first."""
+    options = [TierTimes(estimator, tier, at, weights) for tier in tiers]
+    curves = [quality.curve(tier, at.n_prompt) for tier in tiers]
+    horizons = _horizons(at, quality)
+    best: tuple[float, int, int, int] | None = None     # loss, tier's index, kept, horizon
+    for index, (times, curve) in enumerate(zip(options, curves)):
+        least = curve.at(_alpha(at, at.n_kept))
+        for horizon, tail in horizons[_first_that_fits(times, horizons):]:
+            if best is not None and least + weights.truncation_loss * tail >= best[0]:
+                break
+            kept = times.most_kept(horizon)
+            if kept is None:
+                continue
+            loss = curve.at(_alpha(at, kept)) + weights.truncation_loss * tail
+            if best is None or loss < best[0]:
+                best = (loss, index, kept, horizon)
+            if kept == at.n_kept:
+                break       # a shorter one only loses more
+    if best is None or best[3] < at.n_worst:
+        cheapest = _cheapest(at, options, curves, weights, trades=len(horizons) > 1)
+        if best is None or cheapest.loss < best[0]:
+            return cheapest
+    loss, index, kept, horizon = best
+    worst_fits = horizon == at.n_worst or any(times.fits(at.n_worst) for times in options)
+    cap = options[index].longest(kept, horizon, at.cap) if at.may_cap else at.cap
+    return Theta(tiers[index], kept, horizon, cap, loss, worst_fits)
+
+
+def beyond(quantiles: Quantiles, n_tokens: int) -> float:
+    """Return the largest P(N > n) that the quantiles allow: 1 below the first of them."""
+    reached = 0.0
+    for probability, tokens in quantiles:
+        if tokens > n_tokens:
+            break
+        reached = probability
+    return 1.0 - reached
+
+
+def _horizons(at: Situation, quality: QualityProfile) -> list[tuple[int, float]]:
+    """
+    Return the lengths worth planning for with P(N > length), N_W first.
+
+    Where either side of the exchange is not known, N_W is the only one: then a cap is no matter of
+    choice.
+    """
+    if not (at.may_cap and quality.measured and at.quantiles):
+        return [(at.n_worst, 0.0)]
+    found = [(at.n_worst, beyond(at.quantiles, at.n_worst))]
+    for _, tokens in reversed(at.quantiles):
+        if at.n_generated <= tokens < found[-1][0]:
+            found.append((tokens, beyond(at.quantiles, tokens)))
+    return found
+
+
+def _first_that_fits(times: TierTimes, horizons: list[tuple[int, float]]) -> int:
+    """Return the index of the longest horizon that fits at all; their number if none does."""
+    if times.fits(horizons[0][0]):
+        return 0
+    low, high = 0, len(horizons)                        # low does not fit, high is taken to
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if times.fits(horizons[middle][0]) else (middle, high)
+    return high
+
+
+def _cheapest(
+        at: Situation, options: list[TierTimes], curves: list[LossCurve], weights: Weights,
+        trades: bool) -> Theta:
+    """Return the tier and alpha that end N_W soonest, whatever the budget, and what fits of it."""
+    soonest_s, choice = inf, (0, at.n_kept)
+    for index, times in enumerate(options):
+        kept, whole_s = at.n_kept, times.needed_s(at.n_kept, at.n_worst)
+        least_s = times.needed_s(times.fewest, at.n_worst)
+        # Not worth its loss, but for a GUARANTEED query's cheapest plan (least_gain 0).
+        if whole_s - least_s > weights.least_gain * (whole_s - times.overhead_s(at.n_worst)):
+            kept, whole_s = times.fewest, least_s
+        if whole_s < soonest_s:
+            soonest_s, choice = whole_s, (index, kept)
+    index, kept = choice
+    cap, cut = at.cap, 1.0
+    if at.may_cap:
+        cap = options[index].longest(kept, at.n_generated, at.n_worst)
+        cut = beyond(at.quantiles, cap) if trades else 1.0
+    loss = curves[index].at(_alpha(at, kept)) + weights.truncation_loss * cut
+    return Theta(options[index].tier, kept, min(cap, at.n_worst), cap, loss, False)
+
+
+def _alpha(at: Situation, n_kept: int) -> float:
+    return min(max(at.alpha_max, least_alpha(at.n_prompt, at.n_kept)),
+               least_alpha(at.n_prompt, n_kept))

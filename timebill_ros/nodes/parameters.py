@@ -24,6 +24,8 @@ ADMISSIONS = {'best_effort': Admission.BEST_EFFORT, 'guaranteed': Admission.GUAR
 OVERRUNS = {'kill': Overrun.KILL}
 
 INT_MAX = 2**31 - 1
+MAX_BATCH = 8
+TIERS = ('fp32', 'bf16', 'int8', 'int4')
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class _Spec:
     """One parameter: a tuple of strings as ``limits`` is a choice, a pair of numbers a range."""
 
     name: str
-    default: bool | int | float | str
+    default: bool | int | float | str | list[str]
     description: str
     limits: tuple[Any, ...] | None = None
     read_only: bool = False
@@ -65,10 +67,32 @@ _SPECS = (
     ),
     _Spec('n_max', 512, 'Cap on any response in tokens (N_max).', (1, INT_MAX), True),
     _Spec(
+        'max_batch',
+        4,
+        'Queries that may be under way at once; fewer where their KV caches do not fit.',
+        (1, MAX_BATCH),
+        True,
+    ),
+    _Spec(
         'kv_memory_bytes',
         0,
-        'Memory for KV caches in bytes; 0 = what the machine has free.',
+        'Memory for KV caches in bytes, all queries together; 0 = what the machine has free.',
         (0, 2**62),
+        True,
+    ),
+    _Spec(
+        'gpu_memory_fraction',
+        0.9,
+        'Share of the memory of a GPU that the engine may take.',
+        (0.05, 1.0),
+        True,
+    ),
+    _Spec(
+        'tiers',
+        ['bf16'],
+        'Precisions of the weights to keep, best first: bf16 (on a CPU the one that it computes '
+        'in), int8, int4; one that does not fit is left out.',
+        TIERS,
         True,
     ),
     _Spec(
@@ -192,7 +216,10 @@ class ServerParameters:
     threads: int
     max_context: int
     n_max: int
+    max_batch: int
     kv_memory_bytes: int
+    gpu_memory_fraction: float
+    tiers: list[str]
     prefill_chunk: int
     allow_download: bool
     cache_dir: str
@@ -258,8 +285,10 @@ def check_parameters(changed: list[Parameter]) -> SetParametersResult:
 
 
 def _objection(spec: _Spec, value: Any) -> str:
-    if isinstance(spec.default, str) and spec.limits is not None and value not in spec.limits:
-        return f'{spec.name} = {value!r} is not one of {", ".join(spec.limits)}'
+    if isinstance(spec.default, (str, list)) and spec.limits is not None:
+        for each in [value] if isinstance(value, str) else value:
+            if each not in spec.limits:
+                return f'{spec.name} = {each!r} is not one of {", ".join(spec.limits)}'
     if isinstance(spec.default, float) and isinstance(value, float) and not isfinite(value):
         return f'{spec.name} = {value} is not a finite number'
     return ''
@@ -269,7 +298,7 @@ def _descriptor(spec: _Spec) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=spec.description, read_only=spec.read_only)
     if spec.limits is None:
         return descriptor
-    if isinstance(spec.default, str):
+    if isinstance(spec.default, (str, list)):
         descriptor.additional_constraints = 'One of: ' + ', '.join(spec.limits)
     elif isinstance(spec.default, float):
         low, high = spec.limits

@@ -3,12 +3,13 @@
 """Fits of made-up machines whose true law is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 import math
 
 import numpy as np
 import pytest
 
-from timebill_ros.time_estimator.fit import fit_law, Sample
+from timebill_ros.time_estimator.fit import doubts, fit_law, Sample
 
 LENGTHS = (16, 48, 144, 430, 1290, 3870)
 
@@ -98,3 +99,63 @@ def test_one_point_is_a_constant_and_none_is_an_error() -> None:
         fit_law('evict', [Sample('overhead', 1, 0.002)])
     with pytest.raises(ValueError, match='above 0'):
         fit_law('evict', [Sample('evict', 1, 0.0)])
+
+
+def chunked_s(chunk: int, stair: int, floor_s: float) -> Callable[[float, float], float]:
+    """Return the time of a made-up GPU: chunk by chunk, launch-bound below, tiles above."""
+    def seconds(n: float, done: float = 0) -> float:
+        total = 0.0
+        while done < n:
+            m = min(chunk, n - done)
+            tiles = math.ceil(m / stair) * stair
+            total += max(floor_s, 2e-5 * tiles) + 1e-9 * m * (2 * done + m)
+            done += m
+        return total
+    return seconds
+
+
+@pytest.mark.parametrize('stair', [1, 128])
+def test_a_prefill_in_launch_bound_chunks_gets_a_floor_per_chunk(stair: int) -> None:
+    true_s = chunked_s(2048, stair, 0.012)
+    lengths = (16, 60, 150, 300, 450, 600, 700, 850, 1000, 1150, 1300, 1500, 1700, 1900, 2048)
+    points = [(n, 0) for n in lengths] + [
+        (done + m, done) for done, m in ((2048, 2048), (6144, 2048), (14336, 2048), (30720, 2048),
+                                         (6144, 200), (14336, 900))]
+    rng = np.random.default_rng(5)
+    law = fit_law('prefill', [
+        Sample('prefill', n, true_s(n, done) * (1.0 + 0.003 * rng.standard_normal()), done)
+        for n, done in points for _ in range(5)], chunk_tokens=2048)
+    assert law.form == 'chunked' and law.mape < 0.02
+    unseen = [int(n) for n in np.exp(rng.uniform(math.log(64), math.log(32768), 60))]
+    errors = [abs(law.seconds(n) / true_s(n) - 1.0) for n in unseen]
+    assert np.mean(errors) < 0.01
+    assert law.seconds(9000, 4096) == pytest.approx(true_s(9000, 4096), rel=0.03)
+
+
+def test_steps_that_are_slow_together_are_told_from_steps_that_are_not() -> None:
+    rng = np.random.default_rng(3)
+    for common, alone, low, high in ((0.02, 0.02, 0.3, 0.7), (0.0, 0.03, 0.0, 0.1),
+                                     (0.03, 0.0, 0.95, 1.0)):
+        taken = [
+            Sample('decode_step', n, (1e-5 * n + 0.03) * shared * (1 + alone * rng.normal()), run=r)
+            for r, n in enumerate(LENGTHS * 40)
+            for shared in [1 + common * rng.normal()] for _ in range(8)]
+        assert low <= fit_law('decode_step', taken).correlation <= high
+    once = [Sample('decode_step', n, 0.03 + 0.001 * rng.random(), run=r)
+            for r, n in enumerate(LENGTHS * 4)]
+    assert fit_law('decode_step', once).correlation == 1.0       # nothing can be told
+
+
+def test_a_law_that_does_not_hold_is_said() -> None:
+    wild = [Sample('evict', n, 0.01 * (1 + n % 3), run=n) for n in LENGTHS for _ in range(4)]
+    law = fit_law('evict', wild)
+    tame = fit_law('prefill', samples('prefill', lambda n: 2e-3 * n, spread=0.01))
+    note, = doubts([law, tame])
+    assert 'evict' in note and f'{law.mape:.0%}' in note
+
+
+def test_a_law_of_several_sequences_comes_from_their_samples_only() -> None:
+    one = samples('decode_step', lambda n: 1e-5 * n + 0.03)
+    four = [replace(each, width=4, seconds=2.0 * each.seconds) for each in one]
+    law = fit_law('decode_step', one + four, width=4)
+    assert law.width == 4 and law.seconds(100) == pytest.approx(0.062)

@@ -15,6 +15,8 @@ AFFINE = Law('decode_step', 'affine', (1e-6, 0.02))
 CONSTANT = Law('overhead', 'constant', (0.003,))
 FLOOR = Law('decode_step', 'piecewise', (0.02, 0.02, 0.05), knots=(100.0, 512.0, 4096.0))
 ONE_KNOT = Law('evict', 'piecewise', (0.004,), knots=(10.0,))
+CHUNKED = Law(
+    'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05), (2048.0, 64.0, 16.0, 512.0, 2048.0))
 ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT)
 
 
@@ -59,6 +61,13 @@ def test_a_piecewise_law_is_flat_before_its_first_knot_and_goes_on_after_its_las
     (('prefill', 'piecewise', (1.0, 1.0), (3.0, 3.0)), 'ascending'),
     (('prefill', 'piecewise', (2.0, 1.0), (3.0, 4.0)), 'decrease'),
     (('prefill', 'piecewise', ()), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 9.0)), 'chunk'),
+    (('prefill', 'chunked', (0.0, 0.0, 2.0, 1.0), (256.0, 1.0, 9.0, 10.0)), 'decrease'),
+    (('prefill', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 2), 'width'),
+    (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 0), 'width'),
+    (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 1, 1.5), 'correlation'),
     (('prefill', 'constant', (1.0,), (), '', 0.5), 'worst_ratio'),
     (('prefill', 'constant', (1.0,), (), '', math.nan), 'worst_ratio'),
     (('prefill', 'constant', (1.0,), (), '', 1.0, -0.1), 'mape'),
@@ -68,7 +77,27 @@ def test_an_impossible_law_is_refused_by_name(fields: tuple, named: str) -> None
         Law(*fields)
 
 
-@pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
+def test_a_chunked_law_is_the_sum_of_its_chunks() -> None:
+    def chunk_s(m: int, d: int) -> float:
+        stairs = math.ceil(m / 64) * 64
+        flat = 0.01 if stairs <= 512 else 0.01 + 0.04 * (stairs - 512) / 1536
+        return flat + 1e-9 * m * (2 * d + m) + 2e-7 * d
+
+    for done in (0, 100, 2048, 5000):
+        for n in (1, 500, 2048, 2049, 4096, 9001):
+            starts = range(done, done + n, 2048)
+            whole = sum(chunk_s(min(2048, done + n - at), at) for at in starts)
+            assert CHUNKED.seconds(done + n, done) == pytest.approx(whole)
+    parts_s = CHUNKED.seconds(4096, 2048) + CHUNKED.seconds(2048)
+    assert parts_s == pytest.approx(CHUNKED.seconds(4096))
+    assert CHUNKED.seconds(700, 700) == 0.0 and not CHUNKED.is_affine
+    assert CHUNKED.sum_steps(100, 5) == pytest.approx(
+        math.fsum(CHUNKED.seconds(100 + step) for step in range(5)))
+    assert CHUNKED.slope(3200) == pytest.approx(2e-9 * 3200 + 0.04 / 1536)
+    assert CHUNKED.scaled(2.0).seconds(9001) == pytest.approx(2.0 * CHUNKED.seconds(9001))
+
+
+@pytest.mark.parametrize('law', (*ALL, CHUNKED), ids=lambda law: law.form)
 def test_a_law_survives_json(law: Law) -> None:
     again = Law.from_dict(json.loads(json.dumps(law.to_dict(), allow_nan=False)))
     assert again.to_dict() == law.to_dict()

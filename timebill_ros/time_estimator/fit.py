@@ -5,48 +5,47 @@ From samples to a law: robust, non-negative, with its error on points that the f
 
 Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5 s):
 
-- Least squares on (law - t) / t with non-negative coefficients, so that no law falls anywhere.
-- A disturbance only ever adds time. Samples slower than the law by more than OUTLIER_SIGMA robust
-  standard deviations, and by OUTLIER_FLOOR at least, are left out and the law is fitted again. If
-  more than OUTLIER_SHARE would go, the machine is like that, and all stay.
+- Least squares on (law - t) / t with non-negative coefficients, so that no law falls anywhere;
+  slow outliers are left out (``least_squares``).
 - mape: each inner measuring point is predicted by a fit that has not seen it.
-- Where that error is above BAD_FIT, and above twice what samples of one and the same point differ
-  by, another shape is taken if it has less than SHAPE_GAIN of it: a floor that ends in a slope
-  (launch-bound, then bandwidth-bound), or straight lines between knots. Plateaus and stairs are
-  not bent into a parabola.
+- Every law has the paper's form, unless that error is above GOOD_FIT and above what the noise of
+  its points explains, and another form has less than SHAPE_GAIN of it: a floor that ends in a
+  slope (launch-bound, then bandwidth-bound), straight lines between knots, or for the prefill the
+  sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``).
+- A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
+- correlation: the share of their variance that lies between runs of samples and not within them.
+  What a whole run has in common (another clock, the law itself being off there) does not average
+  out over the steps of a query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
-from itertools import combinations
 from math import inf, isfinite, nan
 
 import numpy as np
-from numpy.typing import NDArray
 
 from timebill_ros.time_estimator import laws
-from timebill_ros.time_estimator.laws import AFFINE, CONSTANT, Law, PIECEWISE, QUADRATIC
+from timebill_ros.time_estimator.laws import (
+    AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
+from timebill_ros.time_estimator.least_squares import (
+    Array, Mask, SIGMA_OF_MAD, Solution, solve_robustly)
 
 FORM_OF = {
-    laws.PREFILL: QUADRATIC, laws.DECODE_STEP: AFFINE, laws.EVICT: AFFINE,
+    laws.PREFILL: QUADRATIC, laws.DECODE_STEP: AFFINE, laws.EVICT: AFFINE, laws.REEVICT: AFFINE,
     laws.PREDICT: QUADRATIC, laws.OVERHEAD: AFFINE, laws.COLD: CONSTANT}
 WORST_QUANTILE = 0.99
-OUTLIER_SIGMA = 4.0
-OUTLIER_FLOOR = 0.10
-OUTLIER_SHARE = 0.25
-BAD_FIT = 0.02
+GOOD_FIT = 0.003            # an error that no other form is worth looking for
+NOISE_SIGMA = 4.0           # standard errors of a point that explain the paper's form being off
+BAD_FIT = 0.05              # an error that people are told of
 SHAPE_GAIN = 0.75
-MAX_KNOTS = 8
-FLOOR_ENDS = 24             # places at which a floor may end, evenly on a logarithmic scale
-_SIGMA_OF_MAD = 1.4826      # standard deviation / median absolute deviation, normal distribution
+MAX_KNOTS = 12
+MAX_UNSEEN = 12             # points left out in turn, spread over all
+FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
+STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
+LEAST_RUNS = 4              # with fewer no correlation can be told: 1 is assumed
 _NORMAL_QUANTILE = 2.326    # the WORST_QUANTILE of a normal distribution
 _POWERS = {QUADRATIC: (2, 1, 0), AFFINE: (1, 0), CONSTANT: (0,)}
-_ROUNDS = 10
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Sample:
     n_done: int = 0         # prefill only: the time is that of the tokens from here on
     alpha: float = 0.0      # evict only: the ratio it was measured at
     tier: str = ''          # precision tier it was measured on; '' = the law has no tiers
+    width: int = 1          # decode steps only: sequences in one step
+    run: int = 0            # samples of one run were taken in a row
 
 
 @dataclass(frozen=True)
@@ -68,59 +69,89 @@ class _Data:
     n: Array
     done: Array
     t: Array
+    run: Array
 
     def where(self, chosen: Mask) -> '_Data':
-        return _Data(self.n[chosen], self.done[chosen], self.t[chosen])
+        return _Data(self.n[chosen], self.done[chosen], self.t[chosen], self.run[chosen])
 
 
-class _Shape(Enum):
-    PAPER = 1               # the form that the paper gives the law
-    FLOOR = 2               # flat, then a slope
-    LINES = 3               # straight between knots
+@dataclass(frozen=True)
+class _Shape:
+    """A form, and how its knots are found."""
+
+    form: str
+    floor: bool = False     # flat, then a slope
+    chunk: int = 0          # CHUNKED only
+    stair: int = 1
 
 
 @dataclass(frozen=True)
 class _Fit:
     form: str
-    coefficients: Array
     knots: Array
-    kept: Mask              # samples that are no outliers
-    error: float            # mean of what is left, relative
+    solution: Solution
 
     def law(self, name: str) -> Law:
-        return Law(
-            name, self.form, tuple(self.coefficients.tolist()), tuple(self.knots.tolist()))
+        x = self.solution.x
+        if self.form == PIECEWISE:
+            x = np.cumsum(x)
+        elif self.form == CHUNKED:
+            x = np.concatenate([x[:2], np.cumsum(x[2:])])
+        return Law(name, self.form, tuple(x.tolist()), tuple(self.knots.tolist()))
 
-    def seconds(self, name: str, data: _Data) -> Array:
-        law = self.law(name)
-        return np.array([
-            law.seconds(n, done) for n, done in zip(data.n, data.done)])
 
-
-def fit_law(name: str, samples: Sequence[Sample], tier: str = '') -> Law:
+def fit_law(
+        name: str, samples: Sequence[Sample], tier: str = '', width: int = 1,
+        chunk_tokens: int = 0) -> Law:
     """
-    Fit one law to its samples; those of other laws and tiers are passed over.
+    Fit one law to its samples; those of other laws, tiers and widths are passed over.
 
-    Raises ValueError if there are none, or a time is not a positive number. Of a single measuring
-    point comes a constant.
+    ``chunk_tokens``: of a prefill that is done in chunks. Raises ValueError if there are no
+    samples, or a time is not a positive number. Of a single measuring point comes a constant.
     """
-    chosen = [sample for sample in samples if (sample.law, sample.tier) == (name, tier)]
+    chosen = [each for each in samples if (each.law, each.tier, each.width) == (name, tier, width)]
     data = _Data(*(np.array([getattr(sample, column) for sample in chosen], float)
-                   for column in ('n_tokens', 'n_done', 'seconds')))
+                   for column in ('n_tokens', 'n_done', 'seconds', 'run')))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    shape = _Shape.PAPER
+    shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
-    if mape > max(BAD_FIT, 2.0 * _noise(data)):
-        others = {each: _unseen_error(name, each, data) for each in (_Shape.FLOOR, _Shape.LINES)}
-        best = min(others, key=lambda each: others[each])
-        if others[best] < SHAPE_GAIN * mape:
-            shape, mape = best, others[best]
-    fit = _fit(name, shape, data)
-    ratios = data.t[fit.kept] / fit.seconds(name, data.where(fit.kept))
+    if mape > max(GOOD_FIT, NOISE_SIGMA * _noise(data)):
+        others = [(_unseen_error(name, each, data), each)
+                  for each in _other_shapes(name, data, chunk_tokens)]
+        least, best = min(others, key=lambda each: each[0])
+        if least < SHAPE_GAIN * mape:
+            shape, mape = best, least
+    fit = _fit(shape, data)
+    law, kept = fit.law(name), data.where(fit.solution.kept)
+    ratios = kept.t / _seconds(law, kept)
     return replace(
-        fit.law(name), tier=tier, worst_ratio=_worst_ratio(ratios), mape=mape,
-        samples=int(fit.kept.sum()))
+        law, tier=tier, width=width, worst_ratio=_worst_ratio(ratios), mape=mape,
+        samples=len(ratios), correlation=correlation(ratios, kept.run))
+
+
+def doubts(fitted: Sequence[Law]) -> list[str]:
+    """Return what people should know of laws that hold badly."""
+    return [
+        f'the law {law.title} is off by {law.mape:.0%} at lengths that it has not seen: '
+        'the machine was not quiet, or no known form holds on it'
+        for law in fitted if law.mape > BAD_FIT]
+
+
+def correlation(ratios: Array, runs: Array) -> float:
+    """
+    Return the share of the variance of ``ratios`` that lies between runs (one-way ANOVA).
+
+    1 where there are too few runs of several samples to tell.
+    """
+    groups = [ratios[runs == run] for run in np.unique(runs)]
+    groups = [each for each in groups if len(each) > 1]
+    total = float(np.concatenate(groups).var()) if groups else 0.0
+    if len(groups) < LEAST_RUNS or total == 0.0:
+        return 1.0
+    free = sum(len(each) - 1 for each in groups)
+    within = sum(float(each.var()) * len(each) for each in groups) / free
+    return min(1.0, max(0.0, 1.0 - within / total))
 
 
 def _worst_ratio(ratios: Array) -> float:
@@ -133,64 +164,86 @@ def _worst_ratio(ratios: Array) -> float:
     return max(1.0, float(ratios.max()), quantile)
 
 
+def _seconds(law: Law, data: _Data) -> Array:
+    return np.array([law.seconds(n, done) for n, done in zip(data.n, data.done)])
+
+
 def _points(data: _Data) -> Array:
     return np.unique(np.stack([data.n, data.done], axis=1), axis=0)
 
 
 def _noise(data: _Data) -> float:
-    """Return the typical relative deviation of samples of one point; inf = never measured twice."""
-    deviations: list[float] = []
+    """Return the typical relative error of a point's median; inf = no point has enough samples."""
+    errors: list[float] = []
     for n, done in _points(data):
         times = data.t[(data.n == n) & (data.done == done)]
         if len(times) > 2:
-            deviations.append(float(np.median(np.abs(times / np.median(times) - 1.0))))
-    return _SIGMA_OF_MAD * float(np.median(deviations)) if deviations else inf
+            deviation = float(np.median(np.abs(times / np.median(times) - 1.0)))
+            errors.append(SIGMA_OF_MAD * deviation / len(times) ** 0.5)
+    return float(np.median(errors)) if errors else inf
 
 
 def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     """Return the mean error on inner points, each left out in turn; NaN = there is none."""
     points = _points(data)
+    inner = points[1:-1] if len(points) > 3 else points[:0]
+    if len(inner) > MAX_UNSEEN:
+        inner = inner[np.linspace(0, len(inner) - 1, MAX_UNSEEN).round().astype(int)]
+    if shape.floor:     # where the floor ends is searched once, with all points
+        end = _fit(shape, data).knots
     errors: list[float] = []
-    for n, done in points[1:-1] if len(points) > 3 else []:
+    for n, done in inner:
         unseen = (data.n == n) & (data.done == done)
-        fit = _fit(name, shape, data.where(~unseen))
-        predicted = fit.seconds(name, data.where(unseen))[0]
+        rest = data.where(~unseen)
+        law = (_fit_form(shape.form, rest, end) if shape.floor else _fit(shape, rest)).law(name)
         typical = float(np.median(data.t[unseen]))
-        errors.append(abs(predicted - typical) / typical)
+        errors.append(abs(law.seconds(n, done) - typical) / typical)
     return float(np.mean(errors)) if errors else nan
 
 
-def _fit(name: str, shape: _Shape, data: _Data) -> _Fit:
-    if shape is _Shape.PAPER:
-        form = FORM_OF[name] if len(_points(data)) > 1 else CONSTANT
-        return _fit_form(form, data, np.empty(0))
-    if shape is _Shape.LINES:
-        return _fit_form(PIECEWISE, data, _knots(data.n))
-    ends = np.geomspace(data.n.min(), data.n.max(), FLOOR_ENDS + 2)[1:-1]
-    tried = [_fit_form(PIECEWISE, data, np.array([end, data.n.max()])) for end in ends]
-    return min(tried, key=lambda fit: fit.error)
+def _other_shapes(name: str, data: _Data, chunk: int) -> Iterator[_Shape]:
+    yield _Shape(PIECEWISE, floor=True)
+    yield _Shape(PIECEWISE)
+    if name == laws.PREFILL and chunk:
+        for stair in STAIRS:
+            yield _Shape(CHUNKED, floor=True, chunk=chunk, stair=stair)
+            yield _Shape(CHUNKED, chunk=chunk, stair=stair)
+
+
+def _fit(shape: _Shape, data: _Data) -> _Fit:
+    if shape.form not in (PIECEWISE, CHUNKED):
+        return _fit_form(shape.form, data, np.empty(0))
+    places, head = data.n, np.empty(0)
+    if shape.form == CHUNKED:
+        places = np.minimum(shape.chunk, data.n - data.done)
+        head = np.array([shape.chunk, shape.stair], float)
+    if not shape.floor:
+        return _fit_form(shape.form, data, np.concatenate([head, _knots(places)]))
+    return _fit_floor(shape.form, data, head, places)
+
+
+def _fit_floor(form: str, data: _Data, head: Array, places: Array) -> _Fit:
+    """Fit a floor and a slope; the floor's end is searched, then again around the best."""
+    first, last = places.min(), places.max()
+    best = _fit_form(form, data, np.concatenate([head, [last]]))
+    if first == last:
+        return best
+    ends = np.geomspace(first, last, FLOOR_ENDS + 2)
+    for _ in range(2):
+        tried = [_fit_form(form, data, np.concatenate([head, [end, last]])) for end in ends[1:-1]]
+        index = min(range(FLOOR_ENDS), key=lambda each: tried[each].solution.error)
+        best = min(best, tried[index], key=lambda fit: fit.solution.error)
+        ends = np.geomspace(ends[index], ends[index + 2], FLOOR_ENDS + 2)
+    return best
 
 
 def _fit_form(form: str, data: _Data, knots: Array) -> _Fit:
-    basis = _basis(form, data.n, knots) - np.where(
-        data.done[:, None] > 0.0, _basis(form, data.done, knots), 0.0)
-    weights = np.ones(len(data.t))
-    for _ in range(_ROUNDS):    # least absolute errors, by weights: outliers do not pull the start
-        residual = basis @ _solve(basis, data.t, weights) / data.t - 1.0
-        weights = 1.0 / np.maximum(np.abs(residual), 1e-3) ** 0.5
-    kept = np.zeros(len(data.t), bool)
-    for _ in range(_ROUNDS):
-        typical = np.median(np.abs(residual[kept] if kept.any() else residual))
-        inside = -residual <= max(OUTLIER_FLOOR, OUTLIER_SIGMA * _SIGMA_OF_MAD * typical)
-        if (~inside).mean() > OUTLIER_SHARE:
-            inside = np.ones(len(data.t), bool)
-        if np.array_equal(inside, kept):
-            break
-        kept = inside
-        solution = _solve(basis, data.t, kept.astype(float))
-        residual = basis @ solution / data.t - 1.0
-    coefficients = np.cumsum(solution) if form == PIECEWISE else solution
-    return _Fit(form, coefficients, knots, kept, float(np.abs(residual).mean()))
+    if form == CHUNKED:
+        basis = _chunked_basis(data, knots)
+    else:
+        basis = _basis(form, data.n, knots) - np.where(
+            data.done[:, None] > 0.0, _basis(form, data.done, knots), 0.0)
+    return _Fit(form, knots, solve_robustly(basis, data.t))
 
 
 def _knots(n: Array) -> Array:
@@ -207,23 +260,14 @@ def _basis(form: str, n: Array, knots: Array) -> Array:
     return np.stack([np.ones_like(n), *rises], axis=1)
 
 
-def _solve(basis: Array, t: Array, weights: Array) -> Array:
-    """
-    Minimise the weighted squares of (basis @ x - t) / t over x >= 0.
-
-    The columns are few, so every set of them that may be above zero is tried: the best solution
-    without constraints that happens to be non-negative is the constrained one.
-    """
-    scaled = basis / t[:, None] * weights[:, None]
-    norms = np.linalg.norm(scaled, axis=0)
-    norms[norms == 0.0] = 1.0
-    best, least = np.zeros(basis.shape[1]), float(weights @ weights)
-    for size in range(1, basis.shape[1] + 1):
-        for columns in map(list, combinations(range(basis.shape[1]), size)):
-            part = scaled[:, columns] / norms[columns]
-            x = np.linalg.lstsq(part, weights, rcond=None)[0]
-            rest = part @ x - weights
-            if (x >= 0.0).all() and float(rest @ rest) < least:
-                best, least = np.zeros(basis.shape[1]), float(rest @ rest)
-                best[columns] = x / norms[columns]
-    return best
+def _chunked_basis(data: _Data, knots: Array) -> Array:
+    """Return the columns of CHUNKED, as ``Law`` sums its chunks: a, e, and those of g."""
+    chunk, stair = knots[:2]
+    length = data.n - data.done
+    full = np.maximum(0.0, np.ceil(length / chunk) - 1.0)
+    last = np.ceil((length - full * chunk) / stair) * stair
+    whole = np.ceil(np.array([chunk]) / stair) * stair
+    fetched = (full + 1.0) * data.done + chunk * full * (full + 1.0) / 2.0
+    lines = full[:, None] * _basis(PIECEWISE, whole, knots[2:]) + _basis(
+        PIECEWISE, last, knots[2:])
+    return np.column_stack([data.n ** 2 - data.done ** 2, fetched, lines])

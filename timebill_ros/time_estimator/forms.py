@@ -11,9 +11,10 @@ The forms that a timing law may have, each as polynomials of degree two or less 
     chunked     [a, e, g_1 .. g_k]   a prompt is prefilled in chunks of knots[0] tokens, the last
                                      one shorter. A chunk of m tokens behind d others takes
                                      g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
-                                     fetching the d tokens costs once, and g, straight between the
-                                     values g_i at knots[i]. g carries the floor of launch-bound
-                                     chunks and every stair of the matrix products.
+                                     fetching the d tokens costs once, and g, piecewise with the
+                                     values g_i at knots[1 + i], of m rounded up to a multiple of
+                                     knots[1]. g carries the floor of launch-bound chunks and the
+                                     stairs of matrix products that work in tiles.
 """
 
 from math import ceil, inf, isfinite
@@ -24,7 +25,7 @@ CONSTANT = 'constant'
 PIECEWISE = 'piecewise'
 CHUNKED = 'chunked'
 N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
-N_SHARED = 2        # coefficients of CHUNKED before the values at its knots
+N_HEAD = 2          # coefficients, and knots, of CHUNKED before those of g
 
 Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
 Numbers = tuple[float, ...]
@@ -34,11 +35,11 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
     """Return why these numbers cannot make a law; '' if they can."""
     if form not in N_COEFFICIENTS and form not in (PIECEWISE, CHUNKED):
         return f'unknown form {form!r}'
-    values = coefficients[N_SHARED:] if form == CHUNKED else coefficients
-    places = knots[1:] if form == CHUNKED else knots
+    values = coefficients[N_HEAD:] if form == CHUNKED else coefficients
+    places = knots[N_HEAD:] if form == CHUNKED else knots
     expected = N_COEFFICIENTS.get(form, len(places))
     if len(values) != expected or expected == 0:
-        needed = max(expected, 1) + (N_SHARED if form == CHUNKED else 0)
+        needed = max(expected, 1) + (N_HEAD if form == CHUNKED else 0)
         return f'{len(coefficients)} coefficients, {form} needs {needed}'
     if not all(isfinite(value) and value >= 0.0 for value in coefficients):
         return f'coefficients {coefficients} are not all finite and >= 0'
@@ -46,15 +47,15 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'only {PIECEWISE} and {CHUNKED} have knots' if knots else ''
     if not all(isfinite(knot) for knot in knots) or not _ascending(places, strictly=True):
         return f'knots {knots} are not ascending'
-    if form == CHUNKED and knots[0] < 1.0:
-        return f'a chunk has {knots[0]:g} tokens'
+    if form == CHUNKED and min(knots[:N_HEAD]) < 1.0:
+        return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g}'
     return '' if _ascending(values, strictly=False) else 'values at the knots decrease'
 
 
 def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece, ...]:
     """Return the pieces of a law; of CHUNKED those of g, the part that starts anew per chunk."""
     if form == CHUNKED:
-        return _lines(knots[1:], coefficients[N_SHARED:])
+        return _lines(knots[N_HEAD:], coefficients[N_HEAD:])
     if form == PIECEWISE:
         return _lines(knots, coefficients)
     a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]

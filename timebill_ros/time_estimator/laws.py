@@ -20,7 +20,7 @@ from math import ceil, inf, isfinite, isnan, nan
 from typing import Any
 
 from timebill_ros.time_estimator.forms import (
-    AFFINE, CHUNKED, CONSTANT, fault, full_chunks, Piece, piece_at, PIECEWISE, polynomials,
+    AFFINE, CHUNKED, CONSTANT, fault, full_chunks, N_HEAD, Piece, piece_at, PIECEWISE, polynomials,
     QUADRATIC, value_at)
 
 __all__ = [
@@ -98,11 +98,15 @@ class Law:
         return value_at(self.pieces, n_tokens) - (value_at(self.pieces, n_done) if n_done else 0.0)
 
     def slope(self, n_tokens: float) -> float:
-        """Return the derivative at ``n_tokens`` in seconds per token (from the right at a knot)."""
+        """
+        Return the derivative at ``n_tokens`` in seconds per token (from the right at a knot).
+
+        Stairs count as the slope that they climb.
+        """
         if self.form == CHUNKED:
             before = full_chunks(self.knots[0], n_tokens) * self.knots[0]
             return 2.0 * self.coefficients[0] * n_tokens + piece_at(
-                self.pieces, n_tokens - before)[2]
+                self.pieces, self._stair(n_tokens - before))[2]
         _, a, b, _ = piece_at(self.pieces, n_tokens)
         return 2.0 * a * n_tokens + b
 
@@ -158,12 +162,16 @@ class Law:
 
     def _chunks(self, n_tokens: float, n_done: float) -> float:
         """Return the time of the chunks from ``n_done`` on, as ``forms`` states it."""
-        chunk, (a, e) = self.knots[0], self.coefficients[:2]
+        chunk, (a, e) = self.knots[0], self.coefficients[:N_HEAD]
         full = full_chunks(chunk, n_tokens - n_done)
         last = n_tokens - n_done - full * chunk
         fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
-        seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(self.pieces, last)
-        return seconds + full * value_at(self.pieces, chunk) if full else seconds
+        seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(
+            self.pieces, self._stair(last))
+        return seconds + full * value_at(self.pieces, self._stair(chunk)) if full else seconds
+
+    def _stair(self, n_tokens: float) -> float:
+        return ceil(n_tokens / self.knots[1]) * self.knots[1]
 
 
 def _floats(values: list[Any]) -> tuple[float, ...]:

@@ -14,13 +14,14 @@ from timebill_ros.time_estimator.profiler import (
 
 INFO = ModelInfo(
     'Tiny', 'Tiny-1234', 'llama', 'Test CPU x2 threads', 'float32', ['fp32', 'int8'], 2, 4, 2, 16,
-    100, 8192, 512, 512, {}, '1')
+    100, 8192, 512, 512, {}, '1', max_batch=4)
 
 
 class Machine:
     """A machine whose laws are known; measuring moves its clock."""
 
     chunk_tokens = 256
+    predicts = False
 
     def __init__(self, slowness: float = 1.0, spread: float = 0.01) -> None:
         self.info = INFO
@@ -37,9 +38,20 @@ class Machine:
         return self._take('prefill', n_tokens, self.prefill_s(n_tokens) - (
             self.prefill_s(n_done) if n_done else 0.0))
 
-    def measure_decode_step(self, n_cached: int, repeats: int, tier: str) -> list[float]:
-        return [self._take('decode_step', n_cached, self.step_s(n_cached, tier))
+    def measure_decode_step(
+            self, n_cached: int, repeats: int, tier: str, width: int = 1) -> list[float]:
+        return [self._take('decode_step', n_cached, self.step_s(n_cached, tier, width))
                 for _ in range(repeats)]
+
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        return self._take('reevict', n_prompt, 0.001 + 1e-6 * n_prompt)
+
+    def measure_predict(self, n_tokens: int) -> float:
+        return self._take('predict', n_tokens, 0.0005)
+
+    def measure_cold(self, idle_s: float) -> float:
+        self.now_s += idle_s
+        return self._take('cold', 1, 0.004)
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         return self._take('evict', n_prompt, 0.002 + 1e-6 * n_prompt)
@@ -48,8 +60,8 @@ class Machine:
         return self._take('overhead', n_tokens, 0.001 + 1e-4 * n_tokens)
 
     @staticmethod
-    def step_s(n_cached: int, tier: str) -> float:
-        return {'fp32': 0.03, 'int8': 0.01}[tier] + 1e-5 * n_cached
+    def step_s(n_cached: int, tier: str, width: int = 1) -> float:
+        return {'fp32': 0.03, 'int8': 0.01}[tier] * (0.8 + 0.2 * width) + 1e-5 * width * n_cached
 
     @staticmethod
     def prefill_s(n_tokens: int) -> float:

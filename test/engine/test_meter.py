@@ -28,7 +28,10 @@ def test_each_stage_takes_time_and_frees_its_place(engine: Engine) -> None:
         assert meter.measure_prefill(40) > 0.0
         assert meter.measure_prefill(40, n_done=24) > 0.0
         assert all(time_s > 0.0 for time_s in meter.measure_decode_step(100, 4))
+        assert all(time_s > 0.0 for time_s in meter.measure_decode_step(50, 2, width=3))
         assert meter.measure_evict(100, 0.5) > 0.0
+        assert meter.measure_reevict(100, 0.9) > 0.0
+        assert meter.measure_cold(0.01) > 0.0
         assert meter.measure_overhead(5) > 0.0
 
 
@@ -36,7 +39,8 @@ def test_a_profile_of_a_context_as_short_as_this(engine: Engine) -> None:
     effort = Effort(max_tokens=4096, points=4, rounds=2, most_rounds=2, budget_s=60.0)
     coefficients, samples = profile(EngineMeter(engine), effort)
     assert {each.law for each in coefficients.laws} == {
-        'prefill', 'decode_step', 'evict', 'overhead'}
+        'prefill', 'decode_step', 'evict', 'reevict', 'overhead', 'cold'}
+    assert {law.width for law in coefficients.laws if law.law == 'decode_step'} == {1, 2, 4}
     assert max(each.n_tokens for each in samples) < 128
     assert all(law.seconds(100) > 0.0 for law in coefficients.laws)
     assert coefficients.law('decode_step', 'fp32').tier == 'fp32'

@@ -3,7 +3,7 @@
 """What the profiler measures with: the engine's own calls, timed, on made-up sequences."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack
 import os
 import time
 
@@ -19,6 +19,14 @@ from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
 _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
+_COLD_TOKENS = 64
+_LEAST_S = 1e-6     # what is shorter is noise
+_COLD_TOKENS = 64
+_LEAST_S = 1e-6     # what is shorter is noise
+_COLD_TOKENS = 64
+_LEAST_S = 1e-6     # what is shorter is noise
+_COLD_TOKENS = 64
+_LEAST_S = 1e-6     # what is shorter is noise
 _NEVER_NS = 3_600_000_000_000
 
 
@@ -34,6 +42,10 @@ class EngineMeter:
         """Measure with this engine; nobody else may use it meanwhile."""
         self.info = engine.info
         self.chunk_tokens = engine.chunk_tokens
+        self.predicts = False
+        self.predicts = False
+        self.predicts = False
+        self.predicts = False
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = _any_planning(engine.info)
@@ -47,15 +59,23 @@ class EngineMeter:
             self._engine.next_token(sequence)
             return time.perf_counter() - began_s
 
-    def measure_decode_step(self, n_cached: int, repeats: int, tier: str = '') -> list[float]:
-        """Return the times of decode steps, with ``n_cached`` tokens cached or a few more."""
+    def measure_decode_step(
+            self, n_cached: int, repeats: int, tier: str = '', width: int = 1) -> list[float]:
+        """
+        Return the times of decode steps of ``width`` sequences at once.
+
+        Each has ``n_cached`` tokens cached, or a few more.
+        """
         times = []
-        with self._sequence(n_cached, repeats + 2, n_cached) as sequence:
-            sequence.tokens.append(sequence.prompt[-1])
-            self._engine.decode_step([sequence], tier)      # a response's first step sets up
+        with ExitStack() as stack:
+            sequences = [stack.enter_context(self._sequence(n_cached, repeats + 2, n_cached))
+                         for _ in range(width)]
+            for sequence in sequences:
+                sequence.tokens.append(sequence.prompt[-1])
+            self._engine.decode_step(sequences, tier)       # a response's first step sets up
             for _ in range(repeats):
                 began_s = time.perf_counter()
-                self._engine.decode_step([sequence], tier)
+                self._engine.decode_step(sequences, tier)
                 times.append(time.perf_counter() - began_s)
         return times
 
@@ -65,6 +85,66 @@ class EngineMeter:
             began_s = time.perf_counter()
             self._engine.evict(sequence, alpha)
             return time.perf_counter() - began_s
+
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
+        with self._sequence(n_prompt, 1, n_prompt) as sequence:
+            self._engine.evict(sequence, alpha / 2.0)
+            began_s = time.perf_counter()
+            self._engine.evict(sequence, alpha)
+            return time.perf_counter() - began_s
+
+    def measure_cold(self, idle_s: float) -> float:
+        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
+        time.sleep(idle_s)
+        first_s = self.measure_prefill(_COLD_TOKENS)
+        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
+        return max(_LEAST_S, first_s - again_s)
+
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
+        with self._sequence(n_prompt, 1, n_prompt) as sequence:
+            self._engine.evict(sequence, alpha / 2.0)
+            began_s = time.perf_counter()
+            self._engine.evict(sequence, alpha)
+            return time.perf_counter() - began_s
+
+    def measure_cold(self, idle_s: float) -> float:
+        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
+        time.sleep(idle_s)
+        first_s = self.measure_prefill(_COLD_TOKENS)
+        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
+        return max(_LEAST_S, first_s - again_s)
+
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
+        with self._sequence(n_prompt, 1, n_prompt) as sequence:
+            self._engine.evict(sequence, alpha / 2.0)
+            began_s = time.perf_counter()
+            self._engine.evict(sequence, alpha)
+            return time.perf_counter() - began_s
+
+    def measure_cold(self, idle_s: float) -> float:
+        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
+        time.sleep(idle_s)
+        first_s = self.measure_prefill(_COLD_TOKENS)
+        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
+        return max(_LEAST_S, first_s - again_s)
+
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
+        with self._sequence(n_prompt, 1, n_prompt) as sequence:
+            self._engine.evict(sequence, alpha / 2.0)
+            began_s = time.perf_counter()
+            self._engine.evict(sequence, alpha)
+            return time.perf_counter() - began_s
+
+    def measure_cold(self, idle_s: float) -> float:
+        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
+        time.sleep(idle_s)
+        first_s = self.measure_prefill(_COLD_TOKENS)
+        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
+        return max(_LEAST_S, first_s - again_s)
 
     def measure_overhead(self, n_tokens: int) -> float:
         """
@@ -108,6 +188,8 @@ class EngineMeter:
 
 def _any_planning(info: ModelInfo) -> Planning:
     """Return something to plan with while nothing is known: planning takes as long with any."""
-    laws = tuple(Law(name, AFFINE, (1e-6, 1e-3)) for name in (PREFILL, DECODE_STEP))
+    laws = (Law(PREFILL, AFFINE, (1e-6, 1e-3)), *(
+        Law(DECODE_STEP, AFFINE, (1e-6, 1e-3), tier=tier) for tier in info.tiers))
     return Planning(TimeEstimator(TimingCoefficients(
-        1, info.device, info.key, info.dtype, info.engine_version, laws)), PlannerConfig(), '')
+        1, info.device, info.key, info.dtype, info.engine_version, laws), info.tiers[0]),
+        PlannerConfig(), '')

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 import time
 
-from timebill_ros.budget.planner import PlannerConfig
+from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.meter import EngineMeter
@@ -17,9 +17,11 @@ from timebill_ros.executor.messages import Load, ProfileProgress, Ready, RunProf
 from timebill_ros.paths import cache_dir
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, FROM_FILE, FROM_PROFILE, key_of, save, TimingCoefficients)
+from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.profile_file import load_for, profile_path, set_aside
 from timebill_ros.time_estimator.profiler import (
-    Effort, profile, Progress, START_UP, THOROUGH)
+    Effort, profile, Progress, START_UP, THOROUGH, THOROUGH_GPU_BUDGET_S)
 
 _LOG = logging.getLogger(__name__)
 _PROFILE_FROM = 0.9     # the share of the start that lies before the profile
@@ -39,6 +41,11 @@ class Started:
     source: str             # where the coefficients are from
     load_s: float
     profile_s: float
+
+    def planning(self) -> Planning:
+        """Return what its queries are planned with."""
+        estimator = TimeEstimator(self.coefficients, self.engine.info.tiers[0])
+        return Planning(estimator, self.config, self.source)
 
     def ready(self) -> Ready:
         """Return the message that says so."""
@@ -70,6 +77,8 @@ def measure(
         canceled: Callable[[], bool]) -> tuple[TimingCoefficients, Path]:
     """Profile thoroughly, as asked, and store it; raises ProfileCanceled."""
     effort = THOROUGH
+    if engine.device.type == 'cuda':
+        effort = replace(effort, budget_s=THOROUGH_GPU_BUDGET_S)
     if request.max_tokens:
         effort = replace(effort, max_tokens=request.max_tokens)
     if request.repeats:
@@ -94,10 +103,15 @@ def _short_profile(
 def _measure(
         engine: Engine, load: Load, effort: Effort, tell: Callable[[Progress], None],
         canceled: Callable[[], bool]) -> tuple[TimingCoefficients, Path]:
+    began_s = time.perf_counter()
     coefficients, samples = profile(EngineMeter(engine), effort, tell, canceled)
+    took_s = time.perf_counter() - began_s
+    for doubt in doubts(coefficients.laws):
+        _LOG.warning('%s', doubt)
     path = profile_path(cache_dir(load.cache_dir), coefficients.key)
     try:
-        save(path, coefficients, {'samples': [asdict(sample) for sample in samples]})
+        save(path, coefficients, {
+            'profile_s': took_s, 'samples': [asdict(sample) for sample in samples]})
     except OSError as error:
         _LOG.warning('the profile cannot be stored and holds for this run only: %s', error)
     return coefficients, path

@@ -24,8 +24,8 @@ from timebill_ros.time_estimator.forms import (
     QUADRATIC, value_at)
 
 __all__ = [
-    'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'NAMES', 'OVERHEAD',
-    'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
+    'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
+    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
 
 PREFILL = 'prefill'            # of the prompt's length
 DECODE_STEP = 'decode_step'    # of the mean tokens in the KV cache per sequence, before the step
@@ -35,6 +35,8 @@ PREDICT = 'predict'            # of the predictor's prompt length
 OVERHEAD = 'overhead'          # of the response's length: tokenise, plan, detokenise, messages
 COLD = 'cold'                  # a constant: what the first work after idling costs more
 NAMES = (PREFILL, DECODE_STEP, EVICT, REEVICT, PREDICT, OVERHEAD, COLD)
+
+Name = tuple[str, str, int]    # law, tier, width
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Law:
             raise ValueError(f'{self.law}: correlation {self.correlation} is not within 0 to 1')
 
     @property
-    def name(self) -> tuple[str, str, int]:
+    def name(self) -> Name:
         """Return what tells it from the other laws of one machine: law, tier, width."""
         return self.law, self.tier, self.width
 
@@ -123,14 +125,18 @@ class Law:
         if len(pieces) == 1:
             _, a, b, c = pieces[0]
             return _sum_polynomial(a, b, c, n_first, max(0, steps))
-        total, done = 0.0, 0
-        ends = [piece[0] for piece in pieces[1:]] + [inf]
-        for (_, a, b, c), end in zip(pieces, ends):
-            if done >= steps:
-                break
-            until = steps if end == inf else min(steps, max(done, ceil(end - n_first)))
+        total, done, last = 0.0, 0, len(pieces) - 1
+        for index, (_, a, b, c) in enumerate(pieces):
+            until = steps
+            if index < last:
+                end = pieces[index + 1][0]
+                if end <= n_first + done:
+                    continue
+                until = min(steps, ceil(end - n_first))
             total += _sum_polynomial(a, b, c, n_first + done, until - done)
             done = until
+            if done >= steps:
+                break
         return total
 
     def scaled(self, factor: float) -> 'Law':

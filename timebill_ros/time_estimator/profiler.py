@@ -3,13 +3,10 @@
 """
 Measures a model on this machine, and fits the timing laws to what it measured.
 
-The points lie evenly on a logarithmic scale, from a short prompt to the longest context asked for,
-and are visited in rounds, each in an order of its own, so that a disturbance or a clock that warms
-up spreads over all of them instead of bending a law. Long prompts are not prefilled from their
-start: one chunk of theirs is measured, behind as many cached tokens as it would have before it.
+The points (``points``) are visited in rounds, each in an order of its own, so that a disturbance or
+a clock that warms up spreads over all of them instead of bending a law.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 import random
@@ -21,13 +18,11 @@ from timebill_ros.executor.messages import ModelInfo
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
+from timebill_ros.time_estimator.laws import CONSTANT, Law
+from timebill_ros.time_estimator.points import (
+    EVICT_ALPHAS, Extent, missing, Point, points, widths)
 
-_STEPS = 4                  # decode steps per visit of a point
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
-_SHORTEST = 16
-LEAST_POINTS = 3            # of each law, before the budget may end a profile
-_EVICT_ALPHAS = (0.25, 0.5, 0.9)
-_OVERHEAD_TOKENS = (1, 6, 24)
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
 
 
@@ -36,18 +31,29 @@ class Target(Protocol):
 
     info: ModelInfo
     chunk_tokens: int
+    predicts: bool
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time to prefill the tokens from ``n_done`` on of a prompt of ``n_tokens``."""
 
-    def measure_decode_step(self, n_cached: int, repeats: int, tier: str) -> list[float]:
-        """Return the times of steps, sampling included, from ``n_cached`` tokens cached on."""
+    def measure_decode_step(
+            self, n_cached: int, repeats: int, tier: str, width: int = 1) -> list[float]:
+        """Return the times of steps of ``width`` sequences with ``n_cached`` tokens each."""
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
 
+    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
+        """Return the time to evict up to ``alpha`` where a smaller share was evicted before."""
+
+    def measure_predict(self, n_tokens: int) -> float:
+        """Return the time to predict the response's length from ``n_tokens`` of the prompt."""
+
     def measure_overhead(self, n_tokens: int) -> float:
         """Return the time around the model for a response of ``n_tokens``."""
+
+    def measure_cold(self, idle_s: float) -> float:
+        """Return how much longer the first prefill takes after ``idle_s`` of nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,16 @@ class Effort:
     rounds: int             # visits of each point, at least, if the budget allows
     most_rounds: int
     budget_s: float         # no round begins that would end later, and none goes on beyond it
+    steps: int = 8          # decode steps per visit of a point
+    idle_s: float = 1.0     # before the first work that is taken as cold
+    every_width: bool = True    # steps of every number of sequences, or only of one and the most
 
 
-START_UP = Effort(max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0)
-THOROUGH = Effort(max_tokens=32768, points=12, rounds=5, most_rounds=12, budget_s=150.0)
+START_UP = Effort(
+    max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0, steps=3, idle_s=0.3,
+    every_width=False)
+THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
+THOROUGH_GPU_BUDGET_S = 50.0    # its steps take milliseconds
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,6 @@ class ProfileCanceled(Exception):
     """Somebody asked the profile to end."""
 
 
-@dataclass(frozen=True)
-class _Point:
-    law: str
-    n_tokens: int
-    n_done: int = 0
-    alpha: float = 0.0
-    tier: str = ''
-
-
 def profile(
         target: Target, effort: Effort, report: Callable[[Progress], None] = lambda _: None,
         canceled: Callable[[], bool] = lambda: False,
@@ -100,108 +103,109 @@ def profile(
     ``canceled`` says so.
     """
     began_s = clock_s()
-    pilot = _Pilot(target)
-    points = pilot.affordable_points(effort)
-    round_s = sum(pilot.cost_s(point) for point in points)
+    pilot = _Pilot(target, effort)
+    visits = pilot.affordable_points()
+    round_s = sum(pilot.cost_s(point) for point in visits)
     samples: list[Sample] = []
     order = random.Random(_ORDER_SEED)
-    rounds = 0
+    rounds = runs = 0
     while rounds < effort.rounds or (rounds < effort.most_rounds and (
             clock_s() - began_s + round_s < effort.budget_s)):
         rounds += 1
         round_began_s = clock_s()
-        order.shuffle(points)
-        for index, point in enumerate(points):
+        order.shuffle(visits)
+        for index, point in enumerate(visits):
             later = max(0, effort.rounds - rounds)
-            left_s = round_s * (later + 1 - index / len(points))
-            total = len(points) * (rounds + later)
-            report(Progress(point.law, len(points) * (rounds - 1) + index, total, left_s))
+            left_s = round_s * (later + 1 - index / len(visits))
+            total = len(visits) * (rounds + later)
+            report(Progress(point.law, len(visits) * (rounds - 1) + index, total, left_s))
             if canceled():
                 raise ProfileCanceled
-            if clock_s() - began_s > effort.budget_s and _are_enough(samples, points):
-                return _fit(target.info, samples), samples
-            samples += _measure(target, point)
+            if clock_s() - began_s > effort.budget_s:
+                rest = missing(samples, visits)
+                if not rest:
+                    return _fit(target, samples), samples
+                if point.name not in rest:
+                    continue
+            runs += 1
+            samples += _measure(target, point, effort, runs)
         round_s = clock_s() - round_began_s
-    return _fit(target.info, samples), samples
+    return _fit(target, samples), samples
 
 
 class _Pilot:
     """Warms the model up and, from that, foresees what measuring a point takes."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, effort: Effort) -> None:
         self._target = target
+        self._effort = effort
         self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
+        self._step_s: dict[tuple[str, int], float] = {}
         for n_tokens in (min(2 * SNAPKV_WINDOW, self._chunk), self._chunk):
             self._token_s = target.measure_prefill(n_tokens) / n_tokens
             for tier in target.info.tiers:
-                self._step_s = min(target.measure_decode_step(n_tokens, 2, tier))
-            target.measure_evict(n_tokens, _EVICT_ALPHAS[0])
+                for width in widths(target.info, effort.every_width):
+                    self._step_s[tier, width] = min(
+                        target.measure_decode_step(n_tokens // width, 2, tier, width))
+            target.measure_evict(n_tokens, EVICT_ALPHAS[0])
             target.measure_overhead(1)
 
-    def cost_s(self, point: _Point) -> float:
+    def cost_s(self, point: Point) -> float:
         """Return about how long it takes to measure a point."""
         growth = 1.0 + point.n_tokens / _DOUBLING_TOKENS
         if point.law == laws.PREFILL:
             return (point.n_tokens - point.n_done) * self._token_s * growth
-        steps = {laws.DECODE_STEP: _STEPS, laws.OVERHEAD: point.n_tokens}.get(point.law, 1)
-        return self._step_s * growth * steps
+        if point.law == laws.COLD:
+            return self._effort.idle_s
+        step_s = self._step_s[point.tier or self._target.info.tiers[0], point.width]
+        steps = {laws.DECODE_STEP: self._effort.steps, laws.OVERHEAD: point.n_tokens}
+        return step_s * growth * steps.get(point.law, 1)
 
-    def affordable_points(self, effort: Effort) -> list[_Point]:
+    def affordable_points(self) -> list[Point]:
         """Return the points, with a longest context that leaves time for all rounds."""
-        longest = min(effort.max_tokens, self._target.info.max_context - _STEPS - 2)
+        target, effort = self._target, self._effort
+        longest = min(effort.max_tokens, target.info.max_context - effort.steps - 2)
         while True:
-            points = _points(longest, effort.points, self._chunk, self._target.info.tiers)
-            cost_s = effort.rounds * sum(self.cost_s(point) for point in points)
+            extent = Extent(longest, effort.points, effort.every_width, target.predicts)
+            found = points(target.info, extent, self._chunk)
+            cost_s = effort.rounds * sum(self.cost_s(point) for point in found)
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
-                return points
+                return found
             longest //= 2
 
 
-def _are_enough(samples: list[Sample], points: list[_Point]) -> bool:
-    """Tell whether every law has been measured at LEAST_POINTS of its points."""
-    wanted = {(each.law, each.tier) for each in points}
-    seen = {(each.law, each.tier, each.n_tokens, each.n_done) for each in samples}
-    counts = Counter(name[:2] for name in seen)
-    return all(counts[name] >= LEAST_POINTS for name in wanted)
-
-
-def _points(longest: int, count: int, chunk: int, tiers: list[str]) -> list[_Point]:
-    lengths = _evenly(_SHORTEST, longest, count)
-    points = [_Point(laws.PREFILL, n, n_done=0 if n <= 2 * chunk else n - chunk) for n in lengths]
-    # one whole prefill beyond its first chunks, so that the chunks' sum is checked and not assumed
-    points.append(_Point(laws.PREFILL, min(longest, 3 * chunk)))
-    points += [_Point(laws.DECODE_STEP, n, tier=tier) for tier in tiers for n in lengths]
-    points += [
-        _Point(laws.EVICT, n, alpha=_EVICT_ALPHAS[index % len(_EVICT_ALPHAS)])
-        for index, n in enumerate(_evenly(2 * SNAPKV_WINDOW, longest, count))]
-    points += [_Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]
-    return points
-
-
-def _evenly(first: int, last: int, count: int) -> list[int]:
-    """Return ``count`` lengths, evenly on a logarithmic scale."""
-    ratio = (last / first) ** (1.0 / max(1, count - 1))
-    return sorted({min(last, round(first * ratio ** i)) for i in range(count)})
-
-
-def _measure(target: Target, point: _Point) -> list[Sample]:
+def _measure(target: Target, point: Point, effort: Effort, run: int) -> list[Sample]:
+    n = point.n_tokens
     if point.law == laws.PREFILL:
-        times = [target.measure_prefill(point.n_tokens, point.n_done)]
+        times = [target.measure_prefill(n, point.n_done)]
     elif point.law == laws.DECODE_STEP:
-        times = target.measure_decode_step(point.n_tokens, _STEPS, point.tier)
+        times = target.measure_decode_step(n, effort.steps, point.tier, point.width)
     elif point.law == laws.EVICT:
-        times = [target.measure_evict(point.n_tokens, point.alpha)]
+        times = [target.measure_evict(n, point.alpha)]
+    elif point.law == laws.REEVICT:
+        times = [target.measure_reevict(n, point.alpha)]
+    elif point.law == laws.PREDICT:
+        times = [target.measure_predict(n)]
+    elif point.law == laws.COLD:
+        times = [target.measure_cold(effort.idle_s)]
     else:
-        times = [target.measure_overhead(point.n_tokens)]
-    return [
-        Sample(point.law, point.n_tokens, t, point.n_done, point.alpha, point.tier)
-        for t in times]
+        times = [target.measure_overhead(n)]
+    return [Sample(point.law, n, t, point.n_done, point.alpha, point.tier, point.width, run)
+            for t in times]
 
 
-def _fit(info: ModelInfo, samples: list[Sample]) -> TimingCoefficients:
-    names = [(laws.PREFILL, ''), *((laws.DECODE_STEP, tier) for tier in info.tiers),
-             (laws.EVICT, ''), (laws.OVERHEAD, '')]
+def _fit(target: Target, samples: list[Sample]) -> TimingCoefficients:
+    info = target.info
+    names = dict.fromkeys((each.law, each.tier, each.width) for each in samples)
+    order = {tier: index for index, tier in enumerate(info.tiers)}
+    fitted = [
+        fit_law(law, samples, tier, width, target.chunk_tokens)
+        for law, tier, width in sorted(names, key=lambda name: (
+            laws.NAMES.index(name[0]), order.get(name[1], 0), name[2]))
+        if law != laws.COLD]
+    cold = [each.seconds for each in samples if each.law == laws.COLD]
+    # only ever asked for in the worst case, so it is the largest seen
+    fitted.append(Law(laws.COLD, CONSTANT, (max(cold),), samples=len(cold)))
     return TimingCoefficients(
         stamp_ns=time.time_ns(), device=info.device, model=info.key, dtype=info.dtype,
-        engine_version=info.engine_version, worst_quantile=WORST_QUANTILE,
-        laws=tuple(fit_law(name, samples, tier) for name, tier in names))
+        engine_version=info.engine_version, worst_quantile=WORST_QUANTILE, laws=tuple(fitted))

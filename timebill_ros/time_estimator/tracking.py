@@ -35,7 +35,7 @@ from timebill_ros.time_estimator.coefficients import (
 from timebill_ros.time_estimator.estimator import (
     spread_of_mean, TimeEstimator, worst_factor)
 from timebill_ros.time_estimator.laws import (
-    COLD, DECODE_STEP, EVICT, Law, OVERHEAD, PREDICT, PREFILL)
+    COLD, DECODE_STEP, EVICT, Law, Name, OVERHEAD, PREDICT, PREFILL)
 
 MAD_TO_SIGMA = 1.4826           # of a normal distribution
 PRIOR_SAMPLES = 3               # samples "as profiled" that every law starts with
@@ -46,8 +46,6 @@ LAST_WORST_RATIO = 10.0
 LEAST_STEPS = 3                 # shorter decodings say more about the clock than about the law
 LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
 STALE_QUERIES = 8               # a law that none of so many queries told of takes another's level
-
-Name = tuple[str, str, int]     # Law.name
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a profile measures: for each law, at which lengths.
+
+Lengths lie evenly on a logarithmic scale. Long prompts are not prefilled from their start: one
+chunk of theirs is measured, behind as many cached tokens as it would have before it. Of steps of
+several sequences, all together hold the longest context that one has alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from timebill_ros.budget.kept import SNAPKV_WINDOW
+from timebill_ros.executor.messages import ModelInfo
+from timebill_ros.time_estimator import laws
+from timebill_ros.time_estimator.fit import Sample
+from timebill_ros.time_estimator.laws import Name
+
+LEAST_POINTS = 3            # of each law, before the budget may end a profile
+EVICT_ALPHAS = (0.25, 0.5, 0.9)
+_OVERHEAD_TOKENS = (1, 6, 24)
+_SHORTEST = 16
+_COLD_POINTS = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to measure."""
+
+    law: str
+    n_tokens: int
+    n_done: int = 0
+    alpha: float = 0.0
+    tier: str = ''
+    width: int = 1
+
+    @property
+    def name(self) -> Name:
+        """Return the name of its law."""
+        return self.law, self.tier, self.width
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far and how densely to measure."""
+
+    longest: int            # tokens
+    count: int              # points of the most important laws; half as many of the others
+    every_width: bool       # of steps; else one sequence and the most only
+    predicts: bool          # a length predictor is loaded
+
+
+def widths(info: ModelInfo, every: bool) -> list[int]:
+    """Return the numbers of sequences whose steps have a law: 1, the most, powers of two between."""
+    between = [width for width in (2, 4, 8, 16) if width < info.max_batch] if every else []
+    return sorted({1, *between, info.max_batch})
+
+
+def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
+    """Return all points of all laws."""
+    longest, count = extent.longest, extent.count
+    fewer = max(LEAST_POINTS, count // 2)
+    found = [Point(laws.PREFILL, n, done) for n, done in _prefills(longest, count, chunk)]
+    for tier in info.tiers:
+        for width in widths(info, extent.every_width):
+            main = tier == info.tiers[0] and width == 1
+            each = evenly(_SHORTEST, max(2 * _SHORTEST, longest // width), count if main else fewer)
+            found += [Point(laws.DECODE_STEP, n, tier=tier, width=width) for n in each]
+    found += [
+        Point(laws.EVICT, n, alpha=EVICT_ALPHAS[index % len(EVICT_ALPHAS)])
+        for index, n in enumerate(evenly(2 * SNAPKV_WINDOW, longest, count))]
+    found += [Point(laws.REEVICT, n, alpha=EVICT_ALPHAS[-1])
+              for n in evenly(2 * SNAPKV_WINDOW, longest, fewer)]
+    if extent.predicts:
+        found += [Point(laws.PREDICT, n) for n in evenly(_SHORTEST, longest, fewer)]
+    found += [Point(laws.COLD, n) for n in range(1, _COLD_POINTS + 1)]
+    return found + [Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]
+
+
+def _prefills(longest: int, count: int, chunk: int) -> list[tuple[int, int]]:
+    """
+    Return (length, of which done) of prefills.
+
+    Whole prompts of up to a chunk; behind more and more chunks a full one, and a third of one; and
+    one prompt of three chunks, so that their sum is checked and not assumed.
+    """
+    if longest <= 2 * chunk:
+        return [(n, 0) for n in evenly(_SHORTEST, longest, count)]
+    found = {(n, 0) for n in evenly(_SHORTEST, chunk, count)}
+    behind = evenly(1, longest // chunk - 1, max(LEAST_POINTS, count // 2))
+    found |= {((chunks + 1) * chunk, chunks * chunk) for chunks in behind}
+    found |= {(chunks * chunk + chunk // 3, chunks * chunk) for chunks in behind[1::2]}
+    return sorted(found | {(min(longest, 3 * chunk), 0)})
+
+
+def evenly(first: int, last: int, count: int) -> list[int]:
+    """Return ``count`` lengths, evenly on a logarithmic scale."""
+    ratio = (last / first) ** (1.0 / max(1, count - 1))
+    return sorted({min(last, round(first * ratio ** i)) for i in range(count)})
+
+
+def missing(samples: Iterable[Sample], wanted: Iterable[Point]) -> set[Name]:
+    """Return the laws that have not been measured at LEAST_POINTS of their points."""
+    seen = {(each.law, each.tier, each.width, each.n_tokens, each.n_done) for each in samples}
+    counts = Counter(key[:3] for key in seen)
+    return {each.name for each in wanted if counts[each.name] < LEAST_POINTS}

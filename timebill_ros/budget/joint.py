@@ -20,7 +20,7 @@ budget, as the paper clips alpha; the cap is what fits of it.
 ``docs/planner.md`` states order, ties and monotonicity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -86,6 +86,7 @@ class TierTimes:
         """Look the laws up once."""
         self.tier = tier
         self._at = at
+        self._cached = at.n_generated - 1       # response tokens in the cache
         self._worst = weights.worst_case_times
         self._factor = weights.time_factor
         self._step = estimator.law(DECODE_STEP, tier, at.width)
@@ -95,62 +96,63 @@ class TierTimes:
             evict = estimator.law(EVICT, tier)
         self._evict_s = evict.seconds(at.n_prompt) * self._of_one(worst_factor(evict, 1))
         self._overhead_factor = self._of_one(worst_factor(self._overhead, 1))
+        self._rooms: dict[int, tuple[int, float, float]] = {}
         self.fewest = min(at.n_kept, kept_tokens(at.n_prompt, at.alpha_max, at.window))
 
     def needed_s(self, n_kept: int, n_total: int) -> float:
         """Return the seconds until the response has ``n_total`` tokens, eviction included."""
-        at, steps = self._at, n_total - self._at.n_generated
-        decode_s = self._step.sum_steps(n_kept + at.n_generated - 1, steps) if steps > 0 else 0.0
-        evict_s = self._evict_s if n_kept < at.n_kept else 0.0
+        steps = n_total - self._at.n_generated
+        decode_s = self._step.sum_steps(n_kept + self._cached, steps) if steps > 0 else 0.0
+        evict_s = self._evict_s if n_kept < self._at.n_kept else 0.0
         return decode_s * self._decode_factor(steps) + evict_s + self.overhead_s(n_total)
 
     def fits(self, n_total: int) -> bool:
         """Tell whether ``n_total`` tokens fit, with as much eviction as is allowed or with none."""
-        budget_s = self._at.budget_left_s
-        return (self.needed_s(self._at.n_kept, n_total) <= budget_s
-                or self.needed_s(self.fewest, n_total) <= budget_s)
+        return self._fits(self._at.n_kept, n_total) or self._fits(self.fewest, n_total)
 
     def most_kept(self, n_total: int) -> int | None:
-        """Return the most prompt positions with which ``n_total`` tokens fit; None = none do."""
-        at = self._at
-        if self.needed_s(at.n_kept, n_total) <= at.budget_left_s:
-            return at.n_kept
-        low, high = self.fewest, at.n_kept
-        if low >= high or self.needed_s(low, n_total) > at.budget_left_s:
+        """
+        Return the most prompt positions with which ``n_total`` tokens fit; None = none do.
+
+        The sum of an affine law is linear in the positions, so that the first look of the search
+        is the closed form of alpha (``alpha``).
+        """
+        if self._fits(self._at.n_kept, n_total):
+            return self._at.n_kept
+        if self.fewest >= self._at.n_kept or not self._fits(self.fewest, n_total):
             return None
-        guess = self._kept_in_closed_form(n_total)      # low fits, high does not
-        for kept in (guess, guess + 1, guess - 1):
-            if low < kept < high:
-                fits = self.needed_s(kept, n_total) <= at.budget_left_s
-                low, high = (kept, high) if fits else (low, kept)
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.needed_s(middle, n_total) <= at.budget_left_s
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+        steps, _, room_s = self._rooms[n_total]
+        return last_within(
+            lambda kept: self._step.sum_steps(kept + self._cached, steps), self.fewest,
+            self._at.n_kept, room_s)
 
     def longest(self, n_kept: int, least: int, most: int) -> int:
         """Return the longest response in [least, most] that fits; ``least`` if none does."""
         budget_s = self._at.budget_left_s
         if self.needed_s(n_kept, most) <= budget_s:
             return most
-        low, high = least, most                         # low is taken to fit, high does not
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.needed_s(n_kept, middle) <= budget_s
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+        return last_within(
+            lambda n_total: self.needed_s(n_kept, n_total), least, most, budget_s)
 
-    def _kept_in_closed_form(self, n_total: int) -> int:
-        """Solve the sum of an affine law for the cache (``alpha``); elsewhere take the middle."""
-        at, steps = self._at, n_total - self._at.n_generated
-        p = self._step.slope(at.n_kept)
-        if not self._step.is_affine or steps < 1 or p == 0.0:
-            return (self.fewest + at.n_kept) // 2
-        left_s = at.budget_left_s - self._evict_s - self.overhead_s(n_total)
-        mean_s = left_s / (steps * self._decode_factor(steps))
-        cached = (mean_s - self._step.seconds(0)) / p - (steps - 1) / 2.0
-        return int(max(0.0, min(cached - at.n_generated + 1, at.n_kept)))
+    def overhead_s(self, n_total: int) -> float:
+        """Return the seconds around the model's work until then."""
+        return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
+
+    def _fits(self, n_kept: int, n_total: int) -> bool:
+        """Compare as ``needed_s`` would, with what depends on ``n_total`` alone computed once."""
+        room = self._rooms.get(n_total)
+        if room is None:
+            steps = max(0, n_total - self._at.n_generated)
+            left_s, factor = self._at.budget_left_s - self.overhead_s(n_total), 1.0
+            if steps:
+                factor = self._decode_factor(steps)
+            room = self._rooms[n_total] = (
+                steps, left_s / factor, (left_s - self._evict_s) / factor)
+        steps, whole_s, after_evict_s = room
+        room_s = after_evict_s if n_kept < self._at.n_kept else whole_s
+        if not steps:
+            return room_s >= 0.0
+        return self._step.sum_steps(n_kept + self._cached, steps) <= room_s
 
     def _decode_factor(self, steps: int) -> float:
         """
@@ -162,12 +164,11 @@ class TierTimes:
         slowdown = self._at.slowdown
         if not self._worst:
             return max(1.0, slowdown)
-        apart = (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5
-        return self._factor * max(worst_factor(self._step, steps), slowdown * (1.0 + apart))
-
-    def overhead_s(self, n_total: int) -> float:
-        """Return the seconds around the model's work until then."""
-        return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
+        worst = worst_factor(self._step, steps)
+        if slowdown > 1.0:
+            worst = max(worst, slowdown * (
+                1.0 + (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5))
+        return self._factor * worst
 
     def _of_one(self, factor: float) -> float:
         return factor * self._factor if self._worst else 1.0
@@ -183,6 +184,8 @@ def choose(
     best: tuple[float, int, int, int] | None = None     # loss, tier's index, kept, horizon
     for index, (times, curve) in enumerate(zip(options, curves)):
         least = curve.at(_alpha(at, at.n_kept))
+        if best is not None and least + weights.truncation_loss * horizons[0][1] >= best[0]:
+            continue
         for horizon, tail in horizons[_first_that_fits(times, horizons):]:
             if best is not None and least + weights.truncation_loss * tail >= best[0]:
                 break
@@ -202,6 +205,30 @@ def choose(
     worst_fits = horizon == at.n_worst or any(times.fits(at.n_worst) for times in options)
     cap = options[index].longest(kept, horizon, at.cap) if at.may_cap else at.cap
     return Theta(tiers[index], kept, horizon, cap, loss, worst_fits)
+
+
+def last_within(
+        seconds: Callable[[int], float], low: int, high: int, limit_s: float) -> int:
+    """
+    Return the largest n in [low, high) whose ``seconds``, never decreasing, are within the limit.
+
+    Known: those of ``high`` are not; ``low`` is returned if nothing is. Interpolates, and halves
+    where that gets nowhere.
+    """
+    low_s, high_s = seconds(low), seconds(high)
+    stuck = 0
+    while high - low > 1 and low_s <= limit_s:
+        guess = (low + high) // 2
+        if stuck < 2 and high_s > low_s:
+            guess = low + int((high - low) * (limit_s - low_s) / (high_s - low_s))
+            guess = min(max(guess, low + 1), high - 1)
+        before, guess_s = high - low, seconds(guess)
+        if guess_s <= limit_s:
+            low, low_s = guess, guess_s
+        else:
+            high, high_s = guess, guess_s
+        stuck = stuck + 1 if 2 * (high - low) > before else 0
+    return low
 
 
 def beyond(quantiles: Quantiles, n_tokens: int) -> float:
@@ -224,9 +251,11 @@ def _horizons(at: Situation, quality: QualityProfile) -> list[tuple[int, float]]
     if not (at.may_cap and quality.measured and at.quantiles):
         return [(at.n_worst, 0.0)]
     found = [(at.n_worst, beyond(at.quantiles, at.n_worst))]
-    for _, tokens in reversed(at.quantiles):
-        if at.n_generated <= tokens < found[-1][0]:
-            found.append((tokens, beyond(at.quantiles, tokens)))
+    shortest = at.n_worst
+    for probability, tokens in reversed(at.quantiles):
+        if at.n_generated <= tokens < shortest:     # of equal lengths the last one counts
+            found.append((tokens, 1.0 - probability))
+            shortest = tokens
     return found
 
 

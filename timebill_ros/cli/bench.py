@@ -8,6 +8,8 @@ import sys
 
 BENCHMARKS = {
     'node': 'what the node adds to the model: overhead per query, start-up, memory',
+    'plan': 'what one planning decision costs',
+    'pessimism': 'whether the learned pessimistic factor keeps its target, on replayed lengths',
     'margin': 'how much of a budget the way to the client needs',
 }
 

@@ -21,12 +21,6 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
 _COLD_TOKENS = 64
 _LEAST_S = 1e-6     # what is shorter is noise
-_COLD_TOKENS = 64
-_LEAST_S = 1e-6     # what is shorter is noise
-_COLD_TOKENS = 64
-_LEAST_S = 1e-6     # what is shorter is noise
-_COLD_TOKENS = 64
-_LEAST_S = 1e-6     # what is shorter is noise
 _NEVER_NS = 3_600_000_000_000
 
 
@@ -42,9 +36,6 @@ class EngineMeter:
         """Measure with this engine; nobody else may use it meanwhile."""
         self.info = engine.info
         self.chunk_tokens = engine.chunk_tokens
-        self.predicts = False
-        self.predicts = False
-        self.predicts = False
         self.predicts = False
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
@@ -85,51 +76,6 @@ class EngineMeter:
             began_s = time.perf_counter()
             self._engine.evict(sequence, alpha)
             return time.perf_counter() - began_s
-
-    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
-        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
-        with self._sequence(n_prompt, 1, n_prompt) as sequence:
-            self._engine.evict(sequence, alpha / 2.0)
-            began_s = time.perf_counter()
-            self._engine.evict(sequence, alpha)
-            return time.perf_counter() - began_s
-
-    def measure_cold(self, idle_s: float) -> float:
-        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
-        time.sleep(idle_s)
-        first_s = self.measure_prefill(_COLD_TOKENS)
-        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
-        return max(_LEAST_S, first_s - again_s)
-
-    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
-        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
-        with self._sequence(n_prompt, 1, n_prompt) as sequence:
-            self._engine.evict(sequence, alpha / 2.0)
-            began_s = time.perf_counter()
-            self._engine.evict(sequence, alpha)
-            return time.perf_counter() - began_s
-
-    def measure_cold(self, idle_s: float) -> float:
-        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
-        time.sleep(idle_s)
-        first_s = self.measure_prefill(_COLD_TOKENS)
-        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
-        return max(_LEAST_S, first_s - again_s)
-
-    def measure_reevict(self, n_prompt: int, alpha: float) -> float:
-        """Return the time to evict up to ``alpha`` where half of that was evicted before."""
-        with self._sequence(n_prompt, 1, n_prompt) as sequence:
-            self._engine.evict(sequence, alpha / 2.0)
-            began_s = time.perf_counter()
-            self._engine.evict(sequence, alpha)
-            return time.perf_counter() - began_s
-
-    def measure_cold(self, idle_s: float) -> float:
-        """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
-        time.sleep(idle_s)
-        first_s = self.measure_prefill(_COLD_TOKENS)
-        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
-        return max(_LEAST_S, first_s - again_s)
 
     def measure_reevict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict up to ``alpha`` where half of that was evicted before."""

@@ -161,6 +161,6 @@ def engine_version() -> str:
     """Return what measured times depend on: the version, the engine room's code, and torch."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob('*')):
-        if file.suffix in ('.py', '.cuh'):
+        if file.suffix in ('.py', '.cuh', '.hpp', '.cpp'):
             digest.update(file.read_bytes())
     return f'{__version__}+{digest.hexdigest()[:8]}-torch{torch.__version__}'

@@ -1,8 +1,9 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Decode steps behind one interface: plain tensor code anywhere, graphs of own kernels on CUDA."""
+"""Decode steps behind one interface: compiled on CPU and CUDA, plain tensor code anywhere."""
 
-from typing import List, Optional, Protocol, Tuple, TYPE_CHECKING
+from pathlib import Path
+from typing import List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -13,12 +14,16 @@ from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
+from timebill_ros.engine.threads import step_threads
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 
 if TYPE_CHECKING:
+    from timebill_ros.engine.cpu.setup import CpuTiers
     from timebill_ros.engine.cuda.runner import StepRunner
     from timebill_ros.engine.cuda.tiers import Tier
+
+Tiers = Union['CpuTiers', List['Tier']]      # of a CPU, of a CUDA device
 
 _TIER_OF = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
 
@@ -90,26 +95,37 @@ class GraphSteps:
         return self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
 
 
-def make_tiers(model: LoadedModel, load: Load) -> Tuple[List['Tier'], List[str]]:
-    """Quantise the weights to the tiers asked for that fit (CUDA only); and notes on the rest."""
-    if model.device.type != 'cuda':
-        return [], []
-    from timebill_ros.engine.cuda import setup
-    choice = setup.choose_tiers(load.tiers, model.config, model.device, model.dtype)
-    return setup.make_tiers(choice.names, model.weights), choice.notes
+def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:
+    """Make the tiers asked for that fit, for ``make_steps``; and notes on the rest."""
+    if model.device.type == 'cpu':
+        from timebill_ros.engine.cpu import setup as cpu
+        made = cpu.make_tiers(load.tiers, model.config, model.weights, _compiled(load))
+        return made, made.notes
+    from timebill_ros.engine.cuda import setup as cuda
+    choice = cuda.choose_tiers(load.tiers, model.config, model.device, model.dtype)
+    return cuda.make_tiers(choice.names, model.weights), choice.notes
 
 
-def make_steps(model: LoadedModel, load: Load, tiers: List['Tier'], rope: RopeTable,
+def make_steps(model: LoadedModel, load: Load, tiers: 'Tiers', rope: RopeTable,
                cache: KVCache, decoder: Decoder) -> Steps:
-    """Return graph steps for the tiers, or plain ones where there are none."""
-    if not tiers:
-        return PlainSteps(decoder, model.dtype, model.device)
-    from timebill_ros.engine.cuda import setup
-    cubins = cache_dir(load.cache_dir) / 'kernels'
-    try:
-        runner = setup.make_runner(model.config, model.weights, tiers, rope, cache, cubins,
-                                   load.tap_layer - 1 if load.tap_layer else None)
-    except EngineError as error:
-        model.notes.append(f'decoding with plain tensor code, in one precision: {error}')
-        return PlainSteps(decoder, model.dtype, model.device)
-    return GraphSteps(runner)
+    """Return compiled steps for the tiers, or plain ones where there are none."""
+    if not isinstance(tiers, list):
+        from timebill_ros.engine.cpu import setup as cpu
+        if tiers.tiers:
+            return cpu.make_steps(tiers, model.config, model.weights, rope, cache, load.tap_layer,
+                                  step_threads(load.threads))
+    elif tiers:
+        from timebill_ros.engine.cuda import setup as cuda
+        try:
+            runner = cuda.make_runner(
+                model.config, model.weights, tiers, rope, cache, _compiled(load),
+                load.tap_layer - 1 if load.tap_layer else None)
+            return GraphSteps(runner)
+        except EngineError as error:
+            model.notes.append(f'decoding with plain tensor code, in one precision: {error}')
+    return PlainSteps(decoder, model.dtype, model.device)
+
+
+def _compiled(load: Load) -> Path:
+    """Return where compiled code is kept."""
+    return cache_dir(load.cache_dir) / 'kernels'

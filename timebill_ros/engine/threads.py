@@ -3,6 +3,7 @@
 """CPU threads and environment of the engine process; imports no torch, which reads them."""
 
 import os
+from typing import List
 
 
 def prepare_environment() -> None:
@@ -31,3 +32,11 @@ def choose_threads(requested: int) -> int:
     if from_environment.isdigit() and int(from_environment) > 0:
         return int(from_environment)
     return len(os.sched_getaffinity(0))
+
+
+def step_threads(requested: int) -> List[int]:
+    """Return the numbers of threads worth trying for a decode step; one where it was asked for."""
+    most = choose_threads(requested)
+    if requested > 0 or os.environ.get('OMP_NUM_THREADS'):
+        return [most]
+    return sorted({most, -(-most // 2), 1}, reverse=True)

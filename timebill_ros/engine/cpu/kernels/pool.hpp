@@ -1,0 +1,135 @@
+// Copyright 2026 timebill_ros contributors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Threads that walk through the same list of stages. Each stage is a number of pieces; whoever has
+// time takes the next one, so a thread that the system put to sleep holds up nobody but the piece
+// it is at. Between two stages threads spin for some microseconds, then offer their core to others;
+// between two walks they sleep.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+inline void pause_a_little() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  // A walk's work: ``enter`` prepares a thread for a stage, ``piece`` does one of its pieces.
+  struct Walk {
+    virtual ~Walk() = default;
+    virtual int stages() const = 0;
+    virtual int pieces(int stage) const = 0;
+    virtual void enter(int stage, int thread) = 0;
+    virtual void piece(int stage, int piece, int thread) = 0;
+  };
+
+  explicit Pool(int threads) {
+    for (int thread = 1; thread < threads; ++thread)
+      workers_.emplace_back([this, thread] { work(thread); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ended_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Wait for latecomers of the last walk: before anything that they look at is changed.
+  void settle() const {
+    while (inside_.load(std::memory_order_acquire) > 0) rest();
+  }
+
+  // Run all stages, each after the one before; the caller works along.
+  void run(Walk& walk) {
+    settle();
+    const size_t stages = (size_t)walk.stages();
+    if (stages > room_) {
+      counters_ = std::make_unique<Counter[]>(stages);
+      room_ = stages;
+    }
+    for (size_t i = 0; i < stages; ++i) counters_[i].taken = counters_[i].done = 0;
+    if (!workers_.empty()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      walk_ = &walk;
+      ++number_;
+    }
+    wake_.notify_all();
+    go_through(walk, 0);
+    if (!workers_.empty()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      walk_ = nullptr;
+    }
+  }
+
+ private:
+  struct alignas(64) Counter {
+    std::atomic<int> taken{0};
+    alignas(64) std::atomic<int> done{0};
+  };
+
+  void work(int thread) {
+    uint64_t seen = 0;
+    for (;;) {
+      Walk* walk;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return ended_ || (walk_ != nullptr && number_ != seen); });
+        if (ended_) return;
+        walk = walk_;
+        seen = number_;
+        inside_.fetch_add(1, std::memory_order_relaxed);
+      }
+      go_through(*walk, thread);
+      inside_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void go_through(Walk& walk, int thread) {
+    const int stages = walk.stages();
+    for (int stage = 0; stage < stages; ++stage) {
+      Counter& counter = counters_[stage];
+      const int pieces = walk.pieces(stage);
+      bool entered = false;
+      while (counter.taken.load(std::memory_order_relaxed) < pieces) {
+        const int piece = counter.taken.fetch_add(1, std::memory_order_relaxed);
+        if (piece >= pieces) break;
+        if (!entered) walk.enter(stage, thread);
+        entered = true;
+        walk.piece(stage, piece, thread);
+        counter.done.fetch_add(1, std::memory_order_release);
+      }
+      for (int turn = 0; counter.done.load(std::memory_order_acquire) < pieces; ++turn)
+        turn < SPINS ? pause_a_little() : rest();
+    }
+  }
+
+  static void rest() { std::this_thread::yield(); }
+
+  static constexpr int SPINS = 2000;
+
+  std::vector<std::thread> workers_;
+  std::unique_ptr<Counter[]> counters_;
+  size_t room_ = 0;
+  std::atomic<int> inside_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Walk* walk_ = nullptr;
+  uint64_t number_ = 0;
+  bool ended_ = false;
+};

@@ -1,0 +1,345 @@
+// Copyright 2026 timebill_ros contributors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A whole decode step for up to 8 sequences in one call: norms, products, rotation, append to the
+// cache, attention, gated SiLU, logits. Everything that is small is done by every thread for
+// itself, so that threads meet five times a layer.
+#include <cmath>
+#include <vector>
+
+#include "attention.hpp"
+#include "matvec.hpp"
+#include "pool.hpp"
+
+namespace {
+
+constexpr int MAX_BATCH = 8;
+
+struct Layer {
+  const float *input_norm, *post_norm, *q_norm, *k_norm;       // the last two may be null
+  Matrix qkv, o, gate, up, down;
+};
+
+struct Tier {
+  const Layer* layers;
+  const float* final_norm;
+  Matrix head;
+  int32_t int8_activations;
+};
+
+struct Model {
+  int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size;
+  int32_t tap_layer;           // its output goes to ``tap``; 0 = no tap
+  float norm_eps, scale;
+  const float *embed, *cos, *signed_sin;       // [vocab_size, d_model], [positions, head_dim] each
+  float *keys, *values;        // [n_layers, n_slots, n_kv_heads, capacity, head_dim]
+  int64_t n_slots, capacity;
+  float* tap;                  // [count, d_model] of the newest step
+};
+
+struct Batch {
+  int32_t slots[MAX_BATCH], tokens[MAX_BATCH], lengths[MAX_BATCH], positions[MAX_BATCH];
+  float* logits;               // [count, vocab_size]
+  int32_t count;
+};
+
+enum Kind { QKV, ATTENTION, OUTPUT, GATE_UP, DOWN, KINDS, HEAD };
+
+// Groups of 16 rows in a piece: enough to outweigh taking it, few enough to share evenly.
+constexpr int64_t OUTPUT_GROUPS = 2, GATE_UP_GROUPS = 3, HEAD_GROUPS = 16;
+
+struct Stretch { int row, kv_head, index; };
+
+inline int64_t groups(const Matrix& m) { return (m.rows + LANES - 1) / LANES; }
+inline int pieces_of(int64_t count, int64_t per_piece) {
+  return (int)((count + per_piece - 1) / per_piece);
+}
+
+void normalise(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  Floats squares{};
+  for (int64_t i = 0; i < n; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
+  const float factor = 1.0f / std::sqrt(sum_of(squares) / (float)n + eps);
+  for (int64_t i = 0; i < n; i += LANES)
+    store(out + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
+}
+
+void to_int8(const float* x, int64_t n, int8_t* values, float* scales, float* sums) {
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  for (int64_t block = 0; block < n / BLOCK; ++block) {
+    const Floats a = load<Floats>(x + block * BLOCK), b = load<Floats>(x + block * BLOCK + LANES);
+    const float most = largest_of(larger(larger(a, -a), larger(b, -b)));
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const Floats whole_a = (a * inverse + ROUND) - ROUND, whole_b = (b * inverse + ROUND) - ROUND;
+    const Bytes bytes[2] = {__builtin_convertvector(whole_a, Bytes),
+                            __builtin_convertvector(whole_b, Bytes)};
+    memcpy(values + block * BLOCK, bytes, BLOCK);
+    scales[block] = most / 127.0f;
+    sums[block] = scales[block] * sum_of(whole_a + whole_b);
+  }
+}
+
+class Step final : public Pool::Walk {
+ public:
+  Step(const Model& model, int threads)
+      : m_(model), pool_(threads), threads_((size_t)threads),
+        parts_((size_t)MAX_BATCH * m_.n_heads * MAX_STRETCHES) {
+    const int64_t width = (int64_t)m_.n_heads * m_.head_dim;
+    const int64_t widest = std::max({(int64_t)m_.d_model, width, (int64_t)m_.d_ff});
+    for (Thread& t : threads_) {
+      t.floats.assign(MAX_BATCH * widest, 0.0f);
+      t.bytes.assign(MAX_BATCH * widest, 0);
+      t.scales.assign(MAX_BATCH * widest / BLOCK, 0.0f);
+      t.sums.assign(MAX_BATCH * widest / BLOCK, 0.0f);
+      t.head.assign(MAX_BATCH * m_.head_dim, 0.0f);
+      t.scores.assign(GROUP_PIECE * stretch_length(m_.capacity), 0.0f);
+    }
+    x_.assign(MAX_BATCH * (size_t)m_.d_model, 0.0f);
+    q_.assign(MAX_BATCH * width, 0.0f);
+    gated_.assign(MAX_BATCH * (size_t)m_.d_ff, 0.0f);
+    part_values_.assign(parts_.size() * m_.head_dim, 0.0f);
+    for (size_t i = 0; i < parts_.size(); ++i)
+      parts_[i].values = part_values_.data() + i * m_.head_dim;
+  }
+
+  void run(const Tier& tier, const Batch& batch) {
+    pool_.settle();
+    tier_ = &tier;
+    batch_ = &batch;
+    stretches_.clear();
+    for (int row = 0; row < batch.count; ++row) {
+      memcpy(x_.data() + (int64_t)row * m_.d_model,
+             m_.embed + (int64_t)batch.tokens[row] * m_.d_model, sizeof(float) * m_.d_model);
+      const int count = stretch_count(batch.lengths[row] + 1);
+      for (int index = 0; index < count; ++index)
+        for (int head = 0; head < m_.n_kv_heads; ++head) stretches_.push_back({row, head, index});
+    }
+    const Layer& l = tier.layers[0];
+    pieces_[QKV] = m_.n_heads + 2 * m_.n_kv_heads;
+    pieces_[ATTENTION] = (int)stretches_.size();
+    pieces_[OUTPUT] = pieces_of(groups(l.o), OUTPUT_GROUPS);
+    pieces_[GATE_UP] = pieces_of(groups(l.gate), GATE_UP_GROUPS);
+    pieces_[DOWN] = pieces_of(groups(l.down), OUTPUT_GROUPS);
+    pieces_[HEAD] = pieces_of(groups(tier.head), HEAD_GROUPS);
+    pool_.run(*this);
+  }
+
+  int stages() const override { return m_.n_layers * KINDS + 1; }
+  int pieces(int stage) const override { return pieces_[kind(stage)]; }
+
+  void enter(int stage, int thread) override {
+    Thread& t = threads_[thread];
+    const Layer& l = tier_->layers[layer(stage)];
+    const int64_t d = m_.d_model, width = (int64_t)m_.n_heads * m_.head_dim;
+    switch (kind(stage)) {
+      case QKV: return take_normalised(t, l.input_norm);
+      case GATE_UP: return take_normalised(t, l.post_norm);
+      case HEAD: return take_normalised(t, tier_->final_norm);
+      case OUTPUT:
+        for (int row = 0; row < batch_->count; ++row)
+          for (int head = 0; head < m_.n_heads; ++head)
+            add_stretches(part(row, head, 0), stretch_count(batch_->lengths[row] + 1), m_.head_dim,
+                          t.floats.data() + row * width + (int64_t)head * m_.head_dim);
+        return take(t, t.floats.data(), width);
+      case DOWN: return take(t, gated_.data(), m_.d_ff);
+      default: return take(t, nullptr, d);
+    }
+  }
+
+  void piece(int stage, int piece, int thread) override {
+    Thread& t = threads_[thread];
+    const int at = layer(stage);
+    const Layer& l = tier_->layers[at];
+    switch (kind(stage)) {
+      case QKV:
+        if (piece == 0) tap(at);
+        return project(t, at, piece);
+      case ATTENTION: return attend(t, at, stretches_[piece]);
+      case OUTPUT: return add_rows(t, l.o, piece);
+      case GATE_UP: return gate(t, l, piece);
+      case DOWN: return add_rows(t, l.down, piece);
+      default:
+        if (piece == 0) tap(m_.n_layers);
+        return logits(t, piece);
+    }
+  }
+
+ private:
+  // What a thread has for itself.
+  struct Thread {
+    std::vector<float> floats, scales, sums, head, scores;
+    std::vector<int8_t> bytes;
+    FloatVectors x;
+    Int8Vectors x8;
+  };
+
+  Kind kind(int stage) const {
+    return stage == m_.n_layers * KINDS ? HEAD : (Kind)(stage % KINDS);
+  }
+  int layer(int stage) const { return std::min(stage / KINDS, m_.n_layers - 1); }
+
+  Partial* part(int row, int head, int index) {
+    return parts_.data() + ((int64_t)row * m_.n_heads + head) * MAX_STRETCHES + index;
+  }
+
+  void take_normalised(Thread& t, const float* weight) {
+    const int64_t d = m_.d_model;
+    for (int row = 0; row < batch_->count; ++row)
+      normalise(x_.data() + row * d, weight, d, m_.norm_eps, t.floats.data() + row * d);
+    take(t, t.floats.data(), d);
+  }
+
+  // Make ``from`` [batch][columns] what the thread's products of this stage are taken of.
+  void take(Thread& t, const float* from, int64_t columns) {
+    t.x = {from, columns};
+    if (from == nullptr || !tier_->int8_activations) return;
+    const int64_t blocks = columns / BLOCK;
+    for (int row = 0; row < batch_->count; ++row)
+      to_int8(from + row * columns, columns, t.bytes.data() + row * columns,
+              t.scales.data() + row * blocks, t.sums.data() + row * blocks);
+    t.x8 = {t.bytes.data(), t.scales.data(), t.sums.data(), columns};
+  }
+
+  template <int N> void rows_for(const Thread& t, const Matrix& m, int64_t group, Floats* out) {
+    if (tier_->int8_activations) rows_of_16<N>(m, group, t.x8, out);
+    else rows_of_16<N>(m, group, t.x, out);
+  }
+
+  // Products of a group of rows with the whole batch; rows of ``out`` behind it are left-overs.
+  void rows(const Thread& t, const Matrix& m, int64_t group, Floats* out) {
+    const int count = batch_->count;
+    if (count == 1) rows_for<1>(t, m, group, out);
+    else if (count == 2) rows_for<2>(t, m, group, out);
+    else if (count <= 4) rows_for<4>(t, m, group, out);
+    else rows_for<MAX_BATCH>(t, m, group, out);
+  }
+
+  void project(Thread& t, int at, int head) {
+    const int64_t width = m_.head_dim;
+    const Layer& l = tier_->layers[at];
+    Floats out[MAX_BATCH];
+    for (int64_t i = 0; i < width; i += LANES) {
+      rows(t, l.qkv, (head * width + i) / LANES, out);
+      for (int row = 0; row < batch_->count; ++row) store(&t.head[row * width + i], out[row]);
+    }
+    const int n_rotated = m_.n_heads + m_.n_kv_heads;
+    for (int row = 0; row < batch_->count; ++row) {
+      float* from = &t.head[row * width];
+      const float* weight = head < m_.n_heads ? l.q_norm : head < n_rotated ? l.k_norm : nullptr;
+      if (weight != nullptr) normalise(from, weight, width, m_.norm_eps, from);
+      if (head < m_.n_heads)
+        rotate(from, row, q_.data() + ((int64_t)row * m_.n_heads + head) * width);
+      else if (head < n_rotated)
+        rotate(from, row, entry(m_.keys, at, row, head - m_.n_heads, batch_->lengths[row]));
+      else
+        memcpy(entry(m_.values, at, row, head - n_rotated, batch_->lengths[row]), from,
+               sizeof(float) * width);
+    }
+  }
+
+  void rotate(const float* from, int row, float* to) const {
+    const int64_t width = m_.head_dim, half = width / 2;
+    const float* cosine = m_.cos + batch_->positions[row] * width;
+    const float* sine = m_.signed_sin + batch_->positions[row] * width;
+    for (int64_t i = 0; i < half; ++i) {
+      to[i] = from[i] * cosine[i] + from[i + half] * sine[i];
+      to[i + half] = from[i + half] * cosine[i + half] + from[i] * sine[i + half];
+    }
+  }
+
+  float* entry(float* cache, int at, int row, int kv_head, int64_t index) const {
+    const int64_t slot = (int64_t)at * m_.n_slots + batch_->slots[row];
+    return cache + ((slot * m_.n_kv_heads + kv_head) * m_.capacity + index) * m_.head_dim;
+  }
+
+  void attend(Thread& t, int at, const Stretch& s) {
+    const int64_t entries = batch_->lengths[s.row] + 1;
+    const int64_t length = stretch_length(entries), first = s.index * length;
+    const int group = m_.n_heads / m_.n_kv_heads;
+    for (int done = 0; done < group; done += GROUP_PIECE) {
+      const int head = s.kv_head * group + done, count = std::min(GROUP_PIECE, group - done);
+      Partial out[GROUP_PIECE];
+      for (int g = 0; g < count; ++g) out[g] = *part(s.row, head + g, s.index);
+      attend_heads(count, q_.data() + ((int64_t)s.row * m_.n_heads + head) * m_.head_dim,
+                   entry(m_.keys, at, s.row, s.kv_head, first),
+                   entry(m_.values, at, s.row, s.kv_head, first),
+                   std::min(length, entries - first), m_.head_dim, m_.scale, t.scores.data(), out);
+      for (int g = 0; g < count; ++g) *part(s.row, head + g, s.index) = out[g];
+    }
+  }
+
+  void add_rows(Thread& t, const Matrix& m, int piece) {
+    Floats out[MAX_BATCH];
+    const int64_t last = std::min(groups(m), (piece + 1) * OUTPUT_GROUPS);
+    for (int64_t group = piece * OUTPUT_GROUPS; group < last; ++group) {
+      rows(t, m, group, out);
+      for (int row = 0; row < batch_->count; ++row) {
+        float* x = x_.data() + (int64_t)row * m_.d_model + group * LANES;
+        store(x, load<Floats>(x) + out[row]);
+      }
+    }
+  }
+
+  void gate(Thread& t, const Layer& l, int piece) {
+    Floats gates[MAX_BATCH], ups[MAX_BATCH];
+    const int64_t last = std::min(groups(l.gate), (piece + 1) * GATE_UP_GROUPS);
+    for (int64_t group = piece * GATE_UP_GROUPS; group < last; ++group) {
+      rows(t, l.gate, group, gates);
+      rows(t, l.up, group, ups);
+      for (int row = 0; row < batch_->count; ++row) {
+        const Floats bounded = larger(gates[row], splat(-80.0f));
+        store(gated_.data() + (int64_t)row * m_.d_ff + group * LANES,
+              gates[row] / (exponential(-bounded) + 1.0f) * ups[row]);
+      }
+    }
+  }
+
+  void logits(Thread& t, int piece) {
+    Floats out[MAX_BATCH];
+    const Matrix& head = tier_->head;
+    const int64_t last = std::min(groups(head), (piece + 1) * HEAD_GROUPS);
+    for (int64_t group = piece * HEAD_GROUPS; group < last; ++group) {
+      rows(t, head, group, out);
+      const int64_t first = first_row(head, group);
+      const int64_t left = std::min<int64_t>(LANES, head.rows - first);
+      for (int row = 0; row < batch_->count; ++row)
+        memcpy(batch_->logits + row * head.rows + first, &out[row], sizeof(float) * left);
+    }
+  }
+
+  // The hidden state after ``layers`` layers, where that is the tap.
+  void tap(int layers) {
+    if (layers == 0 || layers != m_.tap_layer) return;
+    for (int row = 0; row < batch_->count; ++row)
+      memcpy(m_.tap + (int64_t)row * m_.d_model, x_.data() + (int64_t)row * m_.d_model,
+             sizeof(float) * m_.d_model);
+  }
+
+  const Model m_;
+  Pool pool_;
+  const Tier* tier_ = nullptr;
+  const Batch* batch_ = nullptr;
+  std::vector<Thread> threads_;
+  std::vector<float> x_, q_, gated_, part_values_;
+  std::vector<Partial> parts_;
+  std::vector<Stretch> stretches_;
+  int pieces_[HEAD + 1] = {};
+};
+
+}  // namespace
+
+extern "C" {
+
+// The sizes of the structures, so that the caller's declarations can be checked.
+void timebill_sizes(int64_t* sizes) {
+  sizes[0] = sizeof(Matrix), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Tier);
+  sizes[3] = sizeof(Model), sizes[4] = sizeof(Batch);
+}
+
+void* timebill_create(const Model* model, int threads) { return new Step(*model, threads); }
+void timebill_destroy(void* step) { delete (Step*)step; }
+
+void timebill_step(void* step, const Tier* tier, const Batch* batch) {
+  ((Step*)step)->run(*tier, *batch);
+}
+
+}

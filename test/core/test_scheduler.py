@@ -1,77 +1,123 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler on a virtual clock: order, admission, expiry, and promises kept."""
+"""The scheduler's rules one by one, on a clock of the test's own."""
 
-import random
-
-import pytest
+from dataclasses import replace
 
 from timebill_ros.budget.admission import Needs
-from timebill_ros.budget.planner import Plan
-from timebill_ros.executor.scheduler import Job, Scheduler
-from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query, Turn
+from timebill_ros.budget.planner import Plan, PlannerConfig, Planning
+from timebill_ros.executor.demand import Pace
+from timebill_ros.executor.scheduler import Act, Job, Scheduler, Turn
+from timebill_ros.query import Admission, ErrorCode, Outcome, Overrun, Query, Turn as ChatTurn
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import CONSTANT, DECODE_STEP, Law, PREFILL
 
 S = 1_000_000_000
+STEP_S = 0.1
+# What a step takes that so many share.
+SHARED_S = {1: STEP_S, 2: 0.12, 4: 0.16}
+
+
+def pace(shared: dict[int, float] | None = None, tiers: tuple[str, ...] = ('',)) -> Pace:
+    steps = [
+        Law(DECODE_STEP, CONSTANT, (seconds / (1 + index),), tier=tier, width=width)
+        for index, tier in enumerate(tiers)
+        for width, seconds in (shared or SHARED_S).items()]
+    coefficients = TimingCoefficients(
+        1, 'device', 'model', 'float32', '1', (Law(PREFILL, CONSTANT, (1.0,)), *steps))
+    return Pace(Planning(TimeEstimator(coefficients, tiers[0]), PlannerConfig(), 'file'))
 
 
 def job(
         name: str, deadline_s: float, worst_s: float = 1.0, least_s: float = 0.1,
         guaranteed: bool = False, arrival_s: float = 0.0, margin_s: float = 0.0,
-        unit_s: float = 0.0) -> Job:
+        unit_s: float = 0.05, tier: str = '', min_tier: str = '', overrun_s: float = 0.0) -> Job:
+    """Return a job whose prefill takes ``least_s``, and its steps the rest of ``worst_s``."""
     deadline_ns = round(deadline_s * S)
     query = Query(
-        name, [Turn('user', 'hello')], round(arrival_s * S), deadline_ns,
+        name, [ChatTurn('user', 'hello')], round(arrival_s * S), deadline_ns,
         deadline_ns - round(margin_s * S), max_new_tokens=10, cap_is_clients=False,
-        admission=Admission.GUARANTEED if guaranteed else Admission.BEST_EFFORT)
-    cheapest = Plan('', 0.0, 0.0, 10, 10, 10, False, 0.0, 0.0, worst_s - least_s, 0.0)
-    return Job(query, Needs(10, least_s, least_s, cheapest, unit_s), [1, 2], cap=10)
+        admission=Admission.GUARANTEED if guaranteed else Admission.BEST_EFFORT,
+        overrun=Overrun.SKIP_NEXT if overrun_s else Overrun.KILL, min_tier=min_tier,
+        overrun_ns=round(overrun_s * S))
+    n_worst = 1 + round((worst_s - least_s) / STEP_S)
+    cheapest = Plan(tier, 0.0, 0.0, 10, n_worst, n_worst, False, 0.0, 0.0, worst_s - least_s, 0.0)
+    return Job(query, Needs(10, least_s, least_s, cheapest, unit_s), [1, 2], cap=n_worst)
 
 
-def name_of(chosen: Job | None) -> str | None:
-    return None if chosen is None else chosen.query.query_id
+def names(turn: Turn | None) -> list[str]:
+    return [] if turn is None else [each.query_id for each in turn.jobs]
 
 
-def test_earliest_deadline_first_and_one_at_a_time() -> None:
-    scheduler = Scheduler()
-    for name, deadline_s in (('late', 9), ('early', 5), ('middle', 7)):
+def begin(scheduler: Scheduler, now_ns: int = 0) -> Job:
+    """Have the scheduler begin a query, and take its prefill as done."""
+    turn = scheduler.next_turn(now_ns)
+    assert turn is not None and turn.act is Act.BEGIN
+    prefilled(scheduler, turn.jobs[0])
+    return turn.jobs[0]
+
+
+def prefilled(scheduler: Scheduler, each: Job) -> None:
+    scheduler.progressed(each, replace(
+        each.demand, before_s=0.0, unit_s=0.0, likely_before_s=0.0))
+
+
+def test_earliest_deadline_first_and_no_more_than_there_are_slots() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    for name, deadline_s in (('late', 90), ('early', 50), ('middle', 70)):
         assert scheduler.submit(job(name, deadline_s), 0) is None
-    assert name_of(scheduler.next_run(0)) == 'early'
-    assert scheduler.next_run(0) is None
-    assert (scheduler.n_waiting, scheduler.n_running) == (2, 1)
-    scheduler.finished()
-    assert name_of(scheduler.next_run(S)) == 'middle'
+    assert [begin(scheduler).query_id, begin(scheduler).query_id] == ['early', 'middle']
+    assert names(scheduler.next_turn(0)) == ['early', 'middle']
+    assert (scheduler.n_waiting, scheduler.n_running) == (1, 2)
+
+
+def test_an_earlier_deadline_preempts_between_two_prefill_chunks() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    long = job('long', 90, worst_s=6, least_s=5, unit_s=0.5)
+    scheduler.submit(long, 0)
+    turn = scheduler.next_turn(0)
+    assert turn is not None and turn.act is Act.BEGIN
+    scheduler.progressed(long, long.demand.after_unit())
+    scheduler.submit(job('urgent', 4), 0)
+    assert names(scheduler.next_turn(S)) == ['urgent']
+    assert names(scheduler.next_turn(S)) == ['urgent']
+    urgent = scheduler.next_turn(S).jobs[0]
+    prefilled(scheduler, urgent)
+    turn = scheduler.next_turn(S)
+    assert turn is not None and turn.act is Act.STEP and names(turn) == ['urgent']
+    scheduler.finished(urgent)
+    turn = scheduler.next_turn(2 * S)
+    assert turn is not None and turn.act is Act.ADVANCE and names(turn) == ['long']
 
 
 def test_expired_and_dropped_jobs_never_start() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(pace())
     scheduler.submit(job('expires', 2), 0)
     scheduler.submit(job('dropped', 3), 0)
     scheduler.submit(job('stays', 9), 0)
-    assert name_of(scheduler.drop('dropped')) == 'dropped'
+    dropped = scheduler.drop('dropped')
+    assert dropped is not None and dropped.query_id == 'dropped'
     assert scheduler.drop('dropped') is None
     (lost, ending), = scheduler.take_lost(2 * S)
-    assert name_of(lost) == 'expires' and ending.error_msg
+    assert lost.query_id == 'expires' and ending.error_msg
     assert ending.outcome == Outcome.DEADLINE_MISSED
-    assert name_of(scheduler.next_run(2 * S)) == 'stays'
-    assert scheduler.submit(job('too late', 2), 3 * S).outcome == Outcome.DEADLINE_MISSED
-
-
-def test_an_expired_job_is_not_chosen_even_if_nobody_looked_for_it() -> None:
-    scheduler = Scheduler()
-    scheduler.submit(job('expired', 2), 0)
-    assert scheduler.next_run(2 * S) is None
+    assert names(scheduler.next_turn(2 * S)) == ['stays']
+    late = scheduler.submit(job('too late', 2), 3 * S)
+    assert late is not None and late.outcome == Outcome.DEADLINE_MISSED
 
 
 def test_best_effort_is_refused_only_if_prefill_and_one_token_cannot_fit() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(pace())
     assert scheduler.submit(job('risky', 1.0, worst_s=50.0, least_s=0.9), 0) is None
     ending = scheduler.submit(job('hopeless', 1.0, least_s=1.5, margin_s=0.1), 0)
+    assert ending is not None
     assert (ending.outcome, ending.error_code) == (Outcome.INFEASIBLE, ErrorCode.BUDGET_TOO_SMALL)
     assert 'at least 1.60 s would do' in ending.error_msg
 
 
 def test_best_effort_that_waited_too_long_is_told_so_before_its_deadline() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(pace())
     scheduler.submit(job('waits', 2.0, least_s=0.5), 0)
     assert scheduler.take_lost(round(1.4 * S)) == []
     (_, ending), = scheduler.take_lost(round(1.6 * S))
@@ -79,96 +125,129 @@ def test_best_effort_that_waited_too_long_is_told_so_before_its_deadline() -> No
 
 
 def test_guaranteed_counts_what_runs_and_what_waits_before_it() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(pace())
     scheduler.submit(job('runs', 10, worst_s=4), 0)
-    scheduler.next_run(0)
-    assert scheduler.submit(job('first', 6, worst_s=2, guaranteed=True), 0) is None
-    ending = scheduler.submit(job('second', 6.5, worst_s=2, guaranteed=True), 0)
-    assert ending.outcome == Outcome.INFEASIBLE and 'at least 8.00 s would do' in ending.error_msg
-    assert scheduler.submit(job('second', 8.0, worst_s=2, guaranteed=True), 0) is None
-    scheduler.running_until(2 * S)
-    assert scheduler.submit(job('third', 8.0, worst_s=2, guaranteed=True), 0) is None
+    begun = scheduler.next_turn(0)
+    assert names(begun) == ['runs']
+    assert scheduler.submit(job('first', 6.5, worst_s=2, guaranteed=True), 0) is None
+    ending = scheduler.submit(job('second', 6.7, worst_s=2, guaranteed=True), 0)
+    assert ending is not None and ending.outcome == Outcome.INFEASIBLE
+    assert 'at least 8.05 s would do' in ending.error_msg
+    assert scheduler.submit(job('second', 8.05, worst_s=2, guaranteed=True), 0) is None
 
 
 def test_guaranteed_must_not_push_out_one_promised_before() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(pace())
     scheduler.submit(job('promised', 3, worst_s=2, guaranteed=True), 0)
     ending = scheduler.submit(job('earlier', 2.5, worst_s=2, guaranteed=True), 0)
-    assert ending.outcome == Outcome.INFEASIBLE and 'at least 4.00 s would do' in ending.error_msg
+    assert ending is not None and ending.outcome == Outcome.INFEASIBLE
+    assert 'at least 4.00 s would do' in ending.error_msg
     assert scheduler.submit(job('earlier', 2.5, worst_s=1, guaranteed=True), 0) is None
 
 
-def test_a_killed_query_holds_the_engine_until_its_step_or_chunk_ends() -> None:
-    scheduler = Scheduler()
+def test_a_killed_query_holds_its_slot_until_its_step_or_chunk_ends() -> None:
+    scheduler = Scheduler(pace())
     scheduler.submit(job('runs', 2, worst_s=50, unit_s=0.5), 0)
-    scheduler.next_run(0)
+    begin(scheduler)
+    scheduler.next_turn(0)
     ending = scheduler.submit(job('next', 3.4, worst_s=1, guaranteed=True), 0)
-    assert 'at least 3.50 s would do' in ending.error_msg
+    assert ending is not None and 'at least 3.50 s would do' in ending.error_msg
     assert scheduler.submit(job('next', 3.5, worst_s=1, guaranteed=True), 0) is None
 
 
 def test_a_dropped_query_holds_the_engine_for_one_unit_more() -> None:
-    scheduler = Scheduler()
-    scheduler.submit(job('runs', 100, worst_s=50, unit_s=0.5), 0)
-    scheduler.next_run(0)
+    scheduler = Scheduler(pace())
+    scheduler.submit(job('runs', 100, worst_s=50), 0)
+    begin(scheduler)
     assert scheduler.submit(job('next', 3, worst_s=1, guaranteed=True), 0) is not None
-    scheduler.stop_running(S)
-    assert scheduler.submit(job('next', 2.5, worst_s=1, guaranteed=True), S) is None
+    scheduler.next_turn(S)
+    scheduler.drop('runs')
+    assert scheduler.submit(job('next', 2.0, worst_s=1, guaranteed=True), S) is not None
+    assert scheduler.submit(job('next', 2.1, worst_s=1, guaranteed=True), S) is None
 
 
 def test_best_effort_waits_if_it_would_endanger_a_promise() -> None:
-    scheduler = Scheduler()
-    scheduler.submit(job('promised', 5, worst_s=3, guaranteed=True), 0)
-    scheduler.submit(job('urgent', 4, worst_s=3), 0)
-    assert name_of(scheduler.next_run(0)) == 'promised'
-    scheduler.finished()
-    scheduler.submit(job('promised again', 8, worst_s=3, guaranteed=True), 0)
-    assert name_of(scheduler.next_run(0)) == 'urgent'
+    scheduler = Scheduler(pace(), n_slots=2)
+    scheduler.submit(job('promised', 3.02, worst_s=3, guaranteed=True), 0)
+    scheduler.submit(job('urgent', 2, worst_s=1), 0)
+    promised = begin(scheduler)
+    assert promised.query_id == 'promised'
+    assert names(scheduler.next_turn(round(0.1 * S))) == ['promised']
+    scheduler.progressed(promised, replace(promised.demand, steps=5))
+    assert names(scheduler.next_turn(round(0.2 * S))) == ['urgent']
 
 
-@pytest.mark.parametrize('seed', range(20))
-def test_no_promise_is_broken_whatever_arrives(seed: int) -> None:
-    """Work takes up to its worst case; each query has one ending and each promise is kept."""
-    rng = random.Random(seed)
-    for _ in range(60):
-        endings = _simulate(rng, n_jobs=25)
-        assert sorted(endings) == sorted(str(i) for i in range(25))
+def test_a_free_slot_is_kept_for_a_promise_that_waits_for_one() -> None:
+    scheduler = Scheduler(pace(), n_slots=1)
+    scheduler.submit(job('promised', 60, worst_s=3, guaranteed=True), 0)
+    scheduler.submit(job('urgent', 20, worst_s=3), 0)
+    assert names(scheduler.next_turn(0)) == ['promised']
 
 
-def _simulate(rng: random.Random, n_jobs: int) -> dict[str, str]:
-    arrivals = sorted(rng.uniform(0, 30) for _ in range(n_jobs))
-    jobs: list[Job] = [
-        job(str(i), at + rng.uniform(0.1, 12), worst_s=rng.uniform(0.3, 4), least_s=0.2,
-            guaranteed=rng.random() < 0.5, arrival_s=at, unit_s=0.3)
-        for i, at in enumerate(arrivals)]
-    scheduler, endings, free_ns = Scheduler(), {}, 0
+def test_who_holds_the_only_slot_goes_on_for_the_promise_that_waits_for_it() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    scheduler.submit(job('a', 100, worst_s=2), 0)
+    scheduler.submit(job('b', 100, worst_s=9), 0)
+    begin(scheduler)
+    begin(scheduler)
+    assert scheduler.submit(job('promised', 3.4, worst_s=1, guaranteed=True), 0) is None
+    # Together both would take longer: the one that is nearest to its end goes first, alone.
+    assert names(scheduler.next_turn(round(0.49 * S))) == ['a']
 
-    def run_until(until_ns: int | None) -> None:
-        nonlocal free_ns
-        while until_ns is None or free_ns < until_ns:
-            for lost, _ in scheduler.take_lost(free_ns):
-                assert not lost.guaranteed
-                endings[lost.query.query_id] = 'lost'
-            scheduler.finished()
-            chosen = scheduler.next_run(free_ns)
-            if chosen is None:
-                break
-            worst_ns = round(chosen.needs.worst_s * S)
-            end_ns = free_ns + (worst_ns if rng.random() < 0.5 else round(rng.random() * worst_ns))
-            overdue = end_ns > chosen.query.plan_deadline_ns
-            assert not (overdue and chosen.guaranteed)
-            if overdue:
-                unit_ns = round(rng.random() * chosen.needs.unit_s * S)
-                end_ns = min(end_ns, chosen.query.plan_deadline_ns + unit_ns)
-            endings[chosen.query.query_id] = 'missed' if overdue else 'done'
-            free_ns = end_ns
 
-    for each in jobs:
-        now_ns = each.query.arrival_ns
-        run_until(now_ns)
-        free_ns = max(free_ns, now_ns)
-        refusal: Ending | None = scheduler.submit(each, now_ns)
-        if refusal is not None:
-            endings[each.query.query_id] = refusal.outcome.name
-    run_until(None)
-    return endings
+def test_a_step_is_shared_while_all_still_make_it() -> None:
+    scheduler = Scheduler(pace(), n_slots=4)
+    scheduler.submit(job('tight', 2.3, worst_s=2.1), 0)
+    begin(scheduler)
+    scheduler.submit(job('loose', 90, worst_s=5), 0)
+    assert names(scheduler.next_turn(0)) == ['tight']       # two would take 2.4 s
+    tight, = scheduler.next_turn(0).jobs
+    scheduler.progressed(tight, replace(tight.demand, steps=10, likely_steps=10))
+    assert names(scheduler.next_turn(round(0.1 * S))) == ['loose']
+    loose, = [each for each in scheduler._running.values() if each is not tight]
+    prefilled(scheduler, loose)
+    turn = scheduler.next_turn(round(0.2 * S))
+    assert names(turn) == ['tight', 'loose'] and turn is not None and turn.act is Act.STEP
+
+
+def test_a_shared_step_runs_in_the_fastest_tier_that_one_of_them_needs() -> None:
+    scheduler = Scheduler(pace(tiers=('bf16', 'int8')), n_slots=4)
+    for name, tier, least in (('a', 'bf16', ''), ('b', 'int8', ''), ('c', 'bf16', 'bf16')):
+        scheduler.submit(job(name, 90 + ord(name), tier=tier, min_tier=least), 0)
+        begin(scheduler)
+    turn = scheduler.next_turn(0)
+    assert names(turn) == ['a', 'b'] and turn is not None and turn.tier == 'int8'
+    # whose lowest tier is better than that has steps of its own once the others have ended
+
+
+def test_promises_that_only_fit_together_are_made_and_kept_together() -> None:
+    scheduler = Scheduler(pace(), n_slots=4)
+    for name in 'abcd':     # in turn 4 x 1.1 s, together 4 x 0.1 s and 10 steps of 0.16 s
+        assert scheduler.submit(job(name, 2.1, worst_s=1.1, guaranteed=True), 0) is None
+    ending = scheduler.submit(job('e', 2.1, worst_s=1.1, guaranteed=True), 0)
+    assert ending is not None and ending.outcome == Outcome.INFEASIBLE
+    for now_s in (0.1, 0.2, 0.3, 0.4):
+        begin(scheduler, round((now_s - 0.1) * S))
+    assert sorted(names(scheduler.next_turn(round(0.4 * S)))) == ['a', 'b', 'c', 'd']
+
+
+def test_a_query_that_outgrows_its_worst_case_loses_its_promise() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    scheduler.submit(job('longer', 9, worst_s=2, guaranteed=True), 0)
+    longer = begin(scheduler)
+    longer.outgrown = True
+    scheduler.progressed(longer, replace(longer.demand, steps=60, last_steps=60))
+    assert scheduler.submit(job('next', 3, worst_s=2, guaranteed=True), 0) is None
+
+
+def test_every_eighth_to_begin_has_the_earliest_deadline_likely_or_not() -> None:
+    scheduler = Scheduler(pace(), n_slots=1)
+    scheduler.submit(job('unlikely', 40, worst_s=60), 0)
+    order = []
+    for number in range(9):
+        scheduler.submit(job(str(number), 50 + number), 0)
+    while scheduler.n_waiting:
+        begun = begin(scheduler)
+        order.append(begun.query_id)
+        scheduler.finished(begun)
+    assert order.index('unlikely') == 7

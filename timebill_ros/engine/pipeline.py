@@ -14,7 +14,8 @@ from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
-from timebill_ros.query import Ending, ErrorCode, FinishReason, Outcome, Query, QueryTiming, Stage
+from timebill_ros.query import (
+    Ending, ErrorCode, FinishReason, Outcome, Overrun, Query, QueryTiming, Stage)
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -73,6 +74,7 @@ class QueryRun:
         self._planning = planning
         self._clock = clock
         self._room = room or self._all_room
+        self._tiers = tiers_to_plan(planning, engine.info.tiers, query.min_tier)
         self._record = TimingRecord(query, len(prompt_ids), cap, tokenize_s, planning)
         self._sequence: Sequence | None = None
         self._text = engine.response_text(query.stop)
@@ -119,9 +121,9 @@ class QueryRun:
         return self.plan is not None and self.timing.n_generated >= self.plan.n_worst
 
     @property
-    def is_late(self) -> bool:
-        """Tell whether it runs on beyond its deadline."""
-        return bool(self.query.overrun_ns) and self._clock() >= self.query.plan_deadline_ns
+    def evicts_next(self) -> bool:
+        """Tell whether its next unit is an eviction."""
+        return self.next_unit is Unit.EVICT
 
     def drop(self) -> None:
         """Have the query ended before its next unit: the node has ended it."""
@@ -198,7 +200,8 @@ class QueryRun:
             return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
         self._record.prefilled(self._prefill_s)
         self.plan = made = plan(
-            self._plan_inputs(now_ns), self._planning.estimator, self._planning.config)
+            self._plan_inputs(now_ns), self._planning.estimator, self._planning.config,
+            self._planning.quality)
         self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)
         return [Planned(self.query_id, self._record.timing), *self._take(token)]
@@ -324,7 +327,8 @@ class QueryRun:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
-            budget_left_s=room.budget_s)
+            budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
+            may_cap=self.query.overrun == Overrun.KILL)
 
     def _all_room(self, now_ns: int) -> Room:
         return Room((self.query.plan_deadline_ns - now_ns) / _NS, 1)
@@ -358,9 +362,15 @@ def decode_together(runs: list[QueryRun], tier: str = '') -> list[Message]:
     return messages
 
 
+def tiers_to_plan(planning: Planning, tiers: list[str], min_tier: str) -> tuple[str, ...]:
+    """Return the tiers, best first, that a query allows and that can be planned with."""
+    allowed = tiers[:tiers.index(min_tier) + 1] if min_tier in tiers else tiers
+    return tuple(tier for tier in allowed if tier in planning.estimator.tiers)
+
+
 def fastest(tiers: list[str], wanted: list[str]) -> str:
     """Return the fastest of the tiers ``wanted``; ``tiers`` are all, best quality first."""
-    return max(wanted, key=tiers.index)
+    return max(wanted, key=lambda tier: tiers.index(tier) if tier in tiers else 0)
 
 
 def late_ending(query: Query, now_ns: int, reason: FinishReason) -> Ending:

@@ -18,7 +18,6 @@ import time
 from typing import Any, BinaryIO
 
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.executor import garbage
 from timebill_ros.executor.intake import Intake
 from timebill_ros.executor.messages import (
@@ -95,7 +94,7 @@ class Listener:
 
 
 class ModelThread:
-    """The work: query after query, unit by unit, and a sign of life when there is none."""
+    """The work: unit by unit, and a sign of life when there is none."""
 
     def __init__(self, started: Started, load: Load, outbox: Outbox) -> None:
         """Prepare; ``run`` works."""
@@ -105,33 +104,32 @@ class ModelThread:
         self._busy_s = 0.0
         self._alive_ns = 0
         self.intake = Intake(
-            started.engine, outbox, started.config, started.coefficients, started.source)
+            started.engine, outbox, started.planning(), started.coefficients.key)
 
     def run(self) -> None:
         """Work until the node wants the process to end; raises ChannelClosed when it is gone."""
         while not self.intake.stopping:
-            run, profile = self.intake.next_run(), self.intake.next_profile()
-            if run is not None:
-                self._answer(run)
+            if not self._work():
                 garbage.collect()
-            elif profile is not None:
-                self._profile(profile)
-                garbage.collect()
-            else:
-                self.intake.wait(ALIVE_S)
+                profile = self.intake.next_profile()
+                if profile is not None:
+                    self._profile(profile)
+                else:
+                    self.intake.wait(ALIVE_S)
             self._alive()
         self.intake.end_all()
 
-    def _answer(self, run: QueryRun) -> None:
-        while not run.done and not self.intake.stopping:
-            began_s = time.perf_counter()
-            messages = run.advance()
-            self._busy_s += time.perf_counter() - began_s
-            self.intake.advanced(run)
-            self._outbox.send(*messages)
-            self.intake.end_lost()
-            self._alive()
-        self._engine.check_device()
+    def _work(self) -> bool:
+        """Do one unit of work; False = there is none."""
+        began_s = time.perf_counter()
+        messages = self.intake.work()
+        if messages is None:
+            return False
+        self._busy_s += time.perf_counter() - began_s
+        self._outbox.send(*messages)
+        if any(isinstance(each, Finished) for each in messages):
+            garbage.collect_young()
+        return True
 
     def _alive(self) -> None:
         """Send the gauges, at most twice in ALIVE_S."""

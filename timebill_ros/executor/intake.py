@@ -6,7 +6,7 @@ What the node wants of a loaded engine: its queries, and what else it asks for.
 The talk thread calls ``take``, the model thread everything else; one lock guards what both touch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import logging
 import threading
 import time
@@ -15,10 +15,12 @@ from typing import Any, TYPE_CHECKING
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs, PlannerConfig, Planning
 from timebill_ros.engine.errors import OutOfMemory
-from timebill_ros.engine.pipeline import QueryRun
+from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.engine.timing_record import TimingRecord
+from timebill_ros.executor.demand import Pace
+from timebill_ros.executor.dispatcher import Dispatcher
 from timebill_ros.executor.messages import (
-    Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, Shutdown, Submit)
+    Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, SetPolicy, Shutdown, Submit)
 from timebill_ros.executor.outbox import Outbox
 from timebill_ros.executor.scheduler import Job, Scheduler
 from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming
@@ -34,6 +36,9 @@ _DROPPED = Ending(
 _PROFILING = Ending(
     Outcome.FAILED, error_code=ErrorCode.ENGINE_NOT_READY,
     error_msg='the model is being profiled; ask again when that is done')
+_STOPPED = Ending(
+    Outcome.FAILED, error_code=ErrorCode.SERVER_SHUTDOWN,
+    error_msg='the engine was asked to stop')
 
 
 @dataclass
@@ -54,21 +59,23 @@ class _Requests:
 
 
 class Intake:
-    """Takes the node's messages; hands out the queries one by one."""
+    """Takes the node's messages; has the queries worked on, unit by unit."""
 
     def __init__(
-            self, engine: 'Engine', outbox: Outbox, config: PlannerConfig,
-            coefficients: TimingCoefficients, source: str) -> None:
-        """Start with an empty queue; ``source`` says where the coefficients are from."""
+            self, engine: 'Engine', outbox: Outbox, planning: Planning, key: str) -> None:
+        """Start with an empty queue; ``key`` is that of coefficients that may be adopted."""
         self._engine = engine
         self._outbox = outbox
-        self._config = config
-        self._key = coefficients.key
-        self._scheduler = Scheduler()
-        self._run: QueryRun | None = None
+        self._key = key
         self._requests = _Requests()
         self._changed = threading.Condition()
-        self.planning = self._planning_with(coefficients, source)
+        self._scheduler = Scheduler(Pace(planning), engine.info.max_batch)
+        self._dispatcher = Dispatcher(engine, self._scheduler, self._changed)
+
+    @property
+    def planning(self) -> Planning:
+        """What queries are planned with from now on."""
+        return self._scheduler.pace.planning
 
     # --- talk thread
 
@@ -80,6 +87,8 @@ class Intake:
             self._drop(message.query_id)
         elif isinstance(message, Adopt):
             self._adopt(message)
+        elif isinstance(message, SetPolicy):
+            self._set_policy(message)
         elif isinstance(message, RunProfile):
             self._ask_profile(message)
         elif isinstance(message, CancelProfile):
@@ -117,7 +126,9 @@ class Intake:
                 error_msg=f'the prompt has {n_prompt} tokens with its chat template; with one '
                           f'token of response the limit is {limit}'), record.timing)
         self._engine.check_memory(n_prompt + cap)
-        inputs = PlanInputs(n_prompt, cap, budget_left_s=0.0, alpha_max=query.alpha_max)
+        inputs = PlanInputs(
+            n_prompt, cap, budget_left_s=0.0, alpha_max=query.alpha_max,
+            tiers=tiers_to_plan(planning, self._engine.info.tiers, query.min_tier))
         job = Job(
             query, needs(inputs, planning.estimator, planning.config, self._engine.chunk_tokens),
             prompt_ids, cap, tokenize_s)
@@ -134,19 +145,26 @@ class Intake:
     def _drop(self, query_id: str) -> None:
         with self._changed:
             job = self._scheduler.drop(query_id)
-            if job is None and self._run is not None and self._run.query_id == query_id:
-                self._run.drop()
-                self._scheduler.stop_running(time.monotonic_ns())
+            self._dispatcher.drop(query_id)
         if job is not None:
-            self._outbox.send(self._never_ran(job, _DROPPED))
+            self._outbox.send(self._dispatcher.never_ran(job, _DROPPED))
 
     def _adopt(self, message: Adopt) -> None:
         try:
             coefficients = TimingCoefficients.from_dict(message.coefficients)
             coefficients.require_key(self._key)
-            self.planning = self._planning_with(coefficients, message.source)
+            self._plan_with(coefficients, message.source)
         except ValueError as error:
             _LOG.warning('coefficients not adopted: %s', error)
+
+    def _set_policy(self, message: SetPolicy) -> None:
+        try:
+            config = PlannerConfig.from_dict({**asdict(self.planning.config), **message.policy})
+        except (ValueError, TypeError) as error:
+            _LOG.warning('policy not set: %s', error)
+            return
+        with self._changed:
+            self._scheduler.pace = Pace(replace(self.planning, config=config))
 
     def _ask_profile(self, request: RunProfile) -> None:
         with self._changed:
@@ -182,32 +200,9 @@ class Intake:
             if not (self._scheduler.n_waiting or self._requests.profile or self._requests.stop):
                 self._changed.wait(timeout_s)
 
-    def next_run(self) -> QueryRun | None:
-        """Begin the query whose turn it is; None = nobody waits."""
-        self.end_lost()
-        with self._changed:
-            job = self._scheduler.next_run(time.monotonic_ns())
-            if job is None:
-                return None
-            self._run = QueryRun(
-                self._engine, job.query, job.prompt_ids, job.cap, self.planning, job.tokenize_s)
-            return self._run
-
-    def end_lost(self) -> None:
-        """End the queries that waited too long."""
-        with self._changed:
-            lost = self._scheduler.take_lost(time.monotonic_ns())
-        for job, ending in lost:
-            self._outbox.send(self._never_ran(job, ending))
-
-    def advanced(self, run: QueryRun) -> None:
-        """Note how far the running query is, or that it has ended."""
-        with self._changed:
-            if run.done:
-                self._scheduler.finished()
-                self._run = None
-            else:
-                self._scheduler.running_until(run.latest_end_ns)
+    def work(self) -> list[Message] | None:
+        """Do the next unit of work; returns what to send, None = nobody waits or runs."""
+        return self._dispatcher.work()
 
     def next_profile(self) -> RunProfile | None:
         """Return the profile asked for; until ``profiled`` no query is taken."""
@@ -216,29 +211,18 @@ class Intake:
     def profiled(self, coefficients: TimingCoefficients | None, source: str) -> None:
         """End a profile; with coefficients the queries from now on are planned with them."""
         if coefficients is not None:
-            self.planning = self._planning_with(coefficients, source)
+            self._plan_with(coefficients, source)
         self._requests.profile = None
 
     def end_all(self) -> None:
         """End every query because the process ends."""
-        ending = Ending(
-            Outcome.FAILED, error_code=ErrorCode.SERVER_SHUTDOWN,
-            error_msg='the engine was asked to stop')
+        self._outbox.send(*self._dispatcher.abort_all(_STOPPED))
+
+    def _plan_with(self, coefficients: TimingCoefficients, source: str) -> None:
+        estimator = TimeEstimator(coefficients, self._engine.info.tiers[0])
         with self._changed:
-            run, jobs = self._run, self._scheduler.drop_all()
-        if run is not None and not run.done:
-            self._outbox.send(run.abort(ending))
-        self._outbox.send(*[self._never_ran(job, ending) for job in jobs])
-
-    def _never_ran(self, job: Job, ending: Ending) -> Finished:
-        record = TimingRecord(
-            job.query, job.needs.n_prompt, job.cap, job.tokenize_s, self.planning)
-        record.refused(job.needs, time.monotonic_ns())
-        return _refusal(job.query, ending, record.timing)
-
-    def _planning_with(self, coefficients: TimingCoefficients, source: str) -> Planning:
-        tier = self._engine.info.tiers[0]
-        return Planning(TimeEstimator(coefficients, tier), self._config, source)
+            self._scheduler.pace = Pace(
+                replace(self.planning, estimator=estimator, source=source))
 
 
 def _failed(code: ErrorCode, error: Exception) -> Ending:

@@ -69,6 +69,13 @@ class Adopt:
 
 
 @dataclass
+class SetPolicy:
+    """Plan with these fields of planner.PlannerConfig from the next query on."""
+
+    policy: Dict[str, Any]
+
+
+@dataclass
 class RunProfile:
     """Measure the model and fit the laws; the engine answers ProfileProgress…, then ProfileDone."""
 
@@ -201,7 +208,7 @@ class ProfileDone:
 
 _TYPES = {
     cls.__name__: cls for cls in (
-        Load, Submit, Drop, Adopt, RunProfile, CancelProfile, Shutdown,
+        Load, Submit, Drop, Adopt, SetPolicy, RunProfile, CancelProfile, Shutdown,
         Loading, Ready, LoadFailed, Alive, Progress, Planned, Finished, ProfileProgress,
         ProfileDone)
 }

@@ -1,45 +1,105 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose turn: earliest deadline first, with admission of guaranteed queries.
+Whose turn: earliest deadline first between units of work, several queries at once.
 
-Pure: the clock is passed in.
-One query runs at a time. A best-effort query never delays an admitted guaranteed one beyond its
-deadline: it waits, however early its own deadline is, if starting it now would endanger one.
+Pure: the clock is passed in. The rules, in the order of their weight:
+
+1. *Promises.* An admitted GUARANTEED query meets its deadline while its length and the engine's
+   times stay within their worst cases. Nothing is begun, stepped or admitted unless a certificate
+   (``promises``) holds after it. A query that outgrows its worst-case length loses its promise.
+2. *What has begun and still makes it is not made to miss*: a prefill waits, and a query stays out
+   of a shared decode step, if one that decodes would likely miss because of it and would not
+   without.
+3. *Earliest deadline first* among the rest; who is not likely to make it comes after who is, but
+   for every eighth query that begins. A query that waits is not overtaken by a later deadline
+   because it would harm somebody now.
+4. *Prefill before decoding*, so that as many queries as possible share the steps.
+5. *Work conservation*: as long as a query waits or runs the engine is not idle. So nobody starves:
+   later arrivals have later deadlines, and the turn of every query comes, or its deadline does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from timebill_ros.budget.admission import Needs, refusal_message
+from timebill_ros.executor.demand import Demand, demand_of_waiting, Pace
+from timebill_ros.executor.promises import deadline, Promises, Way
 from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query
 
 _NS = 1_000_000_000
+# A shared step is repeated without a second thought for so long, if nothing happens meanwhile.
+_REPEAT_NS = 10_000_000
+# Every so many queries that begin the earliest deadline does, however unlikely it is to be met.
+_FAIR_EVERY = 8
+_FAR_NS = 100_000 * _NS
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """A query that waits for the engine."""
+    """A query that waits for the engine or has a slot in it."""
 
     query: Query
     needs: Needs
     prompt_ids: list[int]
     cap: int                  # longest response, tokens
     tokenize_s: float = 0.0
+    running: bool = False     # it has a slot
+    planned: bool = False
+    outgrown: bool = False    # its response is longer than the worst case it was admitted with
+    dropped: bool = False     # the node has ended it
+    demand: Demand = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with what admission counted on."""
+        self.demand = demand_of_waiting(self.needs, self.cap)
 
     @property
-    def guaranteed(self) -> bool:
-        """Tell whether it was admitted with a promise."""
-        return self.query.admission == Admission.GUARANTEED
+    def query_id(self) -> str:
+        """The goal's id."""
+        return self.query.query_id
+
+    @property
+    def promised(self) -> bool:
+        """Tell whether it was admitted with a promise, and keeps to what that rests on."""
+        return self.query.admission == Admission.GUARANTEED and not self.outgrown
+
+
+class Act(Enum):
+    """What is to be done."""
+
+    BEGIN = 'begin'         # give the one job a slot, and do its first unit
+    ADVANCE = 'advance'     # do the next unit of the one job
+    STEP = 'step'           # one decode step of the jobs together
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The next unit of work."""
+
+    act: Act
+    jobs: tuple[Job, ...]
+    tier: str               # of a decode step
+    worst_ns: int
 
 
 class Scheduler:
-    """The queue in front of the engine. Not thread-safe: the caller locks."""
+    """The queue in front of the engine, and its slots. Not thread-safe: the caller locks."""
 
-    def __init__(self) -> None:
-        """Start with an empty queue and an idle engine."""
+    def __init__(self, pace: Pace, n_slots: int = 1) -> None:
+        """Start with an empty queue and an idle engine of ``n_slots``."""
+        self.pace = pace
+        self.n_slots = n_slots
         self._waiting: dict[str, Job] = {}
-        self._running: Job | None = None
-        self._running_until_ns = 0
+        self._running: dict[str, Job] = {}
+        self._way = Way.IN_TURN
+        self._begun = 0                     # queries so far
+        self._busy_until_ns = 0             # worst case of the unit that is being done
+        self._repeat: Turn | None = None
+        self._repeat_until_ns = 0
+
+    # --- the queue
 
     @property
     def n_waiting(self) -> int:
@@ -49,7 +109,7 @@ class Scheduler:
     @property
     def n_running(self) -> int:
         """Queries whose work has begun."""
-        return 0 if self._running is None else 1
+        return len(self._running)
 
     def submit(self, job: Job, now_ns: int) -> Ending | None:
         """Queue a job, or refuse it: the ending says why and what budget would do."""
@@ -57,11 +117,16 @@ class Scheduler:
             return missed_while_waiting()
         refusal = self._refuse(job, now_ns)
         if refusal is None:
-            self._waiting[job.query.query_id] = job
+            self._waiting[job.query_id] = job
+            self._repeat = None
         return refusal
 
     def drop(self, query_id: str) -> Job | None:
-        """Take a waiting job out; None = it does not wait."""
+        """Forget a job that waits; one that runs only counts no more until ``finished``."""
+        self._repeat = None
+        job = self._running.get(query_id)
+        if job is not None:
+            job.dropped = True
         return self._waiting.pop(query_id, None)
 
     def drop_all(self) -> list[Job]:
@@ -79,67 +144,198 @@ class Scheduler:
         """
         lost = []
         for job in list(self._waiting.values()):
-            ending = missed_while_waiting() if now_ns >= _deadline(job) else None
-            if ending is None and not job.guaranteed:
-                ending = self._refuse(job, now_ns)
+            ending = (missed_while_waiting() if now_ns >= job.query.plan_deadline_ns
+                      else self._hopeless(job, now_ns))
             if ending is not None:
-                del self._waiting[job.query.query_id]
+                del self._waiting[job.query_id]
                 lost.append((job, ending))
+        if lost:
+            self._repeat = None
         return lost
 
-    def next_run(self, now_ns: int) -> Job | None:
-        """
-        Return the job whose turn it is and mark it as running; None = busy, or nobody waits.
+    # --- the engine
 
-        Call ``take_lost`` first; a job past its deadline is never returned.
-        """
-        ready = [job for job in self._waiting.values() if now_ns < job.query.plan_deadline_ns]
-        if self._running is not None or not ready:
+    def progressed(self, job: Job, demand: Demand) -> None:
+        """Say what a running job still needs now."""
+        job.demand = demand
+        if not demand.decodes:
+            self._repeat = None
+
+    def finished(self, job: Job) -> None:
+        """Say that a running job has ended and left its slot."""
+        self._running.pop(job.query_id, None)
+        job.running = False
+        self._repeat = None
+
+    def room_ns(self, job: Job, now_ns: int) -> tuple[int, int]:
+        """Return the engine time left for a running job's plan, and the width to expect."""
+        room_ns, width = self._promises().room_ns(job, now_ns)
+        together = 1 if job.promised else sum(
+            each is job or each.demand.decodes for each in self._running.values())
+        return room_ns, max(width, together)
+
+    def next_turn(self, now_ns: int) -> Turn | None:
+        """Return what to do now; None = nobody waits or runs. Call ``take_lost`` first."""
+        turn = self._repeat if now_ns < self._repeat_until_ns else None
+        if turn is None:
+            turn = self._decide(now_ns)
+        if turn is not None:
+            self._busy_until_ns = now_ns + turn.worst_ns
+            if turn.act is Act.BEGIN:
+                job, = turn.jobs
+                del self._waiting[job.query_id]
+                self._running[job.query_id] = job
+                job.running = True
+                self._begun += 1
+        return turn
+
+    def _decide(self, now_ns: int) -> Turn | None:
+        self._repeat = None
+        promises = self._promises()
+        for turn in self._wishes(now_ns):
+            after = {job.query_id: job.demand.after_unit() for job in turn.jobs}
+            certificate = promises.check(now_ns + turn.worst_ns, after)
+            if certificate.holds:
+                self._way = certificate.way
+                if turn.act is Act.STEP:
+                    self._repeat = turn
+                    self._repeat_until_ns = now_ns + min(_REPEAT_NS, certificate.slack_ns)
+                return turn
+        return self._fall_back(promises)
+
+    def _promises(self) -> Promises:
+        return Promises(
+            [*self._waiting.values(), *self._running.values()], self.n_slots, self.pace)
+
+    # --- what would be best, if no promise forbids it
+
+    def _wishes(self, now_ns: int) -> Iterator[Turn]:
+        decoding = self._in_order(
+            [job for job in self._running.values() if job.demand.decodes and not job.dropped],
+            now_ns)
+        blocked = False
+        for job in self._in_order(self._ready_to_prefill(), now_ns):
+            harms = self._harms(job, decoding, now_ns)
+            if not harms and (job.running or job.promised or not blocked):
+                yield self._unit_of(job)
+            blocked = blocked or (harms and not job.running)
+        if decoding:
+            yield self._shared_step(decoding, now_ns)
+            promised = [job for job in decoding if job.promised]
+            if 0 < len(promised) < len(decoding):
+                yield self._shared_step(promised, now_ns)
+
+    def _ready_to_prefill(self) -> list[Job]:
+        ready = [job for job in self._running.values()
+                 if not job.demand.decodes and not job.dropped]
+        free = self.n_slots - len(self._running)
+        reserved = sum(job.promised for job in self._waiting.values())
+        for job in self._waiting.values():
+            if free > (0 if job.promised else reserved):
+                ready.append(job)
+        return ready
+
+    def _in_order(self, jobs: list[Job], now_ns: int) -> list[Job]:
+        """Return the jobs by deadline, those likely to make it first."""
+        if len(jobs) < 2:
+            return jobs
+        if self._begun % _FAIR_EVERY == _FAIR_EVERY - 1:
+            return sorted(jobs, key=deadline)
+        return sorted(jobs, key=lambda job: (not self._makes_it(job, now_ns, 1), deadline(job)))
+
+    def _makes_it(self, job: Job, now_ns: int, width: int, tier: str = '') -> bool:
+        likely_ns = self.pace.likely_ns(job.demand, tier or job.demand.tier, width)
+        return now_ns + likely_ns <= job.query.plan_deadline_ns
+
+    def _harms(self, job: Job, decoding: list[Job], now_ns: int) -> bool:
+        """Tell whether a decoding query likely misses if ``job`` is prefilled now, and joins."""
+        width = len(decoding)
+        later_ns = now_ns + round(job.demand.likely_before_s * _NS)
+        return any(
+            self._makes_it(each, now_ns, width) and not self._makes_it(each, later_ns, width + 1)
+            for each in decoding)
+
+    def _shared_step(self, decoding: list[Job], now_ns: int) -> Turn:
+        """Return the step of as many as can share it without making one of them miss."""
+        together: list[Job] = []
+        for job in decoding:
+            joined = [*together, job]
+            tier = self._fastest(joined)
+            if not together or (self._allowed(joined, tier) and not any(
+                    self._makes_it(each, now_ns, len(together), tier)
+                    and not self._makes_it(each, now_ns, len(joined), tier)
+                    for each in joined)):
+                together = joined
+        return self._step_of(together)
+
+    def _step_of(self, jobs: list[Job]) -> Turn:
+        tier = self._fastest(jobs)
+        n_cached = sum(job.demand.n_cached for job in jobs) / len(jobs)
+        return Turn(Act.STEP, tuple(jobs), tier, self.pace.step_ns(n_cached, tier, len(jobs)))
+
+    def _unit_of(self, job: Job) -> Turn:
+        if not job.running:
+            return Turn(Act.BEGIN, (job,), '', round(job.demand.unit_s * _NS))
+        if job.demand.decodes:
+            return self._step_of([job])
+        return Turn(Act.ADVANCE, (job,), '', round(job.demand.unit_s * _NS))
+
+    def _fastest(self, jobs: list[Job]) -> str:
+        tiers = self.pace.planning.estimator.tiers
+        return max((job.demand.tier for job in jobs), key=lambda tier: _place(tiers, tier))
+
+    def _allowed(self, jobs: list[Job], tier: str) -> bool:
+        tiers = self.pace.planning.estimator.tiers
+        return all(not job.query.min_tier
+                   or _place(tiers, tier) <= _place(tiers, job.query.min_tier) for job in jobs)
+
+    # --- what the promises say
+
+    def _fall_back(self, promises: Promises) -> Turn | None:
+        """Go on in the way for which a certificate held last."""
+        if not promises.kept:
             return None
-        job = self._choose(sorted(ready, key=_deadline), now_ns)
-        del self._waiting[job.query.query_id]
-        self._running = job
-        self._running_until_ns = _latest_end(job, now_ns)
-        return job
-
-    def running_until(self, until_ns: int) -> None:
-        """Say when the running query ends at the latest, as it is now predicted (steady clock)."""
-        if self._running is not None:
-            self._running_until_ns = min(until_ns, _killed_by(self._running))
-
-    def stop_running(self, now_ns: int) -> None:
-        """Say that the running query was dropped: it ends with its step or chunk."""
-        if self._running is not None:
-            self.running_until(now_ns + round(self._running.needs.unit_s * _NS))
-
-    def finished(self) -> None:
-        """Say that the running query has ended."""
-        self._running = None
-
-    def _choose(self, by_deadline: list[Job], now_ns: int) -> Job:
-        first = by_deadline[0]
-        promised = [job for job in by_deadline if job.guaranteed]
-        if first.guaranteed or _all_fit(promised, _latest_end(first, now_ns)):
-            return first
-        return promised[0]
+        if self._way is Way.TOGETHER:
+            first = next((job for job in promises.kept if not job.demand.decodes), None)
+            if first is None:
+                return self._step_of(promises.kept)
+            if first.running or len(self._running) < self.n_slots:
+                return self._unit_of(first)
+        return self._unit_of(promises.first())
 
     def _refuse(self, job: Job, now_ns: int) -> Ending | None:
-        if job.guaranteed:
-            begin_ns = now_ns if self._running is None else max(now_ns, self._running_until_ns)
-            promised = [each for each in self._waiting.values() if each.guaranteed]
-            needed_ns = _earliest_promise(job, sorted(promised, key=_deadline), begin_ns)
-            own_ns = _worst_ns(job)
-        else:
-            own_ns = round(job.needs.least_s * _NS)
-            needed_ns = now_ns + own_ns
-        query = job.query
-        if needed_ns <= query.plan_deadline_ns:
+        if not job.promised:
+            return self._hopeless(job, now_ns)
+        start_ns = max(now_ns, self._busy_until_ns)
+        promises = self._promises()
+        if promises.check(start_ns, extra=job).holds:
             return None
-        message = refusal_message(
-            job.needs, job.guaranteed, waiting_s=(needed_ns - own_ns - query.arrival_ns) / _NS,
-            allowance_s=(query.deadline_ns - query.arrival_ns) / _NS,
-            margin_s=(query.deadline_ns - query.plan_deadline_ns) / _NS)
-        return Ending(Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL, error_msg=message)
+        enough_ns = self._enough_ns(promises, job, start_ns)
+        own_ns = self.pace.alone_ns(job.demand)
+        return _infeasible(job, waiting_ns=max(0, enough_ns - own_ns - job.query.arrival_ns))
+
+    def _enough_ns(self, promises: Promises, job: Job, start_ns: int) -> int:
+        """Return the earliest plan deadline that could be promised; far away if none."""
+        def holds(plan_deadline_ns: int) -> bool:
+            query = replace(job.query, plan_deadline_ns=plan_deadline_ns)
+            other = replace(job, query=query)
+            return promises.check(start_ns, extra=other).holds
+
+        low, step = job.query.plan_deadline_ns, _NS     # low does not hold
+        while not holds(low + step) and step < _FAR_NS:
+            step *= 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    def _hopeless(self, job: Job, now_ns: int) -> Ending | None:
+        """Return the ending of a best-effort query for which not even a token fits; else None."""
+        least_ns = round(job.needs.least_s * _NS)
+        if job.promised or now_ns + least_ns <= job.query.plan_deadline_ns:
+            return None
+        return _infeasible(job, waiting_ns=now_ns - job.query.arrival_ns)
 
 
 def missed_while_waiting() -> Ending:
@@ -149,44 +345,14 @@ def missed_while_waiting() -> Ending:
         error_msg='the deadline passed while the query waited for the engine')
 
 
-def _deadline(job: Job) -> int:
-    return job.query.plan_deadline_ns
+def _infeasible(job: Job, waiting_ns: int) -> Ending:
+    query = job.query
+    message = refusal_message(
+        job.needs, job.promised, waiting_s=(waiting_ns + query.waited_ns) / _NS,
+        allowance_s=query.time_allowance_ns / _NS, margin_s=query.delivery_margin_ns / _NS)
+    return Ending(Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL, error_msg=message)
 
 
-def _worst_ns(job: Job) -> int:
-    return round(job.needs.worst_s * _NS)
-
-
-def _latest_end(job: Job, begin_ns: int) -> int:
-    """When a job that begins at ``begin_ns`` ends at the latest: done, or killed."""
-    return min(begin_ns + _worst_ns(job), _killed_by(job))
-
-
-def _killed_by(job: Job) -> int:
-    """When a job killed at its deadline leaves the engine: its last step or chunk ends first."""
-    return job.query.plan_deadline_ns + round(job.needs.unit_s * _NS)
-
-
-def _all_fit(promised: list[Job], begin_ns: int) -> bool:
-    """Tell whether the promised jobs, in a row from ``begin_ns`` on, all meet their deadlines."""
-    end_ns = begin_ns
-    for job in promised:
-        end_ns += _worst_ns(job)
-        if end_ns > job.query.plan_deadline_ns:
-            return False
-    return True
-
-
-def _earliest_promise(job: Job, promised: list[Job], begin_ns: int) -> int:
-    """
-    Return the earliest plan deadline that could be promised to ``job`` beside ``promised``.
-
-    Tries each place in the queue, the first in front of all: there it ends after what goes before,
-    must not push what comes after beyond its deadline, and needs a deadline not before the one in
-    front of it.
-    """
-    def end_ns(place: int) -> int:
-        return begin_ns + sum(_worst_ns(each) for each in promised[:place]) + _worst_ns(job)
-
-    place = next(i for i in range(len(promised) + 1) if _all_fit(promised[i:], end_ns(i)))
-    return max([end_ns(place)] + [_deadline(each) for each in promised[:place][-1:]])
+def _place(tiers: tuple[str, ...], tier: str) -> int:
+    """Return how fast a tier is; one that is not measured counts as the first."""
+    return tiers.index(tier) if tier in tiers else 0

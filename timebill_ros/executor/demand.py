@@ -1,0 +1,136 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a query still needs of the engine, and how long that takes: the numbers of the scheduler.
+
+*Worst* is the worst case that promises are made of; *likely* is the expected time with the
+predicted length, or with the worst-case length where no predictor ran.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from timebill_ros.budget.admission import Needs
+from timebill_ros.budget.planner import Planning
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.pipeline import QueryRun
+
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Work left of one query. Seconds are of the engine for this query alone."""
+
+    before_s: float         # worst: prefill and eviction that come before its next decode step
+    unit_s: float           # worst: the next piece of that; 0 = its next unit is a decode step
+    likely_before_s: float
+    n_cached: int           # tokens cached before its next decode step
+    steps: int              # decode steps left, to the worst-case length
+    likely_steps: int       # likewise, to the predicted length
+    last_steps: int         # likewise, to its cap
+    tier: str
+
+    @property
+    def decodes(self) -> bool:
+        """Tell whether its next unit is a decode step."""
+        return self.unit_s == 0.0
+
+    def after_unit(self) -> 'Demand':
+        """Return what is left after its next unit."""
+        if not self.decodes:
+            return replace(self, before_s=max(0.0, self.before_s - self.unit_s))
+        return replace(
+            self, n_cached=self.n_cached + 1, steps=max(0, self.steps - 1),
+            likely_steps=max(0, self.likely_steps - 1), last_steps=max(0, self.last_steps - 1))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long work takes, by what a server plans with."""
+
+    planning: Planning
+
+    def alone_ns(self, demand: Demand) -> int:
+        """Return the worst case of all that is left, with the engine to itself."""
+        return round((demand.before_s + self._steps_s(demand, demand.steps, 1)) * _NS)
+
+    def to_cap_ns(self, demand: Demand) -> int:
+        """Return the same for the longest response there can be."""
+        return round((demand.before_s + self._steps_s(demand, demand.last_steps, 1)) * _NS)
+
+    def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
+        """Return the worst case of the decode steps that are left, ``width`` queries in each."""
+        shared = replace(demand, n_cached=n_cached, tier=tier)
+        return round(self._steps_s(shared, demand.steps, width) * _NS)
+
+    def step_ns(self, n_cached: float, tier: str, width: int) -> int:
+        """Return the worst case of one decode step of ``width`` queries."""
+        estimator, worst = self.planning.estimator, self._worst
+        seconds = estimator.decode_s(n_cached, 1, worst, tier, width)
+        return round((self._factor * seconds + width * self._token_s) * _NS)
+
+    def likely_ns(self, demand: Demand, tier: str, width: int) -> int:
+        """Return the likely time of all that is left, ``width`` queries in each decode step."""
+        steps, estimator = demand.likely_steps, self.planning.estimator
+        seconds = demand.likely_before_s
+        if steps > 0:
+            seconds += estimator.decode_s(demand.n_cached, steps, False, tier, width)
+            seconds += width * (estimator.overhead_s(steps) - estimator.overhead_s(0))
+        return round(seconds * _NS)
+
+    @property
+    def _worst(self) -> bool:
+        return self.planning.config.worst_case_times
+
+    @property
+    def _factor(self) -> float:
+        return self.planning.config.time_factor if self._worst else 1.0
+
+    @property
+    def _token_s(self) -> float:
+        """What one more token costs beside the model."""
+        estimator = self.planning.estimator
+        both = estimator.overhead_s(2, self._worst) - estimator.overhead_s(1, self._worst)
+        return self._factor * both
+
+    def _steps_s(self, demand: Demand, steps: int, width: int) -> float:
+        if steps < 1:
+            return 0.0
+        estimator = self.planning.estimator
+        decode_s = estimator.decode_s(demand.n_cached, steps, self._worst, demand.tier, width)
+        return self._factor * (decode_s + width * estimator.overhead_s(steps, self._worst))
+
+
+def demand_of_waiting(needs: Needs, cap: int) -> Demand:
+    """Return what a query needs that has not begun, with the plan that ends soonest."""
+    cheapest = needs.cheapest
+    steps = max(0, cheapest.n_worst - 1)
+    return Demand(
+        before_s=needs.prefill_worst_s + cheapest.predicted_evict_s,
+        unit_s=needs.unit_s, likely_before_s=needs.least_s,
+        n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, last_steps=max(0, cap - 1),
+        tier=cheapest.tier)
+
+
+def demand_of_running(run: 'QueryRun', needs: Needs, cap: int, chunk_tokens: int) -> Demand:
+    """Return what a query still needs that has begun."""
+    estimator, config = run.planning.estimator, run.planning.config
+    if run.plan is None:
+        worst, done = config.worst_case_times, run.n_prefilled
+        until = min(needs.n_prompt, done + chunk_tokens)
+        return replace(
+            demand_of_waiting(needs, cap),
+            before_s=(estimator.prefill_s(needs.n_prompt, worst, done)
+                      + needs.cheapest.predicted_evict_s),
+            unit_s=estimator.prefill_s(until, worst, done),
+            likely_before_s=estimator.prefill_s(needs.n_prompt, False, done))
+    evict_s = run.plan.predicted_evict_s if run.evicts_next else 0.0
+    n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
+    steps = max(0, run.n_left)
+    likely = min(steps, n_predicted - n_generated) if n_predicted > n_generated else steps
+    return Demand(
+        before_s=evict_s, unit_s=evict_s, likely_before_s=evict_s, n_cached=run.n_cached,
+        steps=steps, likely_steps=likely, last_steps=max(0, cap - n_generated),
+        tier=run.plan.tier)

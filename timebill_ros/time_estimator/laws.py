@@ -125,6 +125,8 @@ class Law:
         if len(pieces) == 1:
             _, a, b, c = pieces[0]
             return _sum_polynomial(a, b, c, n_first, max(0, steps))
+        if steps <= 0:
+            return 0.0
         total, done, last = 0.0, 0, len(pieces) - 1
         for index, (_, a, b, c) in enumerate(pieces):
             until = steps

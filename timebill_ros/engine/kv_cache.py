@@ -68,7 +68,7 @@ class KVCache:
         """
         n_layers, n_slots, n_heads, capacity, _ = self.k.shape
         kept = entries.shape[2]
-        for cache in (_wide(self.k), _wide(self.v)):
+        for cache in (wide(self.k), wide(self.v)):
             rows = cache.view(-1, cache.shape[-1])
             layer_bytes = n_heads * kept * cache.shape[-1] * cache.element_size()
             step = max(1, _MOVED_AT_ONCE_BYTES // max(1, layer_bytes))
@@ -81,7 +81,7 @@ class KVCache:
         self.length[slot] = kept
 
 
-def _wide(cache: Tensor) -> Tensor:
+def wide(cache: Tensor) -> Tensor:
     """Return the same memory in the widest elements that fit a head: they are moved faster."""
     for dtype in (torch.complex128, torch.int64, torch.int32):
         if cache.shape[-1] * cache.element_size() % dtype.itemsize == 0:

@@ -12,6 +12,16 @@ from timebill_ros.engine.snapkv import QueryWindow
 
 
 @dataclass
+class Chunk:
+    """A chunk of a prompt on its way: ``x`` is what half layer ``half`` of 2 n_layers takes in."""
+
+    x: Tensor                                # [tokens, d_model]
+    mask: Tensor                             # of ``attention.chunk_mask``
+    start: int                               # entries in the cache before it
+    half: int = 0
+
+
+@dataclass
 class Sequence:
     """A prompt on its way through prefill, eviction and decoding; only ``Engine`` changes it."""
 
@@ -21,6 +31,7 @@ class Sequence:
     sampler: Sampler
     window: QueryWindow                      # queries for SnapKV
     n_prefilled: int = 0                     # prompt tokens done
+    chunk: Optional[Chunk] = None            # what is on its way through the layers
     kept: int = 0                            # prompt positions in the cache
     # SnapKV's scores of the prompt entries in the cache but the window,
     # [n_layers, n_kv_heads, kept - w]; None until they are asked for

@@ -10,19 +10,23 @@ from typing import List, Optional, Sequence
 import torch
 
 from timebill_ros.engine.config import ModelConfig
+from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WIDTHS
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
-from timebill_ros.engine.cuda.nvrtc import compile_cubin
+from timebill_ros.engine.cuda.nvrtc import compile_cubins
+from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
 from timebill_ros.engine.cuda.runner import StepRunner
+from timebill_ros.engine.cuda.sliced_prefill import SlicedPrefill
 from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, unsupported
 from timebill_ros.engine.cuda.tuning import DEFAULT
-from timebill_ros.engine.cuda.variants import source
+from timebill_ros.engine.cuda.variants import sources
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.memory import available_bytes, gibibytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import Weights
 
+_GRAPH_BUFFER_BYTES = 96 * 1024 ** 2    # keys and values of a short prompt on their way
 _MIN_CAPABILITY = (8, 0)         # bf16 on the tensor cores
 
 
@@ -92,9 +96,20 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
     major, minor = torch.cuda.get_device_capability(device)
     limits = device_limits(device)
     widths = WIDTHS[:bisect.bisect_left(WIDTHS, cache.n_slots) + 1]
-    code = source(kernels_needed(config, tiers, DEFAULT, limits, widths))
-    kernels = Kernels(compile_cubin(code, f'sm_{major}{minor}', cubins), device)
+    code = sources(kernels_needed(config, tiers, DEFAULT, limits, widths))
+    kernels = Kernels(compile_cubins(code, f'sm_{major}{minor}', cubins), device)
     step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, limits, tap_layer)
     runner = StepRunner(step, tiers, cache)
     runner.warm_up(widths)
     return runner
+
+
+def make_prefill(config: ModelConfig, weights: Weights, rope: RopeTable, cache: KVCache,
+                 chunk_tokens: int, tap_layer: int) -> SlicedPrefill:
+    """Return the prefill, with the graphs of short prompts captured."""
+    layers = ChunkLayers(config, weights, rope)
+    token_bytes = config.kv_values_per_token * weights.embed.element_size()
+    room = min(cache.capacity, _GRAPH_BUFFER_BYTES // token_bytes)
+    graphs = PrefillGraphs(layers, room, tap_layer)
+    graphs.capture()
+    return SlicedPrefill(layers, cache, chunk_tokens, tap_layer, graphs)

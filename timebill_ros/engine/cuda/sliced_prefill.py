@@ -1,0 +1,94 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+The prefill on CUDA: long chunks, for full speed, in slices of some layers, to be stopped between.
+
+A chunk as long as the prompt is what the matrix products and the attention kernel like best, and
+takes a second. Between any two half layers it can be left, so a slice ends after about
+``SLICE_S``, whatever the prompt's length.
+"""
+
+import time
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+
+from timebill_ros.budget.kept import SNAPKV_WINDOW
+from timebill_ros.engine.attention import chunk_mask
+from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
+from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
+from timebill_ros.engine.kv_cache import KVCache
+from timebill_ros.engine.sequence import Chunk, Sequence
+
+SLICE_S = 0.020
+# Before anything was measured: slow, so that the very first slice is short even on a small GPU.
+_FIRST_PACE = 5e12          # operations per second
+
+
+class SlicedPrefill:
+    """Prefills prompts in slices; short ones as graphs."""
+
+    def __init__(self, layers: ChunkLayers, cache: KVCache, chunk_tokens: int, tap_layer: int,
+                 graphs: Optional[PrefillGraphs]) -> None:
+        """Take the parts; ``chunk_tokens`` is bounded by memory alone."""
+        self._layers, self._cache, self._graphs = layers, cache, graphs
+        self._chunk_tokens = chunk_tokens
+        self._tap_layer = tap_layer
+        self._device = layers.weights.embed.device
+        self._pace = _FIRST_PACE
+        self._done = torch.cuda.Event(blocking=True) if self._device.type == 'cuda' else None
+
+    def advance(self, seq: Sequence) -> int:
+        """Run the next slice, as ``Prefill`` says."""
+        if self._graphs is not None and seq.n_prefilled == 0 and self._graphs.take(seq.n_prompt):
+            self._graphs.run(seq, self._cache)
+            self._wait()
+            return seq.n_prompt
+        if seq.chunk is None:
+            seq.chunk = self._begin(seq)
+        chunk = seq.chunk
+        began_s, work = time.perf_counter(), 0.0
+        last_half = 2 * self._layers.config.n_layers
+        while chunk.half < last_half and (work == 0.0 or work < SLICE_S * self._pace):
+            work += self._run_half(seq, chunk)
+        count = len(chunk.x)
+        finished = chunk.half == last_half
+        if finished:
+            self._cache.advance(seq.slot, count)
+            if seq.n_prefilled + count == seq.n_prompt:
+                seq.logits = self._layers.logits(chunk.x[-1:])
+            seq.chunk = None
+        self._wait()
+        self._pace = work / (time.perf_counter() - began_s)
+        return count if finished else 0
+
+    def _begin(self, seq: Sequence) -> Chunk:
+        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
+        start = self._cache.length[seq.slot]
+        x = F.embedding(torch.tensor(ids, device=self._device), self._layers.weights.embed)
+        return Chunk(x, chunk_mask(len(ids), start + len(ids), x.dtype, x.device), start)
+
+    def _run_half(self, seq: Sequence, chunk: Chunk) -> float:
+        """Run half a layer and return its operations."""
+        index, second = divmod(chunk.half, 2)
+        chunk.half += 1
+        count, config = len(chunk.x), self._layers.config
+        if second:
+            self._layers.feed_forward(index, chunk.x)
+            if index + 1 == self._tap_layer and seq.n_prefilled + count == seq.n_prompt:
+                seq.prompt_state = chunk.x[-1].to(torch.float32, copy=True)
+            return 6.0 * count * config.d_model * config.d_ff
+        keys, values = self._cache.k[index, seq.slot], self._cache.v[index, seq.slot]
+        queries = self._layers.attend(index, chunk.x, keys, values, chunk.start, chunk.mask)
+        if seq.n_prompt - seq.n_prefilled <= count + SNAPKV_WINDOW:
+            seq.window.push(index, queries)
+        width = config.n_heads * config.head_dim
+        products = 4.0 * config.d_model * (width + config.n_kv_heads * config.head_dim)
+        return count * (products + 4.0 * width * (chunk.start + count / 2))
+
+    def _wait(self) -> None:
+        """Wait for the GPU, sleeping; a failed kernel is reported here."""
+        if self._done is not None:
+            self._done.record()
+            self._done.synchronize()

@@ -1,0 +1,69 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The prefill behind one interface: chunk by chunk anywhere, in slices of a chunk on CUDA."""
+
+from typing import Protocol, Tuple
+
+import torch
+
+from timebill_ros.budget.kept import SNAPKV_WINDOW
+from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.kv_cache import KVCache
+from timebill_ros.engine.loading import LoadedModel, prefill_chunk
+from timebill_ros.engine.rope import RopeTable
+from timebill_ros.engine.sequence import Sequence
+from timebill_ros.executor.messages import Load
+
+
+class Prefill(Protocol):
+    """Brings prompts into the cache."""
+
+    def advance(self, seq: Sequence) -> int:
+        """
+        Do a piece of work that may not be interrupted, and wait for it.
+
+        Returns how many more tokens of the prompt are now in the cache; 0 while a chunk is still
+        on its way through the layers. The last one leaves ``logits`` and the tapped state in the
+        sequence.
+        """
+
+
+class PlainPrefill:
+    """Whole chunks through the decoder's tensor code."""
+
+    def __init__(self, decoder: Decoder, chunk_tokens: int, device: torch.device) -> None:
+        """Take the decoder and the tokens of a chunk."""
+        self._decoder = decoder
+        self._chunk_tokens = chunk_tokens
+        self._device = device
+
+    def advance(self, seq: Sequence) -> int:
+        """Run the next chunk, as ``Prefill`` says."""
+        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
+        left = seq.n_prompt - seq.n_prefilled
+        window = seq.window if left <= self._chunk_tokens + SNAPKV_WINDOW else None
+        last = len(ids) == left
+        seq.logits = self._decoder.prefill_chunk(
+            seq.slot, torch.tensor(ids, device=self._device), window, last)
+        if last and self._decoder.tap is not None:
+            seq.prompt_state = self._decoder.tap[-1].float()
+        return len(ids)
+
+
+def prefill_room(model: LoadedModel, load: Load, free_bytes: int) -> Tuple[int, int]:
+    """Return the tokens of a prefill chunk and the memory that it takes on an accelerator."""
+    if model.device.type != 'cuda':
+        return prefill_chunk(load.prefill_chunk, model.device), 0
+    from timebill_ros.engine.cuda.chunk_layers import choose_chunk
+    chunk, nbytes = choose_chunk(model.config, model.dtype.itemsize, free_bytes)
+    return min(chunk, load.prefill_chunk or chunk), nbytes
+
+
+def make_prefill(model: LoadedModel, load: Load, chunk_tokens: int, rope: RopeTable,
+                 cache: KVCache, decoder: Decoder) -> Prefill:
+    """Return the prefill for the device."""
+    if model.device.type != 'cuda':
+        return PlainPrefill(decoder, chunk_tokens, model.device)
+    from timebill_ros.engine.cuda import setup
+    return setup.make_prefill(
+        model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer)

@@ -5,7 +5,8 @@
 
 Overhead in: from the client's call to the first engine work. Overhead out: from the last token in
 the engine to the result at the client. Both cross processes, so they are put together from the
-steady clock inside each process and, between processes, the system clock that all share.
+steady clock inside each process and, between processes, the system clock that all share. Beside
+them the peer of the same run: a goal to an action server as rclpy comes, which ends it at once.
 """
 
 import argparse
@@ -32,6 +33,7 @@ TOPICS = 20
 RATE_HZ = 100.0
 WARM_UP = 3
 LOAD_MODULE = 'timebill_ros.experiments.topic_load'
+BARE_MODULE = 'timebill_ros.experiments.bare_action'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, 'TIMEBILL_CACHE_DIR': cache}
             report['cold_start_s'] = start_up_s(arguments.device, environment)
+    report['bare_ms'] = bare_round_trip_ms(arguments.queries)
     report['idle'] = measure(arguments.device, arguments.queries, topics=0)
     report['busy'] = measure(arguments.device, arguments.queries, topics=TOPICS)
     print(json.dumps(report) if arguments.json else table(report))
@@ -74,25 +77,36 @@ def start_up_s(device: str, environment: dict[str, str] | None = None) -> float:
 def measure(device: str, queries: int, topics: int) -> dict[str, Any]:
     """Return overheads in milliseconds and memory in MiB, with this many topics in the process."""
     namespace = f'bench_{os.getpid()}_{topics}'
-    samples: list[tuple[float, float]] = []
     with (
         TimeBillClient(namespace=namespace) as client,
         _server(device, namespace, topics) as server,
     ):
         if not client.wait_for_server(START_TIMEOUT_S):
             raise RuntimeError('the server did not start')
-        for number in range(WARM_UP + queries):
-            sample = overheads_ms(client)
-            if number >= WARM_UP:
-                samples.append(sample)
+        samples = [overheads_ms(client) for _ in range(WARM_UP + queries)][WARM_UP:]
         memory = memory_mib(server.process.pid)
     return {
         'queries': len(samples),
         'topics': topics,
         'in_ms': quantiles([sample[0] for sample in samples]),
         'out_ms': quantiles([sample[1] for sample in samples]),
+        'sum_ms': quantiles([sum(sample) for sample in samples]),
         **memory,
     }
+
+
+def bare_round_trip_ms(queries: int) -> dict[str, float]:
+    """Return the time from a call to its result with a bare action server, in milliseconds."""
+    namespace = f'bench_{os.getpid()}_bare'
+    arguments = ['--ros-args', '-r', f'__ns:=/{namespace}']
+    with (
+        TimeBillClient(namespace=namespace) as client,
+        ServerProcess(arguments, entry=BARE_MODULE),
+    ):
+        if not client.wait_for_server(START_TIMEOUT_S):
+            raise RuntimeError('the bare server did not start')
+        asked = [client.ask(PROMPT, within=WITHIN_S) for _ in range(WARM_UP + queries)]
+    return quantiles([answer.elapsed_s * 1e3 for answer in asked[WARM_UP:]])
 
 
 def overheads_ms(client: TimeBillClient) -> tuple[float, float]:
@@ -167,15 +181,20 @@ def table(report: dict[str, Any]) -> str:
         '',
         f'Start-up: warm {starts[len(starts) // 2]:.1f} s (median of {len(starts)}){cold}',
         '',
-        '| graph | queries | in p50 / p99 (ms) | out p50 / p99 (ms) | node (MiB) | engine (MiB) |',
-        '|---|---|---|---|---|---|',
+        f'A goal to a bare action server and back: {_pair(report["bare_ms"])} ms (p50 / p99)',
+        '',
+        '| graph | queries | in p50 / p99 (ms) | out p50 / p99 (ms) | in + out p50 / p99 (ms) '
+        '| node (MiB) | engine (MiB) |',
+        '|---|---|---|---|---|---|---|',
     ]
     for name, text in (('idle', 'idle'), ('busy', f'{TOPICS} topics at {RATE_HZ:.0f} Hz')):
         case = report[name]
-        way_in, way_out = case['in_ms'], case['out_ms']
         lines.append(
-            f'| {text} | {case["queries"]} | {way_in["p50"]:.2f} / {way_in["p99"]:.2f} '
-            f'| {way_out["p50"]:.2f} / {way_out["p99"]:.2f} '
-            f'| {case["node_mib"]:.0f} | {case["engine_mib"]:.0f} |'
+            f'| {text} | {case["queries"]} | {_pair(case["in_ms"])} | {_pair(case["out_ms"])} '
+            f'| {_pair(case["sum_ms"])} | {case["node_mib"]:.0f} | {case["engine_mib"]:.0f} |'
         )
     return '\n'.join(lines)
+
+
+def _pair(quantile: dict[str, float]) -> str:
+    return f'{quantile["p50"]:.2f} / {quantile["p99"]:.2f}'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from timebill_ros.query import QueryTiming
+from timebill_ros.query import DecodeStretch, QueryTiming
 from timebill_ros.time_estimator.calibrator import Calibrator, TRACKED
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, FROM_FILE, FROM_PROFILE, save, TimingCoefficients)
@@ -22,7 +22,8 @@ BASE = TimingCoefficients(1_000, 'cpu', 'model', 'float32', '1', LAWS)
 
 def query(slow: float, planned_with: TimingCoefficients = BASE) -> QueryTiming:
     return QueryTiming(
-        n_prompt=200, n_kept=200, n_generated=51, prefill=slow * 0.2, decode=slow * 1.0,
+        n_prompt=200, n_kept=200, n_generated=51, prefill=slow * 0.2,
+        stretches=[DecodeStretch('fp32', 1, 200.0, 50, slow * 1.0)],
         coefficients_stamp_ns=planned_with.stamp_ns)
 
 

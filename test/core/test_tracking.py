@@ -9,10 +9,11 @@ from math import nan
 import numpy as np
 import pytest
 
-from timebill_ros.query import QueryTiming
+from timebill_ros.query import DecodeStretch, QueryTiming
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, TimingCoefficients)
-from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, EVICT, Law, PREFILL, QUADRATIC
+from timebill_ros.time_estimator.laws import (
+    AFFINE, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, QUADRATIC)
 from timebill_ros.time_estimator.tracking import DriftTracker, Sample
 
 LAWS = (
@@ -40,6 +41,7 @@ class Machine:
         steps = timing.n_generated - 1
         timing.prefill = took[0] * LAWS[0].seconds(n_prompt)
         timing.decode = took[1] * LAWS[1].sum_steps(timing.n_kept, steps)
+        timing.stretches = [DecodeStretch('fp32', 1, timing.n_kept, steps, timing.decode)]
         if alpha:
             timing.evict = took[2] * LAWS[2].seconds(n_prompt)
         return timing
@@ -141,7 +143,9 @@ def test_a_state_of_another_profile_is_ignored_and_nonsense_is_refused() -> None
     QueryTiming(n_prompt=50, prefill=nan),                                  # ended in its prefill
     QueryTiming(n_prompt=50, n_kept=50, n_generated=1, prefill=-1.0),
     QueryTiming(n_prompt=50, n_kept=50, n_generated=2, prefill=nan, decode=9.0),
-    QueryTiming(n_prompt=50, n_kept=50, n_generated=90, prefill=1e9, decode=1e-9)])
+    QueryTiming(
+        n_prompt=50, n_kept=50, n_generated=90, prefill=1e9,
+        stretches=[DecodeStretch('fp32', 1, 50.0, 89, 1e-9)])])
 def test_records_that_say_nothing_are_passed_over(record: QueryTiming) -> None:
     tracker = DriftTracker(BASE)
     before = tracker.state()
@@ -151,7 +155,48 @@ def test_records_that_say_nothing_are_passed_over(record: QueryTiming) -> None:
 
 def test_a_decoding_is_compared_with_the_sum_over_its_steps() -> None:
     law = LAWS[1]
-    sample = Sample(DECODE_STEP, '', 1.0, n_tokens=100, steps=3)
-    assert sample.seconds(law) == pytest.approx(sum(law.seconds(n) for n in (100, 101, 102)))
+    sample = Sample(DECODE_STEP, '', 1.0, stretches=((100.0, 3), (300.0, 1)))
+    assert sample.steps == 4
+    assert sample.seconds(law) == pytest.approx(sum(law.seconds(n) for n in (100, 101, 102, 300)))
     cached = Sample(PREFILL, '', 1.0, n_tokens=100, n_done=60)
     assert cached.seconds(LAWS[0]) == pytest.approx(LAWS[0].seconds(100) - LAWS[0].seconds(60))
+
+
+def test_steps_of_each_tier_and_batch_move_their_own_law() -> None:
+    wide = Law(DECODE_STEP, AFFINE, (1e-5, 0.03), worst_ratio=1.3, mape=0.05, width=4)
+    low = Law(DECODE_STEP, AFFINE, (1e-5, 0.01), tier='int8', worst_ratio=1.3, mape=0.05)
+    tracker = DriftTracker(replace(BASE, laws=(*LAWS, wide, low)))
+    for _ in range(20):
+        tracker.observe(QueryTiming(n_prompt=50, n_kept=50, n_generated=31, stretches=[
+            DecodeStretch('fp32', 1, 50.0, 10, 1.5 * LAWS[1].sum_steps(50, 10)),
+            DecodeStretch('fp32', 4, 60.0, 10, 2.0 * wide.sum_steps(60, 10)),
+            DecodeStretch('fp32', 2, 70.0, 5, 9.0),         # a width that has no law says nothing
+            DecodeStretch('fp32', 1, 75.0, 5, 1.5 * LAWS[1].sum_steps(75, 5))]))
+    levels = tracker.levels()
+    assert levels[DECODE_STEP, '', 1] == pytest.approx(1.5, rel=0.05)
+    assert levels[DECODE_STEP, '', 4] == pytest.approx(2.0, rel=0.05)
+
+
+def test_what_no_query_told_of_lately_follows_its_neighbour() -> None:
+    low = Law(DECODE_STEP, AFFINE, (1e-5, 0.01), tier='int8', worst_ratio=1.3, mape=0.05)
+    tracker, machine = DriftTracker(replace(BASE, laws=(*LAWS, low))), Machine(9, noise=0.01)
+    run(tracker, machine, 20, 1.8)
+    assert tracker.levels()[DECODE_STEP, 'int8', 1] == pytest.approx(1.8, rel=0.05)
+    again = DriftTracker(tracker.base, state=json.loads(json.dumps(tracker.state())))
+    assert again.levels() == tracker.levels()
+
+
+def test_the_overhead_is_followed() -> None:
+    law = Law(OVERHEAD, AFFINE, (1e-4, 0.002), worst_ratio=1.3, mape=0.05)
+    tracker = DriftTracker(replace(BASE, laws=(*LAWS, law)))
+    for _ in range(20):
+        tracker.observe(QueryTiming(n_prompt=50, n_generated=40, overhead=3.0 * law.seconds(40)))
+    assert tracker.levels()[OVERHEAD, '', 1] == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_prefill_may_take_what_idling_costs_on_top() -> None:
+    cold = replace(BASE, laws=(*LAWS, Law('cold', 'constant', (0.05,), samples=3)))
+    timing = QueryTiming(n_prompt=100, prefill=1.15 * LAWS[0].seconds(100) + 0.04)
+    (_, late), = DriftTracker(cold).observe(timing, cold)
+    (_, late_without), = DriftTracker(BASE).observe(timing, BASE)
+    assert late_without and not late

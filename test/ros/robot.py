@@ -19,7 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from timebill_ros.action import Profile
-from timebill_ros.msg import ExecutorStatus, QueryTiming, TimingCoefficients
+from timebill_ros.msg import DecodeStretch, ExecutorStatus, QueryTiming, TimingCoefficients
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_from_msg, coefficients_msg
 from timebill_ros.nodes.conversions import time_msg
@@ -134,10 +134,13 @@ class Robot:
         """Tell of a query that took ``slow`` times what the profile says."""
         n_prompt, n = 300, 60
         prefill, step = self.profile.law('prefill', ''), self.profile.law('decode_step', '')
+        decode_s = slow * step.sum_steps(n_prompt, n - 1)
         self._timing.publish(QueryTiming(
             outcome=1, n_prompt=n_prompt, n_kept=n_prompt, n_generated=n,
             prefill=slow * prefill.seconds(n_prompt),
-            decode=slow * step.sum_steps(n_prompt, n - 1), coefficients_source=FROM_TOPIC,
+            decode=decode_s, stretches=[DecodeStretch(
+                tier='fp32', width=1, n_cached=float(n_prompt), steps=n - 1, seconds=decode_s)],
+            coefficients_source=FROM_TOPIC,
             coefficients_stamp=time_msg(self.coefficients[-1].stamp_ns)))
 
     def wait_for(self, condition: Callable[[], object], within_s: float = SOON_S) -> None:

@@ -9,6 +9,7 @@ import sys
 
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.laws import Law, OVERHEAD
 
 _SHOWN_TOKENS = (64, 512, 4096)     # lengths at which the table shows each law
@@ -68,15 +69,17 @@ def _print_table(outcome: Outcome) -> None:
         return
     print(coefficients.key)
     heads = [f'{n} tokens' for n in _SHOWN_TOKENS]
-    print(f'{"law":12}{"form":11}' + ''.join(f'{head:>14}' for head in heads)
+    print(f'{"law":20}{"form":11}' + ''.join(f'{head:>14}' for head in heads)
           + f'{"worst/law":>11}{"unseen":>9}{"samples":>9}')
     for law in coefficients.laws:
         print(_row(law))
+    for doubt in doubts(coefficients.laws):
+        print(f'warning: {doubt}')
     print(f'* of the response, the others of the prompt or the cache; stored in {outcome.path}')
 
 
 def _row(law: Law) -> str:
     times = ''.join(f'{1e3 * law.seconds(n):11.2f} ms' for n in _SHOWN_TOKENS)
     unseen = '-' if isnan(law.mape) else f'{law.mape:.1%}'
-    name = law.law + (' *' if law.law == OVERHEAD else '')
-    return f'{name:12}{law.form:11}{times}{law.worst_ratio:11.2f}{unseen:>9}{law.samples:9d}'
+    name = law.title + (' *' if law.law == OVERHEAD else '')
+    return f'{name:20}{law.form:11}{times}{law.worst_ratio:11.2f}{unseen:>9}{law.samples:9d}'

@@ -29,6 +29,7 @@ class ProfileSample:
     seconds: float
     n_done: int = 0     # tokens that were in the cache before; only their difference was measured
     tier: str = ''
+    width: int = 1      # sequences in one decode step
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _profile(path: Path) -> Profile | None:
         samples = tuple(
             ProfileSample(
                 each['law'], each['n_tokens'], each['seconds'], each.get('n_done', 0),
-                each.get('tier', ''))
+                each.get('tier', ''), each.get('width', 1))
             for each in raw.get('samples', ()))
         return Profile(TimingCoefficients.from_dict(body['coefficients']), samples)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -34,8 +34,8 @@ def page(title: str, figure: Figure, tables: Sequence[Table]) -> str:
 
 def profile_tables(profile: Profile) -> list[Table]:
     """Return the laws as numbers."""
-    heads = ('law', 'tier', 'form', 'coefficients', 'knots', 'worst / law', 'unseen', 'samples')
-    rows = [(law.law, law.tier, law.form, ', '.join(f'{value:.4g}' for value in law.coefficients),
+    heads = ('law', 'form', 'coefficients', 'knots', 'worst / law', 'unseen', 'samples')
+    rows = [(law.title, law.form, ', '.join(f'{value:.4g}' for value in law.coefficients),
              ', '.join(f'{knot:g}' for knot in law.knots), f'{law.worst_ratio:.3f}',
              f'{law.mape:.2%}' if isfinite(law.mape) else '–', str(law.samples))
             for law in profile.coefficients.laws]

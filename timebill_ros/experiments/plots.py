@@ -42,7 +42,8 @@ def profile_figure(profile: Profile) -> Figure:
 
 def _samples_of(law: Law, profile: Profile) -> list[ProfileSample]:
     return [each for each in profile.samples
-            if each.law == law.law and (each.tier == law.tier or '' in (each.tier, law.tier))]
+            if (each.law, each.width) == (law.law, law.width)
+            and (each.tier == law.tier or '' in (each.tier, law.tier))]
 
 
 def expected_s(law: Law, sample: ProfileSample) -> float:

@@ -5,6 +5,7 @@
 from timebill_ros.nodes.diagnostics import Diagnosis, ERROR, OK, WARN
 from timebill_ros.time_estimator.calibrator import Calibrator
 from timebill_ros.time_estimator.coefficients import Drift
+from timebill_ros.time_estimator.fit import doubts
 
 WARN_UNDERESTIMATED = 0.05  # share of queries that exceeded their worst case
 
@@ -44,6 +45,9 @@ def _coefficients(calibrator: Calibrator, not_adopted: str) -> Diagnosis:
             f'the server does not plan with them but with {not_adopted}',
             values,
         )
+    doubted = doubts(current.laws)
+    if doubted:
+        return Diagnosis('coefficients', WARN, '; '.join(doubted), values)
     return Diagnosis('coefficients', OK, f'published, from {calibrator.source}', values)
 
 

@@ -66,15 +66,20 @@ class Sample:
     law: str
     tier: str
     measured_s: float
-    n_tokens: int                       # the prompt's; at the first step those in the cache
+    n_tokens: int = 0                   # the prompt's; of the overhead the response's
     n_done: int = 0                     # of which the prefill was saved
-    steps: int = 1                      # decode steps measured together
-    width: int = 1                      # sequences in each of them
+    stretches: tuple[tuple[float, int], ...] = ()   # of decode steps: cached before, steps
+    width: int = 1                      # sequences in each step
+
+    @property
+    def steps(self) -> int:
+        """Return how many samples of the law were measured together."""
+        return sum(steps for _, steps in self.stretches) or 1
 
     def seconds(self, law: Law) -> float:
         """Return what a law expects for these lengths."""
-        if self.law == DECODE_STEP:
-            return law.sum_steps(self.n_tokens, self.steps)
+        if self.stretches:
+            return sum(law.sum_steps(n_cached, steps) for n_cached, steps in self.stretches)
         return law.seconds(self.n_tokens, self.n_done)
 
     def worst_s(self, law: Law, cold_s: float = 0.0) -> float:
@@ -91,9 +96,15 @@ def samples_of(timing: QueryTiming) -> list[Sample]:
             PREFILL, timing.tier, timing.prefill, timing.n_prompt, timing.n_cached))
     if 0 < timing.n_kept < timing.n_prompt:
         found.append(Sample(EVICT, timing.tier, timing.evict, timing.n_prompt))
-    if timing.n_generated > LEAST_STEPS and timing.n_kept:
-        found.append(Sample(
-            DECODE_STEP, timing.tier, timing.decode, timing.n_kept, steps=timing.n_generated - 1))
+    if timing.n_generated > LEAST_STEPS:
+        found.append(Sample(OVERHEAD, timing.tier, timing.overhead, timing.n_generated))
+    for tier, width in dict.fromkeys((each.tier, each.width) for each in timing.stretches):
+        same = [each for each in timing.stretches if (each.tier, each.width) == (tier, width)]
+        sample = Sample(
+            DECODE_STEP, tier, sum(each.seconds for each in same), width=width,
+            stretches=tuple((each.n_cached, each.steps) for each in same))
+        if sample.steps >= LEAST_STEPS:
+            found.append(sample)
     return [each for each in found if isfinite(each.measured_s) and each.measured_s > 0.0]
 
 

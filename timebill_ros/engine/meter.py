@@ -13,7 +13,7 @@ from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.executor.messages import Finished, ModelInfo, write_message
-from timebill_ros.query import Outcome, Query, Sampling, Turn
+from timebill_ros.query import Outcome, Query, QueryTiming, Sampling, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
@@ -105,19 +105,12 @@ class EngineMeter:
             n_tokens, cap_is_clients=False, sampling=self._sampling)
         began_s = time.perf_counter()
         prompt_ids = self._engine.tokenize(query.messages)
+        tokenize_s = time.perf_counter() - began_s
         room = self.info.max_context - n_tokens
-        run = QueryRun(self._engine, query, prompt_ids[:room], n_tokens, self._planning)
-        with open(os.devnull, 'wb') as nowhere:
-            while not run.done:
-                for message in run.advance():
-                    write_message(nowhere, message)
-        total_s = time.perf_counter() - began_s
-        if isinstance(message, Finished) and message.ending.outcome != Outcome.COMPLETED:
-            raise EngineError(message.ending.error_msg)
-        timing = run.timing
-        steps_s = timing.decode if timing.n_generated > 1 else 0.0
+        timing = answer(QueryRun(
+            self._engine, query, prompt_ids[:room], n_tokens, self._planning, tokenize_s))
         # should the model have ended its answer early, the rest would have cost the same again
-        return (total_s - timing.prefill - steps_s) * n_tokens / max(1, timing.n_generated)
+        return timing.overhead * n_tokens / max(1, timing.n_generated)
 
     @contextmanager
     def _sequence(self, n_prompt: int, n_more: int, n_done: int) -> Iterator[Sequence]:
@@ -130,6 +123,20 @@ class EngineMeter:
             yield sequence
         finally:
             self._engine.close(sequence)
+
+
+def answer(run: QueryRun) -> QueryTiming:
+    """Do all of a query's work, its messages sent to nobody; raises EngineError if it fails."""
+    with open(os.devnull, 'wb') as nowhere:
+        while not run.done:
+            messages = run.advance()
+            began_s = time.perf_counter()
+            for message in messages:
+                write_message(nowhere, message)
+            run.told(time.perf_counter() - began_s)
+    if isinstance(message, Finished) and message.ending.outcome != Outcome.COMPLETED:
+        raise EngineError(message.ending.error_msg)
+    return run.timing
 
 
 def _any_planning(info: ModelInfo) -> Planning:

@@ -11,6 +11,7 @@ from typing import NamedTuple, TYPE_CHECKING, Union
 
 from timebill_ros.budget.forecast import rest_in_decode_s, rest_in_prefill_s
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
+from timebill_ros.budget.watch import PlanWatch
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
@@ -83,6 +84,8 @@ class QueryRun:
         self._tier = ''                                 # likewise
         self._prefill_s = 0.0
         self._dropped = False
+        self._watch = PlanWatch(planning)
+        self._hopeless = False      # not even the cheapest theta fits the worst case
 
     @property
     def query_id(self) -> str:
@@ -124,6 +127,10 @@ class QueryRun:
     def evicts_next(self) -> bool:
         """Tell whether its next unit is an eviction."""
         return self.next_unit is Unit.EVICT
+
+    def told(self, seconds: float) -> None:
+        """Count what it took to send its messages, as time beside the model."""
+        self._record.beside_the_model(seconds)
 
     def drop(self) -> None:
         """Have the query ended before its next unit: the node has ended it."""
@@ -204,6 +211,7 @@ class QueryRun:
             self._planning.quality)
         self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)
+        self._hopeless = not made.feasible
         return [Planned(self.query_id, self._record.timing), *self._take(token)]
 
     def _evict(self) -> list[Message]:
@@ -225,7 +233,27 @@ class QueryRun:
             self._record.changed(self._clock(), 'tier', self._tier, tier, 'shared step')
         self._tier, self._width = tier, width
         self._record.step(step_s, tier, width, n_cached)
-        return self._take(token) + self._missed()
+        self._watch.stepped(step_s, tier, width, n_cached)
+        messages = self._take(token) + self._missed()
+        if not self.done:
+            self._replan()
+        return messages
+
+    def _replan(self) -> None:
+        """Look at the plan again if it is time to; a change holds from the next unit on."""
+        timing, now_ns = self.timing, self._clock()
+        late = self.latest_end_ns > self.query.plan_deadline_ns
+        if not self._watch.is_due(timing.n_generated, late):
+            return
+        made = self._made
+        found = self._watch.look(
+            self._plan_inputs(now_ns), made, timing.n_generated, timing.n_kept)
+        self._hopeless = found.at_risk
+        if found.plan is not None:
+            self._record.replanned(made, found.plan, now_ns, found.why)
+            self.plan = found.plan
+            if found.plan.n_kept < timing.n_kept:
+                self.next_unit = Unit.EVICT
 
     @property
     def sequence(self) -> 'Sequence':
@@ -304,7 +332,8 @@ class QueryRun:
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
         now_ns = self._clock()
         self.latest_end_ns = now_ns + round(rest_s * _NS)
-        at_risk = self.latest_end_ns > self.query.plan_deadline_ns
+        capped = self.plan is not None and self.plan.cap < self._cap    # in time, but not whole
+        at_risk = self.latest_end_ns > self.query.plan_deadline_ns or (capped and self._hopeless)
         if at_risk:
             self._record.at_risk()
         if self.query.overrun_ns and now_ns >= self.query.plan_deadline_ns:

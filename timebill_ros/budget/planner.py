@@ -17,7 +17,7 @@ from typing import Any
 from timebill_ros.budget.alpha import AlphaChoice, raw_alpha, select_alpha
 from timebill_ros.budget.joint import choose, Quantiles, Situation, Theta, Weights
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
-from timebill_ros.budget.pessimism import worst_length
+from timebill_ros.budget.pessimism import PESSIMISM, worst_length
 from timebill_ros.budget.quality import NOMINAL, QualityProfile
 from timebill_ros.budget.times import PlannedTimes
 from timebill_ros.time_estimator import laws
@@ -40,6 +40,8 @@ class PlannerConfig:
     fixed_tier: str = ''                # tier of the policy "fixed"; '' = the best allowed
     truncation_loss: float = 10.0       # lambda of ``joint``, at least 1
     time_factor: float = 1.0            # learned, >= 1: on all worst-case times
+    pessimism: str = 'fixed'            # one of PESSIMISM: whether the two factors are learned
+    miss_rate_target: float = 0.05      # delta: share of queries that may lie beyond each
 
     def __post_init__(self) -> None:
         """Refuse a value out of its limits; raises ValueError that names field, value and limit."""
@@ -51,6 +53,12 @@ class PlannerConfig:
             raise ValueError(f'pessimistic_factor is {self.pessimistic_factor}, must be at least 1')
         if not 0.0 <= self.least_gain <= 1.0:
             raise ValueError(f'least_gain is {self.least_gain}, must be within 0 to 1')
+        if self.pessimism not in PESSIMISM:
+            raise ValueError(
+                f'pessimism is {self.pessimism!r}, must be one of {", ".join(PESSIMISM)}')
+        if not 0.0 < self.miss_rate_target < 1.0:
+            raise ValueError(
+                f'miss_rate_target is {self.miss_rate_target}, must be between 0 and 1')
         for name in ('truncation_loss', 'time_factor'):
             if not getattr(self, name) >= 1.0:
                 raise ValueError(f'{name} is {getattr(self, name)}, must be at least 1')

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The timing record of one query, filled stage by stage: predicted beside measured."""
 
-from math import isnan, nan
+from math import isnan
 
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, Planning
+from timebill_ros.budget.replan import changes
 from timebill_ros.query import DecodeStretch, Query, QueryTiming
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
 
@@ -59,7 +60,7 @@ class TimingRecord:
         """Note the plan."""
         timing = self.timing
         timing.n_worst, timing.alpha, timing.alpha_raw = made.n_worst, made.alpha, made.alpha_raw
-        timing.tier, timing.feasible = made.tier, made.feasible
+        timing.tier, timing.feasible, timing.n_cap = made.tier, made.feasible, made.cap
         timing.plan_elapsed = self._since_arrival_s(now_ns)
         timing.predicted_evict = made.predicted_evict_s
         timing.predicted_decode = made.predicted_decode_s
@@ -70,7 +71,16 @@ class TimingRecord:
 
     def evicted(self, n_kept: int, seconds: float) -> None:
         """Note that the cache holds only ``n_kept`` positions of the prompt."""
-        self.timing.n_kept, self.timing.evict = n_kept, seconds
+        timing = self.timing
+        timing.n_kept = n_kept
+        timing.evict = seconds if isnan(timing.evict) else timing.evict + seconds
+
+    def replanned(self, old: Plan, new: Plan, now_ns: int, why: str) -> None:
+        """Note another theta; predicted times stay those of the plan."""
+        timing = self.timing
+        for what, before, after in changes(old, new):
+            self.changed(now_ns, what, before, after, why)
+        timing.tier, timing.alpha, timing.n_cap = new.tier, new.alpha, new.cap
 
     def token(self, now_ns: int) -> None:
         """Note another token."""

@@ -1,0 +1,38 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Watches one decoding query: when to look at its plan again, and what with."""
+
+from timebill_ros.budget.planner import Plan, PlanInputs, Planning
+from timebill_ros.budget.replan import Pace, replan, REPLAN_STEPS, Replanned, RunState
+
+
+class PlanWatch:
+    """The pace of a query's decode steps, and when its plan was last changed."""
+
+    def __init__(self, planning: Planning) -> None:
+        """Watch a query that is planned with ``planning``."""
+        self._planning = planning
+        self._pace = Pace()
+        self._changed_at = 0
+        self._was_late = False
+
+    def stepped(self, step_s: float, tier: str, width: int, n_cached: float) -> None:
+        """Take a decode step of ``width`` queries with ``n_cached`` tokens cached on average."""
+        expected_s = self._planning.estimator.decode_s(n_cached, 1, tier=tier, width=width)
+        self._pace.add(step_s, expected_s)
+
+    def is_due(self, n_generated: int, late: bool) -> bool:
+        """Tell whether to look again: every few steps, and when the query becomes late."""
+        turned, self._was_late = late and not self._was_late, late
+        return turned or n_generated % REPLAN_STEPS == 0
+
+    def look(
+            self, inputs: PlanInputs, plan: Plan, n_generated: int, n_kept: int,
+            n_left_predicted: int = 0) -> Replanned:
+        """Re-plan; ``inputs`` as for a plan made now, the rest as in ``RunState``."""
+        found = replan(RunState(
+            inputs, plan, n_generated, n_kept, n_left_predicted, self._pace.slowdown,
+            self._changed_at), self._planning)
+        if found.plan is not None:
+            self._changed_at = n_generated
+        return found

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning, PlannerConfig
+from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig, Planning
 from timebill_ros.budget.quality import QualityProfile
 from timebill_ros.budget.replan import (
-    changes, given_longer_than, HOLD_STEPS, Pace, replan, REPLAN_STEPS, RunState)
+    changes, given_longer_than, HOLD_STEPS, Pace, replan, REPLAN_STEPS, RunState, tokens_that_fit)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law
@@ -187,6 +187,16 @@ def test_the_other_policies_plan_once_but_tell_the_risk(policy: str) -> None:
     late = RunState(replace(INPUTS, budget_left_s=0.1), made, 10, 2000)
     assert replan(late, planning).plan is None and replan(late, planning).at_risk
     assert not replan(replace(late, inputs=INPUTS), planning).at_risk
+
+
+def test_tokens_that_fit_fill_the_budget() -> None:
+    made = plan(INPUTS, ESTIMATOR, PLANNING.config, QUALITY)
+    state = RunState(replace(INPUTS, budget_left_s=1.0), made, 50, 2000)
+    left = tokens_that_fit(state, PLANNING)
+    assert 40 < left < 100
+    needed_s = ESTIMATOR.decode_s(2049, left, worst=True, tier=made.tier)
+    assert needed_s < 1.0 < needed_s + 0.03
+    assert tokens_that_fit(replace(state, inputs=replace(INPUTS, budget_left_s=0.0)), PLANNING) == 0
 
 
 def test_quantiles_given_that_the_response_goes_on() -> None:

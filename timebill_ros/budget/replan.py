@@ -89,6 +89,14 @@ def replan(state: RunState, planning: Planning) -> Replanned:
     return Replanned(_changed(state, at, theta, evict_s), at_risk, 'worst case no longer fits')
 
 
+def tokens_that_fit(state: RunState, planning: Planning) -> int:
+    """Return how many more tokens fit in the worst case with the plan in force, at least 0."""
+    config = planning.config
+    at = _situation(state, config.pessimistic_factor, config.window)
+    times = TierTimes(planning.estimator, state.plan.tier, at, config.weights)
+    return times.longest(state.n_kept, state.n_generated, at.cap) - state.n_generated
+
+
 def changes(old: Plan, new: Plan) -> list[tuple[str, str, str]]:
     """Return (what, before, after) for everything that a change of theta changes."""
     every = (

@@ -3,7 +3,8 @@
 """Watches one decoding query: when to look at its plan again, and what with."""
 
 from timebill_ros.budget.planner import Plan, PlanInputs, Planning
-from timebill_ros.budget.replan import Pace, replan, REPLAN_STEPS, Replanned, RunState
+from timebill_ros.budget.replan import (
+    Pace, replan, REPLAN_STEPS, Replanned, RunState, tokens_that_fit)
 
 
 class PlanWatch:
@@ -25,6 +26,13 @@ class PlanWatch:
         """Tell whether to look again: every few steps, and when the query becomes late."""
         turned, self._was_late = late and not self._was_late, late
         return turned or n_generated % REPLAN_STEPS == 0
+
+    def tokens_left(
+            self, inputs: PlanInputs, plan: Plan, n_generated: int, n_kept: int) -> int:
+        """Return how many more tokens fit in the worst case with the plan in force."""
+        return tokens_that_fit(
+            RunState(inputs, plan, n_generated, n_kept, slowdown=self._pace.slowdown),
+            self._planning)
 
     def look(
             self, inputs: PlanInputs, plan: Plan, n_generated: int, n_kept: int,

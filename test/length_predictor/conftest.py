@@ -18,9 +18,10 @@ class WordTokenizer:
         """Return the turns' contents, joined."""
         return ' '.join(turn['content'] for turn in messages)
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, texts, add_special_tokens):
         """Return ids that depend on the words alone."""
-        return {'input_ids': [3 + sum(map(ord, word)) % 90 for word in text.split()]}
+        return {'input_ids': [
+            [3 + sum(map(ord, word)) % 90 for word in text.split()] for text in texts]}
 
 
 @pytest.fixture(scope='session')

@@ -57,10 +57,10 @@ def test_states_follow_the_answers(target, tmp_path):
     """A decode row exists for exactly the answers that went on after its step."""
     collect(target, PROMPTS, tmp_path / 'x.jsonl', _config(keep_tokens=True))
     lengths = read_lengths(tmp_path / 'x.jsonl')
-    file = collect_states(target, PROMPTS, lengths, 2, [3, 10])
+    file = collect_states(target, PROMPTS, lengths, [1, 2], 2, [3, 10])
     file.save(tmp_path / 's.npz')
     file = StatesFile.load(tmp_path / 's.npz')
-    assert file.prompt.shape == (20, 32)
+    assert file.prompt.shape == (20, 2, 32) and file.mean.shape == (20, 32)
     rows = set(zip(file.decode_row.tolist(), file.decode_step.tolist()))
     assert rows == {(i, step) for i, prompt_id in enumerate(file.ids) for step in (3, 10)
                     if lengths.rows[prompt_id]['n'] > step}

@@ -20,11 +20,12 @@ def _prompts(count):
     return [torch.randint(3, 96, (size,), generator=generator).tolist() for size in sizes]
 
 
-@pytest.mark.parametrize('penalty', [1.0, 1.2])
-def test_a_batch_answers_as_transformers_answers_each_prompt_alone(target, penalty):
-    """Padding, the decode mask, rows that leave the batch and the penalty change no token."""
+@pytest.mark.parametrize('penalty, rows', [(1.0, 5), (1.2, 24)])
+def test_a_batch_answers_as_transformers_answers_each_prompt_alone(target, penalty, rows):
+    """Padding, the mask, rows taken over by new prompts and the penalty change no token."""
     prompts = _prompts(24)
-    answers = generate(target, prompts, Sampling(repetition_penalty=penalty), CAP)
+    answers = generate(
+        target, prompts, Sampling(repetition_penalty=penalty), CAP, max_rows=rows)
     plain = copy.deepcopy(target.model)
     plain.set_attn_implementation('eager')
     for prompt, answer in zip(prompts, answers):

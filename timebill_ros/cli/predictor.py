@@ -20,15 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collect.add_argument('--out', type=Path, required=True, help='length file, JSON lines')
     collect.add_argument('--keep-tokens', action='store_true', help="write the answers' ids too")
     collect.add_argument('--repetition-penalty', type=float, help="instead of the config's")
+    collect.add_argument('--max-rows', type=int, help='answers generated at once')
     _add_target(collect)
     states = steps.add_parser('states', help="read the target's states for the probe")
     states.add_argument('--prompts', type=Path, required=True)
-    states.add_argument('--lengths', type=Path, required=True, help='with --keep-tokens collected')
+    states.add_argument(
+        '--lengths', type=Path, help='collected with --keep-tokens; without: prompts only')
     states.add_argument('--out', type=Path, required=True, help='states file, npz')
     _add_target(states)
     train = steps.add_parser('train', help='train a predictor and write its checkpoint')
-    train.add_argument('kind', choices=('probe', 'length', 'median', 'slm'))
-    train.add_argument('--out', type=Path, required=True, help='checkpoint, safetensors')
+    train.add_argument(
+        'kind', choices=('probe', 'slm', 'length', 'median', 'regression', 'proxy', 's3'))
+    train.add_argument('--out', type=Path, help='checkpoint, safetensors')
+    train.add_argument(
+        '--predictions', type=Path, help='what it says about the held-out prompts, npz')
     _add_data(train)
     _add_target(train)
     evaluate = steps.add_parser('evaluate', help='measure a checkpoint on the held-out prompts')

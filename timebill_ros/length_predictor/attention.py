@@ -20,50 +20,64 @@ NAME = 'timebill_batched'
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class _FixedLayer(DynamicLayer):
-    """One layer's keys and values: buffers [rows, KV heads, capacity, head_dim]."""
+class _SlotLayer(DynamicLayer):
+    """One layer's keys and values: fixed buffers [rows, KV heads, capacity, head_dim]."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, cache: 'SlotCache', keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self._capacity = capacity
-        self._length = 0
+        self._cache = cache
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tuple[Tensor, Tensor]:
-        """Append and return views of everything cached."""
-        if not self.is_initialized:
-            rows, heads, _, width = key_states.shape
-            self.lazy_initialization(key_states, value_states)
-            self.keys = key_states.new_empty(rows, heads, self._capacity, width)
-            self.values = torch.empty_like(self.keys)
-        end = self._length + key_states.shape[-2]
-        self.keys[:, :, self._length : end] = key_states
-        self.values[:, :, self._length : end] = value_states
-        self._length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        """Write one position per row where the cache says; return views of what may be seen."""
+        cache = self._cache
+        self.keys[cache.rows, :, cache.position] = key_states[:, :, 0]
+        self.values[cache.rows, :, cache.position] = value_states[:, :, 0]
+        return self.keys[:, :, : cache.visible], self.values[:, :, : cache.visible]
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        """Return the number of cached positions."""
-        return self._length
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only the given rows."""
-        self.keys = self.keys[rows]
-        self.values = self.values[rows]
+        """Return 0: positions are always given, the library need not derive them."""
+        return 0
 
 
-class BatchCache(DynamicCache):
-    """A cache of ``capacity`` positions per row, whose rows can be dropped."""
+class SlotCache(DynamicCache):
+    """
+    A cache of ``capacity`` positions per row in which every row stands at a position of its own.
 
-    def __init__(self, config: Any, capacity: int) -> None:
+    ``position`` [rows] is where the step under way writes, ``visible`` how many positions
+    attention is handed (under a mask). Buffers never move, so a step can be recorded.
+    """
+
+    def __init__(self, model: Any, rows: int, capacity: int) -> None:
+        config = model.config
         super().__init__(config=config)
-        self.layers = [_FixedLayer(capacity) for _ in range(config.num_hidden_layers)]
+        heads = config.num_key_value_heads
+        width = getattr(config, 'head_dim', None) or (
+            config.hidden_size // config.num_attention_heads)
+        shape = (rows, heads, capacity, width)
+        made = {'dtype': model.dtype, 'device': model.device}
+        self.rows = torch.arange(rows, device=model.device)
+        self.position = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.visible = capacity
+        self.layers = [
+            _SlotLayer(self, torch.zeros(shape, **made), torch.zeros(shape, **made))
+            for _ in range(config.num_hidden_layers)
+        ]
+
+    def copy(self, prefilled: DynamicCache, rows: Tensor, width: int) -> None:
+        """Take over ``width`` positions that a prefill of these ``rows`` has cached."""
+        for mine, theirs in zip(self.layers, prefilled.layers):
+            mine.keys[rows, :, :width] = theirs.keys
+            mine.values[rows, :, :width] = theirs.values
 
     def select(self, rows: Tensor) -> None:
         """Keep only the given rows (indices)."""
+        self.rows = self.rows[: len(rows)].clone()
         for layer in self.layers:
-            layer.select(rows)
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
 
 def batched_attention(

@@ -5,13 +5,13 @@
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import torch
 
 from timebill_ros.length_predictor.data import Prompt, read_jsonl
 from timebill_ros.length_predictor.generate import generate
-from timebill_ros.length_predictor.target import batches_by_length, sampling_key, Target
+from timebill_ros.length_predictor.target import sampling_key, Target
 from timebill_ros.query import Sampling
 
 
@@ -20,9 +20,9 @@ class CollectConfig:
     """How lengths are collected; batch limits count prompt and response tokens."""
 
     cap: int = 512
-    sampling: Sampling = field(default_factory=lambda: Sampling(repetition_penalty=1.2))
-    max_rows: int = 2048
-    max_batch_tokens: int = 1_000_000
+    sampling: Sampling = field(default_factory=lambda: Sampling(repetition_penalty=1.1))
+    max_rows: int = 1024
+    max_batch_tokens: int = 1_600_000
     keep_tokens: bool = (
         False  # write the response's ids too (for training on states while decoding)
     )
@@ -39,9 +39,9 @@ def collect(
     Append a line per prompt that ``path`` does not have yet; return how many were added.
 
     The file's first line holds the target's key, its precision and the sampling; a file of other
-    settings is refused with ValueError. A batch is written as soon as it is done, so an
-    interrupted run goes on where it stopped. Prompts that leave no room for ``cap`` tokens in the
-    model's context are skipped.
+    settings is refused with ValueError. Rows are written as answers end, so an interrupted run
+    goes on where it stopped. Prompts that leave no room for ``cap`` tokens in the model's context
+    are skipped. Where the device's memory does not do, fewer answers are generated at once.
     """
     header = {
         'target': target.key,
@@ -51,42 +51,39 @@ def collect(
     }
     done = _resume(path, header)
     context = target.model.config.max_position_embeddings
+    asked = [p for p in prompts if p.prompt_id not in done]
     todo = [
         (p, ids)
-        for p, ids in ((p, target.prompt_ids(p.text)) for p in prompts if p.prompt_id not in done)
+        for p, ids in zip(asked, target.prompt_ids([p.text for p in asked]))
         if len(ids) + config.cap <= context
     ]
     added = 0
-    for batch in batches_by_length(
-        [len(ids) for _, ids in todo], config.max_rows, config.max_batch_tokens, config.cap
-    ):
-        responses = _generate_splitting(target, [todo[i][1] for i in batch], config)
-        rows = [
-            _row(todo[i][0], len(todo[i][1]), response, target.eos_ids, config)
-            for i, response in zip(batch, responses)
-        ]
-        with path.open('a', encoding='utf-8') as out:
-            out.writelines(json.dumps(row) + '\n' for row in rows)
-        added += len(rows)
-        progress(added, len(todo))
+    with path.open('a', encoding='utf-8', buffering=1) as out:
+
+        def write(index: int, response: List[int]) -> None:
+            nonlocal added
+            prompt, ids = todo[index]
+            row = _row(prompt, len(ids), response, target.eos_ids, config)
+            out.write(json.dumps(row) + '\n')
+            added += 1
+            finished.add(index)
+            progress(added, total)
+
+        total, rows, tokens = len(todo), config.max_rows, config.max_batch_tokens
+        while todo:
+            finished: Set[int] = set()
+            try:
+                generate(
+                    target, [ids for _, ids in todo], config.sampling, config.cap, rows, tokens,
+                    write)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                rows, tokens = max(1, rows // 2), tokens // 2
+                if target.device.type == 'cuda':
+                    torch.cuda.empty_cache()
+            todo = [pair for index, pair in enumerate(todo) if index not in finished]
     return added
-
-
-def _generate_splitting(
-    target: Target, prompts: List[List[int]], config: CollectConfig
-) -> List[List[int]]:
-    """Generate; a batch that does not fit into the device's memory is halved until it does."""
-    try:
-        return generate(target, prompts, config.sampling, config.cap)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-    if target.device.type == 'cuda':
-        torch.cuda.empty_cache()
-    middle = len(prompts) // 2
-    return _generate_splitting(target, prompts[:middle], config) + _generate_splitting(
-        target, prompts[middle:], config
-    )
 
 
 def _row(

@@ -11,14 +11,12 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from timebill_ros.length_predictor.buckets import Buckets
 from timebill_ros.length_predictor.checkpoint import Card, load_checkpoint, save_checkpoint
 from timebill_ros.length_predictor.collect import collect as collect_lengths
 from timebill_ros.length_predictor.collect import CollectConfig, Lengths, read_lengths
 from timebill_ros.length_predictor.data import Prompt, read_prompts
-from timebill_ros.length_predictor.distribution import fit_calibration, within_classes
 from timebill_ros.length_predictor.fit_head import HeadConfig
-from timebill_ros.length_predictor.metrics import evaluate_distribution
+from timebill_ros.length_predictor.metrics import evaluate_distribution, evaluate_points
 from timebill_ros.length_predictor.predictor import (
     head_tensors,
     length_features,
@@ -34,7 +32,6 @@ from timebill_ros.length_predictor.train import (
     label_noise,
     measure,
     Rows,
-    soft_labels,
     train_head,
 )
 from timebill_ros.query import Sampling
@@ -43,13 +40,13 @@ from timebill_ros.query import Sampling
 def collect(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     """Collect lengths into a file."""
     chosen = settings.get('collect', {})
-    penalty = arguments.repetition_penalty or chosen.get('repetition_penalty', 1.2)
+    penalty = arguments.repetition_penalty or chosen.get('repetition_penalty', 1.1)
     sampling = Sampling(temperature=chosen.get('temperature', 0.0), repetition_penalty=penalty)
     config = CollectConfig(
         cap=chosen.get('cap', 512),
         sampling=sampling,
-        max_rows=chosen.get('max_rows', 2048),
-        max_batch_tokens=chosen.get('max_batch_tokens', 1_200_000),
+        max_rows=arguments.max_rows or chosen.get('max_rows', 1024),
+        max_batch_tokens=chosen.get('max_batch_tokens', 1_600_000),
         keep_tokens=arguments.keep_tokens,
     )
     added = collect_lengths(
@@ -62,13 +59,15 @@ def states(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[
     """Read the states that a probe is trained on."""
     chosen = settings.get('states', {})
     target = _target(arguments)
-    lengths = read_lengths(arguments.lengths, target.key)
+    lengths = read_lengths(arguments.lengths, target.key) if arguments.lengths else None
+    decode_layer = chosen.get('layer', 18)
     file = collect_states(
         target,
         read_prompts(arguments.prompts),
         lengths,
-        chosen.get('layer', 18),
-        chosen.get('steps', [16, 64, 256]),
+        sorted({*chosen.get('layers', []), decode_layer}),
+        decode_layer,
+        chosen.get('steps', [16, 64, 256]) if lengths else [],
         _progress,
     )
     file.save(arguments.out)
@@ -80,8 +79,10 @@ def train(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[D
     prompts = read_prompts(arguments.prompts)
     split = split_prompts(prompts)
     runs = _runs(arguments.lengths)
-    if arguments.kind == 'slm':
-        return _train_slm(arguments, settings, prompts, split, runs)
+    if arguments.kind in ('slm', 'regression', 'proxy', 's3'):
+        return _train_classifier(arguments, settings, prompts, split, runs)
+    if arguments.out is None:
+        raise ValueError('say with --out where the checkpoint is to go')
     return _train_head_kind(arguments, settings, prompts, split, runs)
 
 
@@ -101,6 +102,7 @@ def evaluate(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optiona
         _device(arguments.device),
     )
     file = StatesFile.load(arguments.states) if predictor.state_layer else None
+    states = file.at(predictor.state_layer) if file else None
     row_of = {prompt_id: row for row, prompt_id in enumerate(file.ids)} if file else {}
     target = _target(arguments) if card.kind == 'slm' else None
     kept = [
@@ -114,8 +116,8 @@ def evaluate(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optiona
     for prompt in kept:
         n_prompt = runs[0].rows[prompt.prompt_id]['n_prompt']
         # without a tokenizer at hand only the number of prompt tokens is known, and needed
-        ids = target.prompt_ids(prompt.text) if target else [0] * n_prompt
-        state = file.prompt[row_of[prompt.prompt_id]].astype(np.float32) if file else None
+        ids = target.prompt_ids([prompt.text])[0] if target else [0] * n_prompt
+        state = states[row_of[prompt.prompt_id]] if states is not None else None
         start = time.perf_counter()
         distribution = predictor.predict(ids, state)
         seconds.append(time.perf_counter() - start)
@@ -142,8 +144,8 @@ def _train_head_kind(
         if arguments.states is None:
             raise ValueError('the probe needs --states (timebill predictor states)')
         file = StatesFile.load(arguments.states)
-        card.state_layer, card.d_model = file.layer, file.prompt.shape[1]
-        rows = Rows(file.prompt.astype(np.float32), _lengths_of(file.ids, runs), file.ids)
+        card.state_layer, card.d_model = file.decode_layer, file.prompt.shape[2]
+        rows = Rows(file.at(file.decode_layer), _lengths_of(file.ids, runs), file.ids)
     else:
         ids = [p.prompt_id for p in prompts if all(p.prompt_id in run.rows for run in runs)]
         n_prompt = np.array([runs[0].rows[i]['n_prompt'] for i in ids])
@@ -159,7 +161,7 @@ def _train_head_kind(
         )
     tensors = head_tensors('', trained.head, trained.calibration)
     if arguments.kind == 'probe' and len(file.decode):
-        card.refine_layer = file.layer
+        card.refine_layer = file.decode_layer
         remaining = remaining_rows(file, runs[0])
         again = _head_training({**chosen, **settings.get('refine', {})})
         refined = train_head(remaining, split, cap, again, _say)
@@ -189,82 +191,60 @@ def remaining_rows(file: StatesFile, run: Lengths) -> Rows:
     remaining = np.where(whole >= cap, cap, whole - file.decode_step)
     return Rows(
         refine_features(
-            file.decode.astype(np.float32),
-            file.decode_step,
-            file.prompt[file.decode_row].astype(np.float32),
+            file.decode, file.decode_step, file.at(file.decode_layer)[file.decode_row],
         ), remaining[:, None], ids
     )
 
 
-def _train_slm(
+def _train_classifier(
     arguments: argparse.Namespace,
     settings: Dict[str, Any],
     prompts: List[Prompt],
     split: Split,
     runs: List[Lengths],
 ) -> Dict[str, Any]:
-    import torch
+    from timebill_ros.length_predictor import train_classifier as training
+    from timebill_ros.length_predictor.fit import FitConfig
 
-    from timebill_ros.length_predictor.classifier import shorten, slm_classifier
-    from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
-    from timebill_ros.length_predictor.head import softmax
-
-    chosen = settings.get('slm', {})
-    seed = settings.get('train', {}).get('seed', 0)
-    card = _card(arguments, runs, settings.get('train', {}).get('width', 16), 'slm')
-    card.n_layers, card.rank = chosen.get('n_layers', 16), chosen.get('rank', 16)
-    card.max_prompt_tokens = chosen.get('max_prompt_tokens', 512)
-    target = _target(arguments)
+    kind = arguments.kind
+    chosen = settings.get('baselines' if kind in ('proxy', 's3') else 'slm', {})
+    shared = settings.get('train', {})
+    names = ('n_layers', 'rank', 'max_prompt_tokens', 'encoder')
+    fit_names = ('epochs', 'batch_rows', 'learning_rate')
+    config = training.ClassifierTraining(
+        width=shared.get('width', 16),
+        fit=FitConfig(
+            seed=shared.get('seed', 0), **{n: chosen[n] for n in fit_names if n in chosen}),
+        **{name: chosen[name] for name in names if name in chosen},
+    )
+    if kind == 'regression':
+        config.n_layers = settings.get('regression', {}).get('n_layers', config.n_layers)
     kept = [p for p in prompts if all(p.prompt_id in run.rows for run in runs)]
-    sequences = [shorten(target.prompt_ids(p.text), card.max_prompt_tokens) for p in kept]
     lengths = _lengths_of([p.prompt_id for p in kept], runs)
-    buckets = Buckets(card.width, card.cap)
-    places = {
-        place: [row for row, p in enumerate(kept) if split.place[p.prompt_id] == place]
-        for place in ('train', 'validation', 'held-out')
-    }
-    torch.manual_seed(seed)
-    model = slm_classifier(
-        target.model.get_decoder(), card.n_layers, card.rank, buckets.n_classes
-    ).to(target.device)
-    fit(
-        model,
-        sequences,
-        soft_labels(buckets, lengths),
-        places['train'],
-        places['validation'],
-        FitConfig(
-            epochs=chosen.get('epochs', 4),
-            batch_rows=chosen.get('batch_rows', 64),
-            learning_rate=chosen.get('learning_rate', 5e-4),
-            seed=seed,
-        ),
-        lambda epoch, loss, score: _say(f'epoch {epoch}: {loss:.3f}, validation {score:.3f}'),
-    )
-    probabilities = {
-        place: softmax(
-            predict_logits(model, [sequences[i] for i in places[place]]).astype(np.float64)
-        )
-        for place in ('validation', 'held-out')
-    }
-    calibration = fit_calibration(
-        buckets,
-        within_classes(buckets, lengths[places['train']].ravel()),
-        probabilities['validation'],
-        lengths[places['validation'], 0],
-        seed=seed,
-    )
-    card.metrics['held_out'] = evaluate_distribution(
-        calibration.pmf(probabilities['held-out']),
-        lengths[places['held-out'], 0],
-        [kept[i].source for i in places['held-out']],
-        card.width,
-    )
-    tensors = {name: value.detach().float().cpu().numpy() for name, value in model.trained()}
-    tensors['calibration.within'] = calibration.within
-    tensors['calibration.knots'] = calibration.knots
-    save_checkpoint(arguments.out, card, tensors)
-    return card.metrics
+    data = training.Data(kept, lengths, int(runs[0].header['cap']), split)
+    if kind == 'slm':
+        if arguments.out is None:
+            raise ValueError('say with --out where the checkpoint is to go')
+        said, tensors = training.train_slm(_target(arguments), data, config, _say)
+        card = _card(arguments, runs, config.width, kind)
+        card.n_layers, card.rank = config.n_layers, config.rank
+        card.max_prompt_tokens = config.max_prompt_tokens
+        card.data['prompts'] = len(kept)
+        held_out = data.rows('held-out')
+        card.metrics['held_out'] = evaluate_distribution(
+            said.pmf(), lengths[held_out, 0], [kept[i].source for i in held_out], card.width)
+        save_checkpoint(arguments.out, card, tensors)
+        metrics = card.metrics
+    elif kind == 'regression':
+        said = training.train_regression(_target(arguments), data, config, _say)
+    else:
+        said = training.train_baseline(kind, _device(arguments.device), data, config, _say)
+    if arguments.predictions is not None:
+        said.save(arguments.predictions)
+    if kind != 'slm':
+        truth = lengths[data.rows('held-out'), 0]
+        metrics = {n: evaluate_points(v, v, truth) for n, v in said.points.items()}
+    return metrics
 
 
 def _card(arguments: argparse.Namespace, runs: List[Lengths], width: int, kind: str) -> Card:

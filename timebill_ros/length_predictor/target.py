@@ -32,12 +32,17 @@ class Target:
         """Where the model is."""
         return torch.device(self.model.device)
 
-    def prompt_ids(self, prompt: str) -> List[int]:
-        """Return the ids of one user turn under the chat template, up to the answer."""
-        text = self.tokenizer.apply_chat_template(
-            [{'role': 'user', 'content': prompt}], add_generation_prompt=True, tokenize=False
-        )
-        return list(self.tokenizer(text, add_special_tokens=False)['input_ids'])
+    def prompt_ids(self, prompts: Sequence[str]) -> List[List[int]]:
+        """Return each prompt's ids as a user turn under the chat template, up to the answer."""
+        texts = [
+            self.tokenizer.apply_chat_template(
+                [{'role': 'user', 'content': prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in prompts
+        ]
+        if not texts:
+            return []
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)['input_ids']]
 
 
 def load_target(directory: Path, device: str, dtype: str) -> Target:

@@ -8,8 +8,14 @@ import sys
 
 BENCHMARKS = {
     'node': 'what the node adds to the model: overhead per query, start-up, memory',
+    'accuracy': 'how well times are predicted, on queries that nobody profiled',
     'plan': 'what one planning decision costs',
     'pessimism': 'whether the learned pessimistic factor keeps its target, on replayed lengths',
+    'prefill': 'prompts of several lengths, against transformers in the same run',
+    'decode': 'steps per precision and batch width, beside what reading their bytes must take',
+    'evict': 'what an eviction costs, and what it saves beside what a lower precision saves',
+    'tail': 'the slowest of thousands of steps, against their median',
+    'memory': 'whether thousands of queries make the engine grow',
     'margin': 'how much of a budget the way to the client needs',
 }
 

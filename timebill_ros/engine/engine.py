@@ -195,6 +195,11 @@ class Engine:
         self._cache.reset(seq.slot)
         self._cache.advance(seq.slot, n_tokens)
         seq.n_prefilled = seq.kept = n_tokens
+        if seq.prefill_done and seq.n_prompt > SNAPKV_WINDOW:
+            seq.window.queries.normal_()
+            if seq.n_prompt >= self._score_from:
+                self._prompt_scores(seq)
+                self.check_device()
 
     @torch.inference_mode()
     def next_token(self, seq: Sequence) -> int:

@@ -1,0 +1,219 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Real queries through the engine, their times beside what was predicted of them. Needs torch.
+
+Each query has a random prompt length, eviction ratio, response length and tier, none of them
+chosen by the profile. It is predicted twice: with the profile alone, and with what drift tracking
+made of it from the queries before.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import exp, log
+import os
+import random
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from timebill_ros.budget.planner import PlannerConfig, Planning
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.meter import answer
+from timebill_ros.engine.pipeline import QueryRun
+from timebill_ros.query import Query, Sampling
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, PREFILL
+from timebill_ros.time_estimator.tracking import (
+    DriftTracker, Sample, samples_of, TrackingConfig)
+
+STAGES = {PREFILL: 'prefill', DECODE_STEP: 'decode', EVICT: 'evict', OVERHEAD: 'overhead'}
+_NS = 1_000_000_000
+_LONG_NS = 3600 * _NS
+_SHORTEST = 64
+_LARGEST_ALPHA = 0.95
+_LOAD_CPU = 'while True: pass'
+_LOAD_CUDA = """
+import torch
+a = torch.randn(2048, 2048, device='cuda', dtype=torch.bfloat16)
+while True:
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+"""
+_LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
+
+
+@dataclass(frozen=True)
+class Span:
+    """What random queries are drawn from."""
+
+    longest: int            # prompt, tokens
+    responses: tuple[int, int]
+
+
+class Asker:
+    """Draws queries, has them answered, and notes what was measured and predicted."""
+
+    def __init__(self, engine: Engine, base: TimingCoefficients, span: Span, seed: int = 1) -> None:
+        """Predict with ``base``, and with what is tracked from the queries of this asker."""
+        self.rows: list[dict[str, Any]] = []
+        self._engine = engine
+        self._base = base
+        self._span = span
+        self._rng = random.Random(seed)
+        self._tracker = DriftTracker(base, TrackingConfig())
+        self._tracked = base
+
+    def ask(self, phase: str) -> None:
+        """Answer one query and append its row."""
+        engine, rng = self._engine, self._rng
+        first, last = self._span.responses
+        n_response = rng.randint(first, last)
+        longest = min(self._span.longest, engine.info.max_context - n_response - 1)
+        n_prompt = round(exp(rng.uniform(log(_SHORTEST), log(longest))))
+        alpha = rng.choice([0.0, rng.uniform(0.0, _LARGEST_ALPHA)])
+        tier = rng.choice(engine.info.tiers)
+        began_s = time.perf_counter()
+        timing = answer(self._run(n_prompt, n_response, alpha, tier))
+        wall_s = time.perf_counter() - began_s
+        found = samples_of(timing)
+        self.rows.append({
+            'phase': phase, 'n_prompt': n_prompt, 'alpha': round(timing.alpha, 4), 'tier': tier,
+            'n': timing.n_generated, 'wall_s': round(wall_s, 7),
+            'stages': {STAGES[each.law]: _row(each, self._base, self._tracked) for each in found}})
+        self._tracker.observe(timing, self._tracked)
+        if self._tracker.moved:
+            self._tracked = self._tracker.publish(self._tracked.stamp_ns + 1)
+
+    def _run(self, n_prompt: int, n_response: int, alpha: float, tier: str) -> QueryRun:
+        ids = [self._rng.randrange(256, self._engine.info.vocab_size) for _ in range(n_prompt)]
+        config = PlannerConfig(policy='fixed', fixed_alpha=alpha, fixed_tier=tier)
+        planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
+        now_ns = time.monotonic_ns()
+        query = Query(
+            '0' * 32, [], now_ns, now_ns + _LONG_NS, now_ns + _LONG_NS, n_response,
+            cap_is_clients=False, sampling=Sampling(**self._engine.info.sampling))
+        return QueryRun(self._engine, query, ids, n_response, planning, tokenize_s=0.0)
+
+
+def _row(sample: Sample, base: TimingCoefficients, tracked: TimingCoefficients) -> list[float]:
+    """Return measured, predicted, worst (base), predicted, worst (tracked), seconds; and steps."""
+    found = [sample.measured_s]
+    for each in (base, tracked):
+        law = each.law(sample.law, sample.tier, sample.width)
+        cold_s = TimeEstimator(each).cold_s()
+        found += [sample.seconds(law), sample.worst_s(law, cold_s)]
+    return [round(value, 7) for value in found] + [sample.steps]
+
+
+@contextmanager
+def device_load(device: torch.device) -> Iterator[None]:
+    """Keep the device busy from other processes: one on a GPU, one per core on a CPU."""
+    cuda = device.type == 'cuda'
+    count = 1 if cuda else len(os.sched_getaffinity(0))
+    program = _LOAD_CUDA if cuda else _LOAD_CPU
+    others = [subprocess.Popen([sys.executable, '-c', program]) for _ in range(count)]
+    try:
+        time.sleep(_LOAD_STARTS_S[device.type])
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with another number of threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def batches(engine: Engine, base: TimingCoefficients, steps: int, longest: int,
+            repeats: int) -> list[dict[str, Any]]:
+    """Measure steps of several sequences of random lengths, and predict them."""
+    rng, rows = random.Random(2), []
+    for width in range(2, engine.info.max_batch + 1):
+        for tier in engine.info.tiers:
+            for _ in range(repeats):
+                lengths = [rng.randint(_SHORTEST, max(_SHORTEST, longest // width))
+                           for _ in range(width)]
+                took_s = _together(engine, lengths, steps, tier)
+                predicted_s = TimeEstimator(base, tier).decode_s(
+                    sum(lengths) / width + 1, steps, width=width)
+                rows.append({'width': width, 'tier': tier, 'lengths': lengths, 'steps': steps,
+                             'seconds': round(took_s, 7), 'predicted_s': round(predicted_s, 7)})
+    return rows
+
+
+def _together(engine: Engine, lengths: list[int], steps: int, tier: str) -> float:
+    sampling = Sampling(**engine.info.sampling)
+    opened = []
+    try:
+        for n in lengths:
+            ids = [index % engine.info.vocab_size for index in range(7, 7 + n)]
+            opened.append(engine.open_sequence(ids, n + steps + 3, sampling))
+            engine.assume_prefilled(opened[-1], n)
+            opened[-1].tokens.append(ids[-1])
+        engine.decode_step(opened, tier)
+        began_s = time.perf_counter()
+        for _ in range(steps):
+            engine.decode_step(opened, tier)
+        return time.perf_counter() - began_s
+    finally:
+        for sequence in opened:
+            engine.close(sequence)
+
+
+def mixed(engine: Engine, base: TimingCoefficients, n_prompts: list[int]) -> list[dict[str, Any]]:
+    """Measure a prefill whose units take turns with the decode steps of another sequence."""
+    rows, estimator = [], TimeEstimator(base, engine.info.tiers[0])
+    sampling = Sampling(**engine.info.sampling)
+    for n_prompt in n_prompts:
+        decoding = engine.open_sequence(list(range(7, 135)), 128 + 4096, sampling)
+        engine.assume_prefilled(decoding, 128)
+        decoding.tokens.append(7)
+        engine.decode_step([decoding])
+        ids = [index % engine.info.vocab_size for index in range(7, 7 + n_prompt)]
+        coming = engine.open_sequence(ids, n_prompt + 1, sampling)
+        steps, began_s, done = 0, time.perf_counter(), False
+        while not done:
+            done = engine.prefill_chunk(coming)
+            engine.decode_step([decoding])
+            steps += 1
+        engine.next_token(coming)
+        took_s = time.perf_counter() - began_s
+        engine.close(coming)
+        engine.close(decoding)
+        predicted_s = estimator.prefill_s(n_prompt) + estimator.decode_s(129, steps)
+        rows.append({'n_prompt': n_prompt, 'steps': steps, 'seconds': round(took_s, 7),
+                     'predicted_s': round(predicted_s, 7)})
+    return rows
+
+
+def run_phases(
+        asker: Asker, phases: list[tuple[str, int, Callable[[], Any]]],
+        tell: Callable[[str], None]) -> None:
+    """Ask so many queries in each phase, within the context that the phase names."""
+    for phase, queries, context in phases:
+        with context():
+            for number in range(queries):
+                asker.ask(phase)
+                tell(f'{phase}: {number + 1} of {queries}')
+
+
+def laws_of(base: TimingCoefficients) -> list[dict[str, Any]]:
+    """Return what the report shows of each law."""
+    return [{name: value for name, value in {**asdict(law), 'title': law.title}.items()
+             if name in ('title', 'form', 'mape', 'worst_ratio', 'correlation', 'samples')}
+            for law in base.laws]

@@ -1,0 +1,101 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What ``timebill bench accuracy`` makes of its rows: errors and shares per phase, as a table."""
+
+from collections.abc import Iterable, Sequence
+from math import isfinite, nan
+from statistics import fmean
+from typing import Any
+
+Row = dict[str, Any]
+MEASURED, STEPS = 0, 5
+COLUMNS = {'profile': (1, 2), 'tracking': (3, 4)}      # predicted, worst case
+BLOCK = 20      # queries after which tracking has to have followed
+
+
+def mape(pairs: Iterable[tuple[float, float]]) -> float:
+    """Return the mean of |predicted - measured| / measured; NaN of none."""
+    errors = [abs(predicted - measured) / measured for measured, predicted in pairs]
+    return fmean(errors) if errors else nan
+
+
+def pairs_of(rows: Sequence[Row], stage: str, which: str) -> list[tuple[float, float]]:
+    """Return (measured, predicted) of a stage, or of 'total', of every query that had it."""
+    column = COLUMNS[which][0]
+    if stage == 'total':
+        return [(total(row, MEASURED), total(row, column)) for row in rows]
+    return [(row['stages'][stage][MEASURED], row['stages'][stage][column])
+            for row in rows if stage in row['stages']]
+
+
+def total(row: Row, column: int) -> float:
+    """Return a column summed over the stages of one query."""
+    return float(sum(values[column] for values in row['stages'].values()))
+
+
+def above_worst(rows: Sequence[Row], which: str) -> float:
+    """Return the share of queries that took longer than their worst case at the real length."""
+    worst = COLUMNS[which][1]
+    return fmean(total(row, MEASURED) > total(row, worst) for row in rows) if rows else nan
+
+
+def figures(rows: Sequence[Row], which: str) -> dict[str, float]:
+    """Return the errors and the share of one phase."""
+    return {
+        'queries': len(rows),
+        **{stage: mape(pairs_of(rows, stage, which))
+           for stage in ('prefill', 'decode', 'evict', 'overhead', 'total')},
+        'above_worst': above_worst(rows, which)}
+
+
+def blocks(rows: Sequence[Row]) -> list[tuple[str, str, Sequence[Row]]]:
+    """Return (phase, which queries of it, their rows); the first BLOCK apart where it drifts."""
+    found: list[tuple[str, str, Sequence[Row]]] = []
+    for index, phase in enumerate(dict.fromkeys(row['phase'] for row in rows)):
+        of_phase = [row for row in rows if row['phase'] == phase]
+        if index and len(of_phase) > BLOCK:
+            found.append((phase, f'1-{BLOCK}', of_phase[:BLOCK]))
+            found.append((phase, f'{BLOCK + 1}-{len(of_phase)}', of_phase[BLOCK:]))
+        else:
+            found.append((phase, f'1-{len(of_phase)}', of_phase))
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the tables of one result, in Markdown."""
+    meta = result['meta']
+    lines = [
+        f'**{meta["name"]}**, {meta["device"]}, {meta["dtype"]}, tiers {", ".join(meta["tiers"])}, '
+        f'{meta["date"]}, {meta["versions"]}: `{meta["command"]}`. '
+        f'Profile up to {meta["profiled_tokens"]} tokens: {meta["samples"]} samples at '
+        f'{meta["points"]} points in {meta["profile_s"]:.0f} s. Queries: prompts of 64 to '
+        f'{meta["longest"]} tokens, {meta["responses"][0]} to {meta["responses"][1]} tokens of '
+        'response.', '',
+        '| phase | queries | coefficients | prefill | decode step | eviction | overhead | '
+        'end to end | above worst case |', '|---|---|---|---|---|---|---|---|---|']
+    for phase, which_queries, rows in blocks(result['rows']):
+        for which in COLUMNS:
+            if which == 'tracking' and phase == result['rows'][0]['phase']:
+                continue        # nothing drifts there
+            found = figures(rows, which)
+            shown = ' | '.join(_percent(found[name]) for name in (
+                'prefill', 'decode', 'evict', 'overhead', 'total', 'above_worst'))
+            lines.append(f'| {phase} | {which_queries} | {which} | {shown} |')
+    for name, title in (('batches', 'Steps of 2 to {} sequences together'),
+                        ('mixed', 'Prefills whose chunks take turns with decode steps')):
+        rows = result.get(name) or []
+        if rows:
+            error = mape((row['seconds'], row['predicted_s']) for row in rows)
+            what = title.format(max(row.get('width', 0) for row in rows))
+            lines += ['', f'{what}: {len(rows)} measured, error {_percent(error)}.']
+    lines += ['', '| law | form | error on unseen points | worst / law | correlation | samples |',
+              '|---|---|---|---|---|---|']
+    lines += [
+        f'| {law["title"]} | {law["form"]} | {_percent(law["mape"])} | {law["worst_ratio"]:.3f} | '
+        f'{law["correlation"]:.2f} | {law["samples"]} |' for law in result['laws']]
+    return '\n'.join(lines) + '\n'
+
+
+def _percent(value: float | None) -> str:
+    known = value is not None and isfinite(value)
+    return f'{100.0 * value:.2f} %' if known and value is not None else '–'

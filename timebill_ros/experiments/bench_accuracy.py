@@ -1,0 +1,162 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill bench accuracy``: how well times are predicted, on queries that nobody profiled."""
+
+import argparse
+from contextlib import nullcontext
+from dataclasses import replace
+import importlib.util
+import json
+from math import isnan
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, TYPE_CHECKING
+
+from timebill_ros.executor.engine_command import engine_environment, engine_python
+from timebill_ros.executor.messages import Load
+from timebill_ros.experiments import accuracy_report
+from timebill_ros.time_estimator.profiler import (
+    profile, Progress, START_UP, THOROUGH, THOROUGH_GPU_BUDGET_S)
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.engine import Engine
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument('--model', default='embedded', help='as `timebill profile` has it')
+    parser.add_argument('--shape', default='', help='random weights of this shape instead: '
+                        'qwen2.5-7b, qwen2.5-0.5b or smollm2-135m')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--tiers', default='', help='comma-separated; empty = the engine\'s')
+    parser.add_argument('--max-batch', type=int, default=4)
+    parser.add_argument('--max-tokens', type=int, default=4096, help='longest prompt')
+    parser.add_argument('--responses', type=int, nargs=2, default=(8, 64), metavar=('FROM', 'TO'))
+    parser.add_argument('--queries', type=int, default=60, help='of the first phase')
+    parser.add_argument('--load', type=int, default=0, metavar='N',
+                        help='then N queries with the device busy for others, and N without again')
+    parser.add_argument('--threads', type=int, default=0, metavar='N',
+                        help='then as many queries with N threads instead of those profiled with')
+    parser.add_argument('--thread-queries', type=int, default=40)
+    parser.add_argument('--short-profile', action='store_true', help='that of a first start')
+    parser.add_argument('--profile-s', type=float, default=0.0, help='0 = chosen')
+    parser.add_argument('--out', type=Path, help='write all rows as JSON')
+    parser.add_argument('--name', default='', help='heading of the tables')
+    parser.add_argument('--engine-python', default='', help='as the server has it')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print the tables; in the engine's interpreter if this one has no torch."""
+    if importlib.util.find_spec('torch') is None:
+        python = engine_python(arguments.engine_python)
+        environment = {**engine_environment(os.environ), 'PYTHONPATH': str(_PACKAGE_ROOT)}
+        given = sys.argv[sys.argv.index('accuracy') + 1:]
+        program = 'from timebill_ros.cli import main; import sys; sys.exit(main(sys.argv[1:]))'
+        return subprocess.run(
+            [python, '-c', program, 'bench', 'accuracy', *given], env=environment).returncode
+    result = measure(arguments)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(to_json(result), encoding='utf-8')
+    print(to_json(result) if arguments.json else accuracy_report.table(result))
+    return 0
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """Return one line for each row: small, and readable in a difference."""
+    parts = []
+    for name, value in result.items():
+        if isinstance(value, list):
+            lines = ',\n'.join(json.dumps(each, allow_nan=False) for each in value)
+            parts.append(f'"{name}": [\n{lines}]')
+        else:
+            parts.append(f'"{name}": {json.dumps(value, allow_nan=False)}')
+    return '{' + ',\n'.join(parts) + '}\n'
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Profile, ask, and return everything."""
+    from timebill_ros.engine.threads import prepare_environment
+    prepare_environment()
+    from timebill_ros.engine.engine import Engine
+    from timebill_ros.engine.meter import EngineMeter
+    from timebill_ros.experiments import accuracy
+    load = Load(
+        arguments.model, arguments.device, max_batch=arguments.max_batch,
+        max_context=arguments.max_tokens + max(arguments.responses) + 16)
+    if arguments.tiers:
+        load = replace(load, tiers=arguments.tiers.split(','))
+    engine = _random_engine(arguments.shape, load) if arguments.shape else Engine.load(load)
+    effort = START_UP if arguments.short_profile else THOROUGH
+    budget_s = THOROUGH_GPU_BUDGET_S if engine.device.type == 'cuda' else effort.budget_s
+    budget_s = arguments.profile_s or budget_s
+    effort = replace(effort, budget_s=budget_s, max_tokens=arguments.max_tokens)
+    began_s = time.perf_counter()
+    base, samples = profile(EngineMeter(engine), effort, _tell_profile)
+    profile_s = time.perf_counter() - began_s
+    span = accuracy.Span(arguments.max_tokens, tuple(arguments.responses))
+    asker = accuracy.Asker(engine, base, span)
+    phases: list[tuple[str, int, Any]] = [('idle', arguments.queries, nullcontext)]
+    if arguments.load:
+        phases += [('loaded', arguments.load, lambda: accuracy.device_load(engine.device)),
+                   ('idle again', arguments.load, nullcontext)]
+    if arguments.threads:
+        phases.append((f'{arguments.threads} threads', arguments.thread_queries,
+                       lambda: accuracy.cpu_threads(arguments.threads)))
+    accuracy.run_phases(asker, phases, _tell)
+    chunk = engine.chunk_tokens
+    return {
+        'meta': {
+            'name': arguments.name or engine.info.name, 'device': engine.info.device,
+            'dtype': engine.info.dtype, 'tiers': engine.info.tiers,
+            'max_batch': engine.info.max_batch, 'date': time.strftime('%Y-%m-%d'),
+            'versions': _versions(), 'command': _command(), 'longest': arguments.max_tokens,
+            'responses': list(arguments.responses), 'profile_s': round(profile_s, 2),
+            'profiled_tokens': max(each.n_tokens for each in samples), 'samples': len(samples),
+            'points': len({(each.law, each.tier, each.width, each.n_tokens, each.n_done)
+                           for each in samples}), 'load_average': os.getloadavg()},
+        'laws': [{**law, 'mape': None if isnan(law['mape']) else law['mape']}
+                 for law in accuracy.laws_of(base)],
+        'rows': asker.rows,
+        'batches': accuracy.batches(engine, base, 16, arguments.max_tokens, 3),
+        'mixed': accuracy.mixed(engine, base, [
+            n for n in (chunk // 2, chunk, 2 * chunk, 3 * chunk, 4 * chunk)
+            if n <= arguments.max_tokens])}
+
+
+def _random_engine(shape: str, load: Load) -> 'Engine':
+    import torch
+    from timebill_ros.engine.engine import Engine
+    from timebill_ros.engine.loading import choose_device
+    from timebill_ros.experiments.random_model import random_model
+    device = choose_device(load.device)
+    dtype = torch.float32 if device.type == 'cpu' else torch.bfloat16
+    with tempfile.TemporaryDirectory() as directory:
+        model = random_model(Path(directory), shape, device, dtype, load.max_context)
+        return Engine(model, load)
+
+
+def _versions() -> str:
+    import torch
+    return f'torch {torch.__version__}, Python {platform.python_version()}'
+
+
+def _command() -> str:
+    return ' '.join(['timebill bench accuracy', *sys.argv[sys.argv.index('accuracy') + 1:]])
+
+
+def _tell_profile(progress: Progress) -> None:
+    _tell(f'profile: {progress.law}, {progress.done} of {progress.total}, '
+          f'about {progress.left_s:.0f} s left')
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)

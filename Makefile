@@ -21,7 +21,7 @@ BUILD := build/$(ROS_DISTRO)
 ROS_TESTS := test/ros test/package test/launch
 PIP_INSTALL = bin/python -m pip install --disable-pip-version-check $(if $(CI),--progress-bar off) $(PIP_ARGS)
 
-.PHONY: help demo build test test-engine test-ros test-launch lint doctor clean FORCE
+.PHONY: help demo build test test-engine test-ros test-launch lint doctor experiments-quick clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +55,15 @@ test-launch:
 #:   make lint         the style checks alone
 lint: $(ROS)/.made-test
 	$(ROS)/bin/pytest -q test/package/test_style.py
+
+#:   make experiments-quick  every experiment in its short form, and the report of them, into build/<distro>/experiments-quick
+# (the robot once more through the ROS action; always from the start, because the code may have changed)
+experiments-quick: build
+	rm -rf $(BUILD)/experiments-quick
+	$(BUILD)/timebill experiment all --quick --out $(BUILD)/experiments-quick
+	$(BUILD)/timebill experiment robot --quick --ros --out $(BUILD)/experiments-quick/ros
+	$(BUILD)/timebill report $(BUILD)/experiments-quick $(BUILD)/experiments-quick/ros \
+	  --out $(BUILD)/experiments-quick/report.html
 
 #:   make doctor       what is missing on this machine, and how to mend it
 doctor: build

@@ -17,8 +17,10 @@ NODE_SIDE = (
     'nodes', 'client.py', 'query.py', 'paths.py', 'cli', 'doctor.py', 'setup_engine.py', 'budget',
     'executor/messages.py', 'executor/supervisor.py', 'executor/engine_command.py',
     'time_estimator/laws.py', 'time_estimator/coefficients.py')
-# The last one makes the traffic beside which "timebill bench" measures the node.
-ROS_SIDE = ('nodes', 'client.py', 'cli', 'experiments/topic_load.py')
+# The last two make the traffic beside which "timebill bench" measures the node, and the robot of
+# "timebill experiment".
+ROS_SIDE = (
+    'nodes', 'client.py', 'cli', 'experiments/topic_load.py', 'experiments/robot_node.py')
 ROS_MODULES = {'rclpy', 'rcl_interfaces', 'builtin_interfaces', 'action_msgs', 'diagnostic_msgs',
                'unique_identifier_msgs', 'std_msgs', 'ament_index_python', 'launch', 'launch_ros'}
 GENERATED = {'timebill_ros.msg', 'timebill_ros.action'}

@@ -19,6 +19,8 @@ COMMANDS = {
     'setup-engine': 'make the virtual environment that the engine runs in',
     'predictor': 'collect response lengths, train and measure length predictors',
     'bench': 'measure overheads, start-up and memory',
+    'experiment': 'run the experiments behind the claims, one or all',
+    'report': 'one page about the experiments that were run',
 }
 EXIT_USAGE = 2
 

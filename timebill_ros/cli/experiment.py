@@ -1,0 +1,56 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill experiment NAME``: one of the measurements behind the claims, from a command."""
+
+import argparse
+from pathlib import Path
+import sys
+
+from timebill_ros.experiments.suite import EXPERIMENTS
+
+DEFAULT_OUT = Path('timebill-experiments')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.epilog = 'Experiments: ' + '; '.join(
+        f'{name}: {text}' for name, text in EXPERIMENTS.items()
+    )
+    parser.add_argument('name', choices=[*EXPERIMENTS, 'all'], metavar='NAME')
+    parser.add_argument('--quick', action='store_true', help='a minute each, to see that it works')
+    parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='DIR',
+                        help='folder of the results (default: %(default)s); a second start goes on')
+    parser.add_argument('--data', default='', metavar='DIR',
+                        help='folder of longbench.jsonl.gz and prompts.jsonl.gz; default: '
+                             '$TIMEBILL_DATA, ./data or ../shared/data')
+    parser.add_argument('--model', default='embedded')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--tiers', default='', metavar='T,T', help='precision tiers to load')
+    parser.add_argument('--items', type=int, default=0, metavar='N', help='questions')
+    parser.add_argument('--seed', type=int, default=7)
+    parser.add_argument('--limit', type=float, default=0.0, metavar='SECONDS',
+                        help='begin no case after so long; the summary says what is missing')
+    parser.add_argument('--ros', action='store_true',
+                        help='ask through the action of a real node (budgets, robot)')
+    parser.add_argument('--engine-python', default='', help='interpreter of the engine')
+    parser.add_argument('--cache-dir', default='', help='models and timing profiles')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one experiment, or all in turn; returns the exit status."""
+    from timebill_ros.experiments.engine_host import EngineFailed
+    from timebill_ros.experiments.recorder import OtherExperiment
+    from timebill_ros.experiments.run import run as run_experiment
+    from timebill_ros.experiments.workbench import Settings
+
+    settings = Settings(
+        arguments.quick, arguments.model, arguments.device,
+        tuple(each for each in arguments.tiers.split(',') if each), arguments.data, arguments.seed,
+        arguments.items, arguments.ros, arguments.engine_python, arguments.cache_dir)
+    for name in EXPERIMENTS if arguments.name == 'all' else [arguments.name]:
+        try:
+            print(run_experiment(name, settings, arguments.out, arguments.limit), flush=True)
+        except (OtherExperiment, EngineFailed, OSError) as error:
+            print(f'timebill experiment {name}: {error}', file=sys.stderr)
+            return 1
+    return 0

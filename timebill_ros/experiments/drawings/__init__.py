@@ -1,0 +1,71 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+The figures of the experiments, from their summaries and rows; imports matplotlib.
+
+A drawing carries its caption, and in the same place where ours is behind a baseline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+import importlib
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+_COLOURS = {
+    'vanilla': '#7f7f7f', 'fixed-0.25': '#c5b0d5', 'fixed-0.5': '#aa8fc4', 'fixed-0.75': '#8c6bb1',
+    'fixed-0.95': '#6e40a0', 'quantised': '#ff7f0e', 'paper': '#1f77b4', 'joint': '#d62728'}
+_OTHERS = ('#2ca02c', '#17becf', '#bcbd22', '#8c564b', '#e377c2')
+LABELS = {
+    'vanilla': 'vanilla', 'quantised': 'quantised alone', 'paper': "TimeBill (paper's policy)",
+    'joint': 'ours (joint)', **{f'fixed-{a}': f'fixed α = {a}' for a in ('0.25', '0.5', '0.75',
+                                                                         '0.95')}}
+
+
+@dataclass
+class Drawing:
+    """A figure and what it says."""
+
+    name: str                   # of its file
+    figure: Figure
+    caption: str
+    losses: list[str] = field(default_factory=list)     # where ours is behind
+
+
+def draw(name: str, summary: Row, rows: Sequence[Row]) -> list[Drawing]:
+    """Return the drawings of an experiment; none where there is nothing to draw."""
+    module = importlib.import_module(f'{__name__}.{name.replace("-", "_")}')
+    return list(module.draw(summary['results'], rows))
+
+
+def panels(columns: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes side by side."""
+    figure = Figure(figsize=(min(14.0, 5.2 * columns), height), layout='constrained')
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def colour(method: str, number: int = 0) -> str:
+    """Return the colour of a method, the same in every figure."""
+    return _COLOURS.get(method, _OTHERS[number % len(_OTHERS)])
+
+
+def lines(axes: Axes, table: Sequence[Row], x: str, y: str, bars: bool = False) -> None:
+    """Draw ``y`` over ``x`` of every method; ``bars`` adds the interval ``y_low``..``y_high``."""
+    names = list(dict.fromkeys(row['method'] for row in table))
+    for number, name in enumerate(names):
+        rows = sorted((row for row in table if row['method'] == name and row[y] is not None),
+                      key=lambda row: float(row[x]))
+        at, values = [row[x] for row in rows], [row[y] for row in rows]
+        own = name == 'joint'
+        axes.plot(at, values, 'o-', markersize=4, color=colour(name, number),
+                  linewidth=2.2 if own else 1.2, zorder=3 if own else 2,
+                  label=LABELS.get(name, name))
+        if bars:
+            axes.fill_between(at, [row[f'{y}_low'] for row in rows],
+                              [row[f'{y}_high'] for row in rows], color=colour(name, number),
+                              alpha=0.08)
+    axes.grid(alpha=0.3)

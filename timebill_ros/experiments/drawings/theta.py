@@ -1,0 +1,61 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality and seconds over the grid of θ."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from timebill_ros.experiments.drawings import Drawing, panels
+
+Row = dict[str, Any]
+_MARKERS = 'osD^v'
+
+
+def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
+    """Yield the grid, and the picks if there are any."""
+    grid = results['grid']
+    if grid:
+        yield _grid(grid)
+    if results['picks']:
+        yield _picks(results['picks'])
+
+
+def _grid(grid: Sequence[Row]) -> Drawing:
+    figure, (score, step) = panels(2)
+    for number, tier in enumerate(dict.fromkeys(row['tier'] for row in grid)):
+        rows = sorted((row for row in grid if row['tier'] == tier), key=lambda row: row['alpha'])
+        marker = _MARKERS[number % len(_MARKERS)]
+        at = [row['alpha'] for row in rows]
+        score.errorbar(at, [row['score'] for row in rows], fmt=f'{marker}-', capsize=3, yerr=[
+            [row['score'] - row['score_low'] for row in rows],
+            [row['score_high'] - row['score'] for row in rows]], label=tier)
+        step.plot(at, [1e3 * row['step_s'] if row['step_s'] else None for row in rows],
+                  f'{marker}-', label=tier)
+    score.set(xlabel='eviction ratio α', ylabel='average score, no budget')
+    step.set(xlabel='eviction ratio α', ylabel='mean decode step, ms', ylim=(0, None))
+    for axes in (score, step):
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    counts = {row['n'] for row in grid}
+    return Drawing('theta', figure, (
+        'What precision tier and eviction ratio cost in quality and buy in time, no budget; '
+        f'{min(counts)} to {max(counts)} questions per point, bars: 95 % bootstrap interval.'))
+
+
+def _picks(picks: Sequence[Row]) -> Drawing:
+    figure, all_axes = panels(max(1, len({row['method'] for row in picks})))
+    for axes, method in zip(all_axes, dict.fromkeys(row['method'] for row in picks)):
+        rows = sorted((row for row in picks if row['method'] == method),
+                      key=lambda row: float(row['share']))
+        thetas = sorted({theta for row in rows for theta in row['picked']})
+        bottoms = [0.0] * len(rows)
+        labels = [f'{row["budget_s"]:.3g} s' for row in rows]
+        for theta in thetas:
+            shares = [row['picked'].get(theta, 0) / row['n'] for row in rows]
+            axes.bar(labels, shares, bottom=bottoms, label=theta)
+            bottoms = [low + share for low, share in zip(bottoms, shares)]
+        axes.set(xlabel='budget', ylabel='share of queries', ylim=(0, 1), title=method)
+        axes.legend(fontsize=6)
+    return Drawing('theta-picks', figure, (
+        'Which θ was in force at the end of each query, over budgets; what is missing to 1 ended '
+        f'before its plan. {max(row["n"] for row in picks)} questions per bar.'))

@@ -1,0 +1,165 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+An engine process for experiments: the node's own, without the node.
+
+The same messages go over the same pipe as from the node, so queue, admission, planner and engine
+are those that serve a robot; what is missing is DDS, and the node's own timer at the deadline. An
+answer that arrives after its plan deadline is therefore relabelled here, as the node would.
+"""
+
+from dataclasses import asdict
+import os
+import queue
+import time
+from types import TracebackType
+from typing import Any
+import uuid
+
+from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
+from timebill_ros.executor.engine_process import EngineProcess
+from timebill_ros.executor.messages import (
+    Finished, Load, LoadFailed, ModelInfo, Ready, SetPolicy, Shutdown, Submit)
+from timebill_ros.experiments.tasks import Item
+from timebill_ros.query import (
+    Admission, Ending, ErrorCode, Outcome, Overrun, Query, Sampling, Turn)
+
+# Kept back from every budget for the way to whoever asked; there is no DDS here.
+DELIVERY_MARGIN_S = 0.005
+START_S = 600.0
+SHUTDOWN_S = 2.0
+GRACE_S = 60.0      # beyond a query's deadline, for its Finished to come
+GENEROUS_S = 600.0  # the budget of a query that is to end by itself
+_NS = 1_000_000_000
+
+
+class EngineFailed(RuntimeError):
+    """The engine did not start, or ended; the message says why."""
+
+
+class EngineHost:
+    """A loaded engine that answers queries under one policy after the other."""
+
+    def __init__(self, load: Load, engine_python_path: str = '') -> None:
+        """Start it; returns when it is ready. Raises EngineFailed."""
+        self.lines: list[str] = []
+        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._finished: dict[str, tuple[Finished, int]] = {}
+        try:
+            python = engine_python(engine_python_path)
+            self._process = EngineProcess(
+                lambda read_fd, write_fd: engine_argv(python, read_fd, write_fd),
+                engine_environment(os.environ), lambda _, message: self._hear(message),
+                self.lines.append, lambda: self._heard.put(None))
+        except OSError as error:
+            raise EngineFailed(f'the engine cannot be started: {error}') from error
+        self._process.send(load)
+        self._ready = self._wait_until_ready()
+        self._policy = dict(load.policy)
+
+    def __enter__(self) -> 'EngineHost':
+        """Return it: it runs already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End it."""
+        self.close()
+
+    def close(self) -> None:
+        """End it: kindly, then not."""
+        self._process.send(Shutdown())
+        self._process.wait(SHUTDOWN_S)
+        self._process.kill()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it serves."""
+        return self._ready.info
+
+    @property
+    def ready(self) -> Ready:
+        """What it said when it was ready."""
+        return self._ready
+
+    def use(self, policy: dict[str, Any]) -> None:
+        """Have the queries from now on planned with these fields of PlannerConfig."""
+        if policy != self._policy:
+            self._process.send(SetPolicy(policy))
+            self._policy = dict(policy)
+
+    def submit(
+            self, item: Item, budget_s: float, overrun: Overrun = Overrun.KILL,
+            admission: Admission = Admission.BEST_EFFORT,
+            arrival_ns: int | None = None) -> Query:
+        """Send a question that has to be answered within a budget; its arrival is now."""
+        now_ns = time.monotonic_ns() if arrival_ns is None else arrival_ns
+        deadline_ns = now_ns + round(budget_s * _NS)
+        query = Query(
+            uuid.uuid4().hex, [Turn('user', item.prompt)], now_ns, deadline_ns,
+            deadline_ns - round(DELIVERY_MARGIN_S * _NS),
+            min(item.max_new_tokens, self.info.n_max), True, admission=admission, overrun=overrun,
+            sampling=Sampling(**self.info.sampling))
+        self._process.send(Submit(query))
+        return query
+
+    def result(self, query: Query) -> dict[str, Any]:
+        """Wait for a query's end and return the row of its answer."""
+        finished, at_ns = self._wait_for(query)
+        ending, timing = finished.ending, finished.timing
+        in_time = at_ns <= query.deadline_ns
+        if not in_time and ending.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED):
+            ending = Ending(Outcome.DEADLINE_MISSED, error_code=ErrorCode.DELIVERED_LATE)
+        return {
+            'outcome': ending.outcome.name, 'finish_reason': ending.finish_reason.name,
+            'error': ending.error_msg, 'elapsed_s': (at_ns - query.arrival_ns) / _NS,
+            'budget_s': (query.deadline_ns - query.arrival_ns) / _NS,
+            'response': finished.text, 'timing': asdict(timing)}
+
+    def ask(self, item: Item, budget_s: float, **fields: Any) -> dict[str, Any]:
+        """Ask one question and wait for its end."""
+        return self.result(self.submit(item, budget_s, **fields))
+
+    def has_ended(self, query: Query, wait_s: float = 0.0) -> bool:
+        """Wait up to ``wait_s`` for a query's end; tell whether it has ended."""
+        return self._listen(query, time.monotonic() + wait_s)
+
+    def _wait_for(self, query: Query) -> tuple[Finished, int]:
+        left_s = query.deadline_ns / _NS - time.monotonic()
+        if not self._listen(query, time.monotonic() + max(0.0, left_s) + GRACE_S):
+            raise EngineFailed(f'no answer to a query {GRACE_S:.0f} s after its deadline')
+        return self._finished.pop(query.query_id)
+
+    def _listen(self, query: Query, end_s: float) -> bool:
+        while query.query_id not in self._finished:
+            try:
+                heard = self._heard.get(timeout=max(0.0, end_s - time.monotonic()))
+            except queue.Empty:
+                return False
+            if heard is None:
+                raise EngineFailed(self._last_words())
+            message, at_ns = heard
+            if isinstance(message, Finished):
+                self._finished[message.query_id] = (message, at_ns)
+        return True
+
+    def _hear(self, message: Any) -> None:
+        self._heard.put((message, time.monotonic_ns()))
+
+    def _wait_until_ready(self) -> Ready:
+        end_s = time.monotonic() + START_S
+        while True:
+            try:
+                heard = self._heard.get(timeout=max(0.0, end_s - time.monotonic()))
+            except queue.Empty:
+                self._process.kill()
+                raise EngineFailed(f'the engine was not ready after {START_S:.0f} s') from None
+            message = None if heard is None else heard[0]
+            if isinstance(message, Ready):
+                return message
+            if message is None or isinstance(message, LoadFailed):
+                self._process.kill()
+                raise EngineFailed(self._last_words() if message is None else message.error_msg)
+
+    def _last_words(self) -> str:
+        return 'the engine process ended:\n' + '\n'.join(self.lines[-20:])

@@ -9,13 +9,16 @@ For planner nodes: a typed answer to a question, or the reason why there is none
     answer = client.ask('Left or right at the lamp?', within=2.0)
     if answer.ok:
         act_on(answer.response)
+    elif answer.outcome == Outcome.INFEASIBLE:     # answer.error_msg says what budget would do
+        ...
 
-``ask`` may be called anywhere, also in a callback of a node that is being spun: the client talks
-to the server through a small node of its own, spun by a thread of its own.
+``ask_async`` returns a ``concurrent.futures.Future`` of the same answer. Both may be called
+anywhere, also in a callback of a node that is being spun: the client talks to the server through a
+small node of its own, spun by a thread of its own.
 """
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import concurrent.futures
 from dataclasses import dataclass
 import threading
@@ -34,11 +37,11 @@ from unique_identifier_msgs.msg import UUID
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.answer import Answer, answer_of, goal_of, no_answer, within_objection
-from timebill_ros.nodes.conversions import duration_msg, NS_PER_S
+from timebill_ros.nodes.conversions import duration_msg, NS_PER_S, system_ns, time_msg
 from timebill_ros.nodes.deadline_timer import DeadlineTimer
 from timebill_ros.nodes.event_inbox import EventInbox
 from timebill_ros.nodes.guarded import guarded, spin_while
-from timebill_ros.query import ErrorCode, Outcome
+from timebill_ros.query import ErrorCode, Outcome, Overrun
 
 __all__ = ['Answer', 'PendingAnswer', 'TimeBillClient']
 
@@ -82,7 +85,7 @@ class _Ask:
 
 
 class TimeBillClient:
-    """Asks one server; every query has an Answer at most ``late_wait_s`` after its deadline."""
+    """Asks one server; every query has an Answer soon after its deadline at the latest."""
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class TimeBillClient:
         namespace: str = '',
         server_wait_s: float = 5.0,
         late_wait_s: float = 0.1,
+        overrun_wait_s: float = 10.0,
+        stamp: bool = False,
     ) -> None:
         """
         Connect to ``timebill/query`` in the node's namespace, or in ``namespace``.
@@ -98,10 +103,15 @@ class TimeBillClient:
         ``server_wait_s``: how long a query waits for a server that is not there (within its
         budget).
         ``late_wait_s``: how long after its deadline the server's account of a missed query is
-        waited for.
+        waited for; ``overrun_wait_s``: the same for a query with ``overrun=Overrun.SKIP_NEXT``,
+        whose whole text comes late.
+        ``stamp``: send the moment of asking (``sent_at``), so that the way to the server counts
+        by the two system clocks; without it what passed before sending is taken off the budget.
         """
         self.server_wait_s = server_wait_s
         self.late_wait_s = late_wait_s
+        self.overrun_wait_s = overrun_wait_s
+        self.stamp = stamp
         self._own_context = node is None
         if node is None:
             self._context = rclpy.Context()
@@ -122,6 +132,7 @@ class TimeBillClient:
         )
         named_by = self._node if node is None or namespace else node
         self.action_name = named_by.resolve_topic_name(qos.ACTION_NAME)
+        self.client_id = (node or self._node).get_fully_qualified_name()
         self._client = ActionClient(
             self._node,
             QueryAction,
@@ -160,12 +171,13 @@ class TimeBillClient:
         """
         Ask, and return the answer ``within`` seconds, or ``late_wait_s`` later; blocks.
 
-        ``fields`` are those of ``Query.Goal`` (messages, max_new_tokens, admission, stop, ...).
+        ``fields`` are those of ``Query.Goal`` (messages, max_new_tokens, admission, stop, ...);
+        ``client_id`` is this client's unless given.
         Raises TypeError for an unknown field and ValueError for a value that its type cannot hold;
         everything else is in the answer.
         """
         pending = self.ask_async(prompt, within=within, on_feedback=on_feedback, **fields)
-        timeout_s = max(0.0, within) + self.late_wait_s + _THREAD_GRACE_S
+        timeout_s = max(0.0, within) + self._late_wait_s(fields) + _THREAD_GRACE_S
         try:
             return pending.result(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -197,12 +209,12 @@ class TimeBillClient:
         within_ns = round(within * NS_PER_S)
         self._inbox.post(
             _Ask(
-                goal=goal_of(prompt, fields),
+                goal=goal_of(prompt, {'client_id': self.client_id, **fields}),
                 pending=pending,
                 started_ns=started_ns,
                 within_ns=within_ns,
                 server_by_ns=started_ns + min(within_ns, round(self.server_wait_s * NS_PER_S)),
-                give_up_ns=started_ns + within_ns + round(self.late_wait_s * NS_PER_S),
+                give_up_ns=started_ns + within_ns + round(self._late_wait_s(fields) * NS_PER_S),
                 on_feedback=on_feedback,
             )
         )
@@ -276,9 +288,12 @@ class TimeBillClient:
 
     def _send(self, ask: _Ask) -> None:
         ask.sent = True
-        ask.goal.time_allowance = duration_msg(
-            max(1, ask.started_ns + ask.within_ns - time.monotonic_ns())
-        )
+        if self.stamp:
+            ask.goal.time_allowance = duration_msg(ask.within_ns)
+            ask.goal.sent_at = time_msg(system_ns(ask.started_ns))
+        else:
+            left_ns = ask.started_ns + ask.within_ns - time.monotonic_ns()
+            ask.goal.time_allowance = duration_msg(max(1, left_ns))
         log = self._node.get_logger()
         on_feedback = ask.on_feedback
         future = self._client.send_goal_async(
@@ -362,6 +377,10 @@ class TimeBillClient:
                     'or domain, or its engine still starts',
                 ),
             )
+
+    def _late_wait_s(self, fields: Mapping[str, Any]) -> float:
+        runs_late = fields.get('overrun') == Overrun.SKIP_NEXT
+        return self.overrun_wait_s if runs_late else self.late_wait_s
 
     @staticmethod
     def _none(ask: _Ask, outcome: Outcome, code: ErrorCode, message: str) -> Answer:

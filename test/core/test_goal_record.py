@@ -98,6 +98,40 @@ def test_the_engines_last_word_changes_measurements_only_once_the_goal_has_ended
     assert timing.delivery_margin == pytest.approx(0.1)
 
 
+def test_a_late_goal_goes_on_until_its_overrun_is_over() -> None:
+    goal = record()
+    assert goal.query is not None
+    goal.query.overrun_ns = 2 * S
+    assert not goal.may_run_late            # what has not begun is simply missed
+    goal.progress(progress(Stage.DECODE, 'one', 1))
+    assert goal.may_run_late and goal.due_ns == PLAN_DEADLINE_NS
+    goal.run_late()
+    assert goal.due_ns == PLAN_DEADLINE_NS + 2 * S
+    goal.progress(progress(Stage.DECODE, ' two', 2))
+    assert (goal.stage, goal.text) == (Stage.LATE, 'one two')
+    assert 'max_overrun_s = 2 s ran out 2 tokens' in goal.missed().error_msg
+    late = Ending(Outcome.DEADLINE_MISSED, error_msg='whole 0.5 s too late')
+    goal.ending = late
+    assert goal.hand_over(PLAN_DEADLINE_NS + S // 2) is late
+
+
+def test_the_book_counts_by_client_and_knows_who_is_late() -> None:
+    book = GoalBook()
+    for number, client in enumerate(('arm', 'arm', '')):
+        each = record(str(number))
+        assert each.query is not None
+        each.query.client_id = client
+        book.add(each)
+    assert [book.of_client(each) for each in ('arm', '', 'base')] == [2, 1, 0]
+    assert book.late() is None
+    second = book.find('1')
+    assert second is not None
+    second.run_late()
+    assert book.late() is second
+    second.ending = Ending(Outcome.CANCELED)
+    assert book.late() is None and book.of_client('arm') == 1
+
+
 def test_without_a_token_the_last_one_took_no_time() -> None:
     goal = record()
     goal.ending = goal.missed()
@@ -116,10 +150,10 @@ def test_the_book_counts_who_waits_beside_the_running_one() -> None:
     assert first is not None
     first.progress(progress(Stage.PREFILL))
     assert (book.running(), book.waiting()) == (1, 2)
-    assert book.earliest_plan_deadline_ns() == 3 * S
+    assert book.next_due_ns() == 3 * S
     first.ending = Ending(Outcome.CANCELED)
     assert (book.running(), book.waiting()) == (0, 1)
-    assert book.earliest_plan_deadline_ns() == 4 * S
+    assert book.next_due_ns() == 4 * S
     assert len(book.all()) == 3
     book.forget(first)
     assert book.find('0') is None

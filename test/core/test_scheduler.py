@@ -236,7 +236,7 @@ def test_a_query_that_outgrows_its_worst_case_loses_its_promise() -> None:
     scheduler.submit(job('longer', 9, worst_s=2, guaranteed=True), 0)
     longer = begin(scheduler)
     longer.outgrown = True
-    scheduler.progressed(longer, replace(longer.demand, steps=60, last_steps=60))
+    scheduler.progressed(longer, replace(longer.demand, steps=60))
     assert scheduler.submit(job('next', 3, worst_s=2, guaranteed=True), 0) is None
 
 

@@ -13,6 +13,7 @@ from timebill_ros.nodes.validation import InvalidGoal, resolve, ServerDefaults
 from timebill_ros.query import Admission, ErrorCode, Overrun, Query, Turn
 
 S = 1_000_000_000
+ARRIVED_SYSTEM_NS = 1000 * S
 DEFAULTS = ServerDefaults(
     n_max=512,
     max_context=8192,
@@ -21,6 +22,9 @@ DEFAULTS = ServerDefaults(
     overrun=Overrun.KILL,
     alpha_max=0.9,
     delivery_margin_s=0.02,
+    max_overrun_s=1.5,
+    max_clock_skew_s=0.1,
+    tiers=('bf16', 'int8'),
     sampling={'temperature': 0.7, 'top_p': 0.8, 'top_k': 20, 'repetition_penalty': 1.2},
 )
 
@@ -53,13 +57,14 @@ def goal(**changed: Any) -> SimpleNamespace:
         'top_k': -1,
         'repetition_penalty': 0.0,
         'seed': -1,
+        'client_id': '',
     }
     assert set(changed) <= set(fields)
     return SimpleNamespace(**{**fields, **changed})
 
 
 def resolved(defaults: ServerDefaults = DEFAULTS, **changed: Any) -> Query:
-    return resolve(goal(**changed), 'id', 5 * S, defaults)
+    return resolve(goal(**changed), 'id', 5 * S, ARRIVED_SYSTEM_NS, defaults)
 
 
 BAD = [
@@ -97,18 +102,19 @@ BAD = [
     ({'time_allowance': span(-1)}, ErrorCode.INVALID_TIME_ALLOWANCE, 'time_allowance'),
     ({'time_allowance': span(-1, 999_999_999)}, ErrorCode.INVALID_TIME_ALLOWANCE, 'time_allowance'),
     ({'time_allowance': span(1, S)}, ErrorCode.INVALID_TIME_ALLOWANCE, 'time_allowance.nanosec'),
-    ({'sent_at': span(1)}, ErrorCode.INVALID_SENT_AT, 'sent_at'),
-    ({'sent_at': span(0, 1)}, ErrorCode.INVALID_SENT_AT, 'sent_at'),
+    ({'sent_at': span(1)}, ErrorCode.INVALID_SENT_AT, '999.000 s behind'),
+    ({'sent_at': span(997, 800_000_000)}, ErrorCode.INVALID_SENT_AT, 'max_clock_skew_s = 0.1 s'),
+    ({'sent_at': span(1000, 100_000_001)}, ErrorCode.INVALID_SENT_AT, 'ahead of'),
+    ({'sent_at': span(999, S)}, ErrorCode.INVALID_SENT_AT, 'sent_at.nanosec'),
     ({'max_new_tokens': 8193}, ErrorCode.INVALID_MAX_NEW_TOKENS, '8192'),
     ({'admission': 3}, ErrorCode.INVALID_ADMISSION, 'admission = 3'),
     ({'overrun': 4}, ErrorCode.INVALID_OVERRUN, 'overrun = 4'),
-    ({'overrun': Overrun.SKIP_NEXT}, ErrorCode.INVALID_OVERRUN, 'SKIP_NEXT'),
-    ({'overrun': Overrun.SOFT_LANDING}, ErrorCode.INVALID_OVERRUN, 'SOFT_LANDING'),
     *(
         ({'alpha_max': value}, ErrorCode.INVALID_ALPHA_MAX, 'alpha_max')
         for value in (-0.5, 0.96, nan, inf, -inf)
     ),
-    ({'min_tier': 'int8'}, ErrorCode.INVALID_MIN_TIER, 'min_tier = "int8"'),
+    ({'min_tier': 'int4'}, ErrorCode.INVALID_MIN_TIER, 'bf16, int8'),
+    ({'client_id': 'ü' * 129}, ErrorCode.INVALID_CLIENT_ID, '258 bytes'),
     ({'stop': [''] * 1}, ErrorCode.INVALID_STOP, 'stop[0]'),
     ({'stop': ['a', 'x' * 257]}, ErrorCode.INVALID_STOP, 'stop[1]'),
     ({'stop': ['a'] * 17}, ErrorCode.INVALID_STOP, '16'),
@@ -201,3 +207,30 @@ def test_a_long_value_is_shown_short() -> None:
     with pytest.raises(InvalidGoal) as error:
         resolved(defaults=replace(DEFAULTS), min_tier='x' * 10_000)
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ('sent_at', 'waited_s'),
+    [
+        (span(999, 500_000_000), 0.5),
+        (span(1000), 0.0),
+        (span(1000, 100_000_000), 0.0),  # ahead, by no more than the skew
+        (span(997, 900_000_000), 2.1),  # the budget is over: a miss, and no other clock
+        (span(0), 0.0),
+    ],
+)
+def test_the_budget_runs_from_the_moment_of_sending(sent_at: Any, waited_s: float) -> None:
+    query = resolved(sent_at=sent_at)
+    assert query.arrival_ns == 5 * S
+    assert query.waited_ns == round(waited_s * S)
+    assert query.deadline_ns == 7 * S - query.waited_ns
+    assert query.plan_deadline_ns == query.deadline_ns - 20_000_000
+    assert query.time_allowance_ns == 2 * S
+
+
+def test_only_under_skip_next_work_goes_on_after_the_deadline() -> None:
+    late = resolved(overrun=Overrun.SKIP_NEXT, min_tier='int8', client_id='arm')
+    assert (late.overrun_ns, late.stop_ns) == (1_500_000_000, late.plan_deadline_ns + 1_500_000_000)
+    assert (late.min_tier, late.client_id) == ('int8', 'arm')
+    for overrun in (Overrun.KILL, Overrun.SOFT_LANDING):
+        assert resolved(overrun=overrun).stop_ns == resolved().plan_deadline_ns

@@ -21,6 +21,7 @@ from timebill_ros.nodes.answer import answer_of, goal_of, within_objection
 from timebill_ros.nodes.validation import resolve, ServerDefaults
 from timebill_ros.query import (
     Admission,
+    DecodeStretch,
     Ending,
     ErrorCode,
     FinishReason,
@@ -92,6 +93,7 @@ def test_a_timing_record_survives_the_message() -> None:
         coefficients_stamp_ns=3_000_000_004,
         law_prefill=[1.0, 2.0],
         replans=['1.0 alpha 0 -> 0.5 slack'],
+        stretches=[DecodeStretch('fp32', 2, 40.5, 3, 0.25)],
         total=nan,
         slack=-0.5,
     )
@@ -131,9 +133,11 @@ def test_text_that_is_not_unicode_becomes_text_that_is() -> None:
 
 
 def test_a_goal_with_the_interfaces_defaults_is_valid() -> None:
-    defaults = ServerDefaults(512, 8192, 1000, Admission.BEST_EFFORT, Overrun.KILL, 0.9, 0.01, {})
+    defaults = ServerDefaults(
+        512, 8192, 1000, Admission.BEST_EFFORT, Overrun.KILL, 0.9, 0.01, 1.0, 0.1, ('fp32',), {}
+    )
     goal = QueryAction.Goal(prompt='hello', time_allowance=Duration(sec=1))
-    query = resolve(goal, 'id', 0, defaults)
+    query = resolve(goal, 'id', 0, 0, defaults)
     assert (query.alpha_max, query.max_new_tokens, query.sampling.temperature) == (0.9, 512, 0.0)
 
 

@@ -404,10 +404,10 @@ def fastest(tiers: list[str], wanted: list[str]) -> str:
 
 def late_ending(query: Query, now_ns: int, reason: FinishReason) -> Ending:
     """Return the ending of a whole answer that came after its deadline."""
-    late_s = (now_ns - query.deadline_ns) / _NS
+    late_s = (now_ns - query.plan_deadline_ns) / _NS
     return Ending(
         Outcome.DEADLINE_MISSED, reason, ErrorCode.DEADLINE_MISSED,
-        f'the answer was whole {late_s:.3f} s after the deadline')
+        f'the answer was whole {late_s:.3f} s too late to be handed over in time')
 
 
 def _whole(reason: FinishReason) -> Ending:

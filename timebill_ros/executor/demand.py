@@ -29,7 +29,6 @@ class Demand:
     n_cached: int           # tokens cached before its next decode step
     steps: int              # decode steps left, to the worst-case length
     likely_steps: int       # likewise, to the predicted length
-    last_steps: int         # likewise, to its cap
     tier: str
 
     @property
@@ -43,7 +42,7 @@ class Demand:
             return replace(self, before_s=max(0.0, self.before_s - self.unit_s))
         return replace(
             self, n_cached=self.n_cached + 1, steps=max(0, self.steps - 1),
-            likely_steps=max(0, self.likely_steps - 1), last_steps=max(0, self.last_steps - 1))
+            likely_steps=max(0, self.likely_steps - 1))
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,6 @@ class Pace:
     def alone_ns(self, demand: Demand) -> int:
         """Return the worst case of all that is left, with the engine to itself."""
         return round((demand.before_s + self._steps_s(demand, demand.steps, 1)) * _NS)
-
-    def to_cap_ns(self, demand: Demand) -> int:
-        """Return the same for the longest response there can be."""
-        return round((demand.before_s + self._steps_s(demand, demand.last_steps, 1)) * _NS)
 
     def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
         """Return the worst case of the decode steps that are left, ``width`` queries in each."""
@@ -103,25 +98,24 @@ class Pace:
         return self._factor * (decode_s + width * estimator.overhead_s(steps, self._worst))
 
 
-def demand_of_waiting(needs: Needs, cap: int) -> Demand:
+def demand_of_waiting(needs: Needs) -> Demand:
     """Return what a query needs that has not begun, with the plan that ends soonest."""
     cheapest = needs.cheapest
     steps = max(0, cheapest.n_worst - 1)
     return Demand(
         before_s=needs.prefill_worst_s + cheapest.predicted_evict_s,
         unit_s=needs.unit_s, likely_before_s=needs.least_s,
-        n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, last_steps=max(0, cap - 1),
-        tier=cheapest.tier)
+        n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier)
 
 
-def demand_of_running(run: 'QueryRun', needs: Needs, cap: int, chunk_tokens: int) -> Demand:
+def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Demand:
     """Return what a query still needs that has begun."""
     estimator, config = run.planning.estimator, run.planning.config
     if run.plan is None:
         worst, done = config.worst_case_times, run.n_prefilled
         until = min(needs.n_prompt, done + chunk_tokens)
         return replace(
-            demand_of_waiting(needs, cap),
+            demand_of_waiting(needs),
             before_s=(estimator.prefill_s(needs.n_prompt, worst, done)
                       + needs.cheapest.predicted_evict_s),
             unit_s=estimator.prefill_s(until, worst, done),
@@ -132,5 +126,4 @@ def demand_of_running(run: 'QueryRun', needs: Needs, cap: int, chunk_tokens: int
     likely = min(steps, n_predicted - n_generated) if n_predicted > n_generated else steps
     return Demand(
         before_s=evict_s, unit_s=evict_s, likely_before_s=evict_s, n_cached=run.n_cached,
-        steps=steps, likely_steps=likely, last_steps=max(0, cap - n_generated),
-        tier=run.plan.tier)
+        steps=steps, likely_steps=likely, tier=run.plan.tier)

@@ -12,12 +12,14 @@ from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import demand_of_running
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Act, Job, Scheduler, Turn
-from timebill_ros.query import Ending
+from timebill_ros.query import Ending, ErrorCode, Outcome
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
 
 _NS = 1_000_000_000
+DROPPED = Ending(
+    Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT, error_msg='the node ended the query')
 
 
 class Dispatcher:
@@ -121,6 +123,6 @@ class Dispatcher:
                     continue
                 job.planned, job.outgrown = run.plan is not None, run.outgrown
                 self._scheduler.progressed(job, demand_of_running(
-                    run, job.needs, job.cap, self._engine.chunk_tokens))
+                    run, job.needs, self._engine.chunk_tokens))
         if ended:
             self._engine.check_device()

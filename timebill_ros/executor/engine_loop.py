@@ -20,11 +20,13 @@ from typing import Any, BinaryIO
 from timebill_ros.engine.engine import Engine
 from timebill_ros.executor import garbage
 from timebill_ros.executor.intake import Intake
+from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import (
     Alive, ChannelClosed, Finished, Load, LoadFailed, ProfileDone, ProfileProgress, read_message,
     RunProfile, Shutdown, Submit)
 from timebill_ros.executor.outbox import Outbox, StartReport
 from timebill_ros.executor.start import measure, start, Started, StartFailed
+from timebill_ros.paths import cache_dir
 from timebill_ros.query import Ending, ErrorCode, Outcome, QueryTiming
 from timebill_ros.time_estimator.coefficients import FROM_PROFILE
 from timebill_ros.time_estimator.profiler import ProfileCanceled
@@ -104,7 +106,8 @@ class ModelThread:
         self._busy_s = 0.0
         self._alive_ns = 0
         self.intake = Intake(
-            started.engine, outbox, started.planning(), started.coefficients.key)
+            started.engine, outbox, started.planning(), started.coefficients.key,
+            Learning(cache_dir(load.cache_dir), started.engine.info.key, predictor=''))
 
     def run(self) -> None:
         """Work until the node wants the process to end; raises ChannelClosed when it is gone."""
@@ -127,7 +130,10 @@ class ModelThread:
             return False
         self._busy_s += time.perf_counter() - began_s
         self._outbox.send(*messages)
-        if any(isinstance(each, Finished) for each in messages):
+        ended = [each for each in messages if isinstance(each, Finished)]
+        for each in ended:
+            self.intake.learn(each)
+        if ended:
             garbage.collect_young()
         return True
 

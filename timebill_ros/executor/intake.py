@@ -18,7 +18,8 @@ from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import Pace
-from timebill_ros.executor.dispatcher import Dispatcher
+from timebill_ros.executor.dispatcher import Dispatcher, DROPPED
+from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import (
     Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, SetPolicy, Shutdown, Submit)
 from timebill_ros.executor.outbox import Outbox
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
 
 _LOG = logging.getLogger(__name__)
-_DROPPED = Ending(
-    Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT, error_msg='the node ended the query')
 _PROFILING = Ending(
     Outcome.FAILED, error_code=ErrorCode.ENGINE_NOT_READY,
     error_msg='the model is being profiled; ask again when that is done')
@@ -62,13 +61,16 @@ class Intake:
     """Takes the node's messages; has the queries worked on, unit by unit."""
 
     def __init__(
-            self, engine: 'Engine', outbox: Outbox, planning: Planning, key: str) -> None:
+            self, engine: 'Engine', outbox: Outbox, planning: Planning, key: str,
+            learning: Learning) -> None:
         """Start with an empty queue; ``key`` is that of coefficients that may be adopted."""
         self._engine = engine
         self._outbox = outbox
         self._key = key
         self._requests = _Requests()
         self._changed = threading.Condition()
+        self._learning = learning
+        planning = replace(planning, config=learning.adjust(planning.config))
         self._scheduler = Scheduler(Pace(planning), engine.info.max_batch)
         self._dispatcher = Dispatcher(engine, self._scheduler, self._changed)
 
@@ -147,7 +149,7 @@ class Intake:
             job = self._scheduler.drop(query_id)
             self._dispatcher.drop(query_id)
         if job is not None:
-            self._outbox.send(self._dispatcher.never_ran(job, _DROPPED))
+            self._outbox.send(self._dispatcher.never_ran(job, DROPPED))
 
     def _adopt(self, message: Adopt) -> None:
         try:
@@ -164,6 +166,7 @@ class Intake:
             _LOG.warning('policy not set: %s', error)
             return
         with self._changed:
+            config = self._learning.adjust(config)
             self._scheduler.pace = Pace(replace(self.planning, config=config))
 
     def _ask_profile(self, request: RunProfile) -> None:
@@ -203,6 +206,13 @@ class Intake:
     def work(self) -> list[Message] | None:
         """Do the next unit of work; returns what to send, None = nobody waits or runs."""
         return self._dispatcher.work()
+
+    def learn(self, finished: Finished) -> None:
+        """Take a query that has ended as an example, where factors are learned."""
+        with self._changed:
+            if self._learning.ended(finished, self.planning):
+                config = self._learning.adjust(self.planning.config)
+                self._scheduler.pace = Pace(replace(self.planning, config=config))
 
     def next_profile(self) -> RunProfile | None:
         """Return the profile asked for; until ``profiled`` no query is taken."""

@@ -101,34 +101,32 @@ class Promises:
         """
         Return the engine time that the promises leave ``job``, and the width of the decode steps.
 
-        For the plan of one that was promised itself: with a worst case within that time a
-        certificate goes on to hold.
+        With a plan whose worst case takes no longer a certificate goes on to hold.
         """
-        kept = self.kept
-        if job not in kept:
-            before_ns = sum(
-                round(each.demand.before_s * _NS) for each in kept if deadline(each) < deadline(job))
-            return job.query.plan_deadline_ns - now_ns - before_ns, 1
+        kept, own_ns = self.kept, job.query.plan_deadline_ns - now_ns
         demands = {each.query_id: each.demand for each in kept}
-        if self._together(kept, demands, now_ns).holds:
+        if job in kept and self._together(kept, demands, now_ns).holds:
             width, mine = len(kept), job.demand
-            before_ns = sum(round(each.demand.before_s * _NS) for each in kept if each is not job)
+            own_ns -= sum(round(each.demand.before_s * _NS) for each in kept if each is not job)
             # its plan counts on its own cache, the steps read those of the others as well
-            before_ns += (self._pace.steps_ns(mine, _longest(kept, demands), mine.tier, width)
-                          - self._pace.steps_ns(mine, mine.n_cached, mine.tier, width))
-            return job.query.plan_deadline_ns - now_ns - before_ns, width
-        nothing = Demand(0.0, 0.0, 0.0, 0, 0, 0, 0, job.demand.tier)
+            own_ns -= (self._pace.steps_ns(mine, _longest(kept, demands), mine.tier, width)
+                       - self._pace.steps_ns(mine, mine.n_cached, mine.tier, width))
+            return own_ns, width
+        nothing = Demand(0.0, 0.0, 0.0, 0, 0, 0, job.demand.tier)
         later = self._in_turn(kept, {**demands, job.query_id: nothing}, now_ns, job)
-        return later.slack_ns, 1
+        if job not in kept:
+            own_ns -= sum(round(each.demand.before_s * _NS)
+                          for each in kept if deadline(each) < deadline(job))
+        return min(own_ns, later.slack_ns), 1
 
     # --- the two ways
 
     def _in_turn(self, kept: Sequence['Job'], demands: Mapping[str, Demand], start_ns: int,
                  since: 'Job | None' = None) -> Certificate:
-        """Check EDF; with ``since`` only the slack of that job and those after it counts."""
+        """Check EDF; with ``since`` only the slack of that job and those after its work counts."""
         slack_ns, end_ns, free = 1 << 62, start_ns, self._free
         done: set[str] = set()
-        counts = since is None
+        counts = False
         for job in kept:
             if not job.running and free < 1:
                 holder = self._holder(job, done)
@@ -142,7 +140,7 @@ class Promises:
                 end_ns += self._pace.alone_ns(demands[job.query_id])
                 free += job.running
                 done.add(job.query_id)
-            counts = counts or job is since
+            counts = counts or since is None or since.query_id in done
             if counts:
                 slack_ns = min(slack_ns, job.query.plan_deadline_ns - end_ns)
         return Certificate(slack_ns, Way.IN_TURN)
@@ -178,7 +176,7 @@ class Promises:
         """Return the most work that ``holder`` needs until it leaves its slot: done or stopped."""
         if holder.dropped:
             return 0
-        work_ns = self._pace.to_cap_ns(demand)
+        work_ns = self._pace.alone_ns(demand)
         if not from_ns:
             return work_ns
         stop_ns = holder.query.stop_ns + round(holder.needs.unit_s * _NS)

@@ -25,7 +25,8 @@ from enum import Enum
 
 from timebill_ros.budget.admission import Needs, refusal_message
 from timebill_ros.executor.demand import Demand, demand_of_waiting, Pace
-from timebill_ros.executor.promises import deadline, Promises, Way
+from timebill_ros.executor.promises import (
+    Certificate, deadline, NO_PROMISES, Promises, Way)
 from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query
 
 _NS = 1_000_000_000
@@ -53,7 +54,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Start with what admission counted on."""
-        self.demand = demand_of_waiting(self.needs, self.cap)
+        self.demand = demand_of_waiting(self.needs)
 
     @property
     def query_id(self) -> str:
@@ -193,8 +194,7 @@ class Scheduler:
         self._repeat = None
         promises = self._promises()
         for turn in self._wishes(now_ns):
-            after = {job.query_id: job.demand.after_unit() for job in turn.jobs}
-            certificate = promises.check(now_ns + turn.worst_ns, after)
+            certificate = self._certificate(promises, turn, now_ns)
             if certificate.holds:
                 self._way = certificate.way
                 if turn.act is Act.STEP:
@@ -202,6 +202,20 @@ class Scheduler:
                     self._repeat_until_ns = now_ns + min(_REPEAT_NS, certificate.slack_ns)
                 return turn
         return self._fall_back(promises)
+
+    def _certificate(self, promises: Promises, turn: Turn, now_ns: int) -> Certificate:
+        """Return what holds after a turn, should it take its worst case."""
+        if not promises.kept:
+            return NO_PROMISES
+        after = {job.query_id: job.demand.after_unit() for job in turn.jobs}
+        if turn.act is not Act.BEGIN:
+            return promises.check(now_ns + turn.worst_ns, after)
+        job, = turn.jobs
+        job.running = True      # as it would be then
+        try:
+            return self._promises().check(now_ns + turn.worst_ns, after)
+        finally:
+            job.running = False
 
     def _promises(self) -> Promises:
         return Promises(
@@ -311,19 +325,25 @@ class Scheduler:
         if promises.check(start_ns, extra=job).holds:
             return None
         enough_ns = self._enough_ns(promises, job, start_ns)
+        if enough_ns is None:
+            return Ending(
+                Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL,
+                error_msg='no budget would do: what was promised to others leaves no room now')
         own_ns = self.pace.alone_ns(job.demand)
         return _infeasible(job, waiting_ns=max(0, enough_ns - own_ns - job.query.arrival_ns))
 
-    def _enough_ns(self, promises: Promises, job: Job, start_ns: int) -> int:
-        """Return the earliest plan deadline that could be promised; far away if none."""
+    def _enough_ns(self, promises: Promises, job: Job, start_ns: int) -> int | None:
+        """Return the earliest plan deadline that could be promised; None = none."""
         def holds(plan_deadline_ns: int) -> bool:
             query = replace(job.query, plan_deadline_ns=plan_deadline_ns)
             other = replace(job, query=query)
             return promises.check(start_ns, extra=other).holds
 
         low, step = job.query.plan_deadline_ns, _NS     # low does not hold
-        while not holds(low + step) and step < _FAR_NS:
+        while not holds(low + step):
             step *= 2
+            if step > _FAR_NS:
+                return None
         high = low + step
         while high - low > 1:
             middle = (low + high) // 2

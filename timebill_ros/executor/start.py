@@ -10,6 +10,8 @@ from pathlib import Path
 import time
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
+from timebill_ros.budget.quality import NOMINAL, QualityProfile
+from timebill_ros.budget.quality_files import find_quality
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.meter import EngineMeter
@@ -41,11 +43,12 @@ class Started:
     source: str             # where the coefficients are from
     load_s: float
     profile_s: float
+    quality: QualityProfile = NOMINAL
 
     def planning(self) -> Planning:
         """Return what its queries are planned with."""
         estimator = TimeEstimator(self.coefficients, self.engine.info.tiers[0])
-        return Planning(estimator, self.config, self.source)
+        return Planning(estimator, self.config, self.source, self.quality)
 
     def ready(self) -> Ready:
         """Return the message that says so."""
@@ -68,8 +71,13 @@ def start(load: Load, report: Callable[[str, float], None]) -> Started:
             coefficients, source = _short_profile(engine, load, report), FROM_PROFILE
     except (EngineError, ValueError, OSError) as error:
         raise StartFailed(str(error)) from error
+    quality, note = find_quality(
+        cache_dir(load.cache_dir), engine.info.key, engine.info.name, engine.device.type)
+    if note:
+        _LOG.info('%s', note)
     return Started(
-        engine, config, coefficients, source, loaded_s - began_s, time.perf_counter() - loaded_s)
+        engine, config, coefficients, source, loaded_s - began_s,
+        time.perf_counter() - loaded_s, quality)
 
 
 def measure(

@@ -31,6 +31,11 @@ class Answer:
     message: QueryTimingMsg | None = None  # the server's timing message; None: no result came
 
     @property
+    def lateness_s(self) -> float:
+        """How long after the budget it came; 0 = in time."""
+        return max(0.0, self.elapsed_s - self.within_s)
+
+    @property
     def ok(self) -> bool:
         """There is an answer to act on, whole or truncated, in time."""
         return self.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)

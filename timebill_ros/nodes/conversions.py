@@ -145,6 +145,7 @@ def feedback_msg(
     time_left_ns: int,
     predicted_left_ns: int,
     at_risk: bool,
+    is_late: bool = False,
 ) -> QueryAction.Feedback:
     """Return one feedback message; ``predicted_left_ns`` 0 is "not known yet"."""
     return QueryAction.Feedback(
@@ -154,7 +155,7 @@ def feedback_msg(
         time_left=duration_msg(time_left_ns),
         predicted_finish=duration_msg(predicted_left_ns),
         deadline_at_risk=at_risk,
-        deadline_missed=time_left_ns <= 0,
+        deadline_missed=is_late or time_left_ns <= 0,
     )
 
 

@@ -18,7 +18,7 @@ from timebill_ros.nodes import conversions
 from timebill_ros.nodes.goal_record import GoalBook, GoalRecord
 from timebill_ros.nodes.parameters import ADMISSIONS, OVERRUNS, ServerParameters
 from timebill_ros.nodes.validation import InvalidGoal, resolve, ServerDefaults
-from timebill_ros.query import Ending, ErrorCode, Outcome
+from timebill_ros.query import Ending, ErrorCode, Outcome, Query
 
 
 class GoalDesk:
@@ -73,16 +73,22 @@ class GoalDesk:
     def accept(self, handle: Any, arrival_ns: int) -> None:
         """Begin a goal: pass it to the engine, or end it at once."""
         record = GoalRecord(query_id_of(handle), handle, arrival_ns, bool(handle.request.stream))
-        full = self.book.is_full(self.parameters.max_queue)
-        self.book.add(record)
         try:
-            record.query = resolve(handle.request, record.query_id, arrival_ns, self._defaults())
+            record.query = resolve(
+                handle.request,
+                record.query_id,
+                arrival_ns,
+                conversions.system_ns(arrival_ns),
+                self._defaults(),
+            )
         except InvalidGoal as error:
+            self.book.add(record)
             self.end(
                 record, Ending(Outcome.INVALID, error_code=error.error_code, error_msg=str(error))
             )
             return
-        refusal = self._refusal(record, full)
+        refusal = self._refusal(record, record.query)
+        self.book.add(record)
         if refusal is not None:
             self.end(record, refusal)
             return
@@ -105,10 +111,15 @@ class GoalDesk:
             )
 
     def end_due(self) -> None:
-        """End the goals whose time is up, whatever the engine does."""
+        """End the goals whose time is up, whatever the engine does; late ones say so and go on."""
         now_ns = time.monotonic_ns()
         for record in self.book.open():
-            if record.query is not None and record.query.plan_deadline_ns <= now_ns:
+            if record.due_ns is None or record.due_ns > now_ns:
+                continue
+            if record.may_run_late and not record.is_late:
+                record.run_late()
+                self._feed_back(record, changed=True)
+            else:
                 self.end(record, record.missed())
         self._rearm()
 
@@ -171,10 +182,9 @@ class GoalDesk:
             self.book.forget(record)
             self._publish_timing(self._timing_msg(record))
 
-    def _refusal(self, record: GoalRecord, full: bool) -> Ending | None:
+    def _refusal(self, record: GoalRecord, query: Query) -> Ending | None:
         """Return how a valid goal ends at once; None if it is taken."""
-        assert record.query is not None
-        if time.monotonic_ns() >= record.query.plan_deadline_ns:
+        if time.monotonic_ns() >= query.plan_deadline_ns:
             return record.missed()
         if not self._generation or self.closed_because:
             why = self.closed_because if self._generation else self._not_ready_because
@@ -183,11 +193,20 @@ class GoalDesk:
                 error_code=ErrorCode.ENGINE_NOT_READY,
                 error_msg=f'the engine is not ready: {why}',
             )
-        if full:
-            return Ending(
-                Outcome.SKIPPED,
-                error_code=ErrorCode.QUEUE_FULL,
-                error_msg=f'max_queue = {self.parameters.max_queue} queries wait already',
+        if self.book.late() is not None:
+            return _skipped(
+                ErrorCode.LATE_JOB_RUNNING, 'a query that missed its deadline still runs (SKIP_NEXT)'
+            )
+        limit = self.parameters.max_queue_per_client
+        if limit and self.book.of_client(query.client_id) >= limit:
+            return _skipped(
+                ErrorCode.QUEUE_FULL,
+                f'max_queue_per_client = {limit} queries of client_id = "{query.client_id}" '
+                'wait or run already',
+            )
+        if self.book.is_full(self.parameters.max_queue):
+            return _skipped(
+                ErrorCode.QUEUE_FULL, f'max_queue = {self.parameters.max_queue} queries wait already'
             )
         return None
 
@@ -202,6 +221,9 @@ class GoalDesk:
             overrun=OVERRUNS[values.default_overrun],
             alpha_max=values.alpha_max,
             delivery_margin_s=values.delivery_margin_s,
+            max_overrun_s=values.max_overrun_s,
+            max_clock_skew_s=values.max_clock_skew_s,
+            tiers=tuple(model.tiers),
             sampling=model.sampling,
         )
 
@@ -222,6 +244,7 @@ class GoalDesk:
                 record.query.deadline_ns - now_ns,
                 max(0, left_ns),
                 record.deadline_at_risk,
+                record.is_late,
             )
         )
         record.unsent_text = ''
@@ -243,7 +266,11 @@ class GoalDesk:
         )
 
     def _rearm(self) -> None:
-        self._arm_deadline(self.book.earliest_plan_deadline_ns())
+        self._arm_deadline(self.book.next_due_ns())
+
+
+def _skipped(code: ErrorCode, why: str) -> Ending:
+    return Ending(Outcome.SKIPPED, error_code=code, error_msg=why)
 
 
 def query_id_of(handle: Any) -> str:

@@ -29,6 +29,7 @@ class GoalRecord:
     last_feedback_ns: int = 0
     last_token_ns: int = 0
     timing: QueryTiming = field(default_factory=QueryTiming)
+    is_late: bool = False  # it runs on after its plan deadline (SKIP_NEXT)
     engine_has_it: bool = False  # the engine has not yet said its last word on it
     ending: Ending | None = None
     ended_ns: int = 0  # when its result was handed over; 0 = not yet
@@ -40,16 +41,34 @@ class GoalRecord:
 
     def progress(self, message: Progress) -> bool:
         """Take in what the engine reports; True if stage or risk changed."""
-        changed = self.stage != message.stage or self.deadline_at_risk != message.deadline_at_risk
-        self.stage = message.stage
+        stage = Stage.LATE if self.is_late else message.stage
+        changed = self.stage != stage or self.deadline_at_risk != message.deadline_at_risk
+        self.stage = stage
         self.text += message.text
         self.unsent_text += message.text
         self.n_generated = message.n_generated
         self.predicted_finish_ns = message.predicted_finish_ns
         self.deadline_at_risk = message.deadline_at_risk
-        if message.stage >= Stage.DECODE:
+        if message.n_generated:
             self.last_token_ns = message.sent_ns
         return changed
+
+    @property
+    def may_run_late(self) -> bool:
+        """It is to run on beyond its deadline: its work has begun, and its strategy says so."""
+        return self.query is not None and self.query.overrun_ns > 0 and self.stage != Stage.QUEUED
+
+    @property
+    def due_ns(self) -> int | None:
+        """When something has to happen whatever the engine does; None = never."""
+        if self.query is None:
+            return None
+        return self.query.stop_ns if self.is_late else self.query.plan_deadline_ns
+
+    def run_late(self) -> None:
+        """Note that its deadline has passed and that it goes on."""
+        self.is_late = True
+        self.stage = Stage.LATE
 
     def planned(self, message: Planned) -> None:
         """Take in the timing record so far."""
@@ -84,16 +103,17 @@ class GoalRecord:
     def missed(self) -> Ending:
         """Return the ending of a query whose time is up; the message says how far it got."""
         assert self.query is not None
-        budget_s = (self.query.deadline_ns - self.query.arrival_ns) / 1e9
-        margin_s = (self.query.deadline_ns - self.query.plan_deadline_ns) / 1e9
+        budget_s = self.query.time_allowance_ns / 1e9
+        margin_s = self.query.delivery_margin_ns / 1e9
         where = {Stage.QUEUED: 'waiting for the engine', Stage.PREFILL: 'reading the prompt'}.get(
             self.stage, f'{self.n_generated} tokens into the response'
         )
+        also = f' and max_overrun_s = {self.query.overrun_ns / 1e9:g} s' if self.is_late else ''
         return Ending(
             Outcome.DEADLINE_MISSED,
             error_code=ErrorCode.DEADLINE_MISSED,
-            error_msg=f'time_allowance = {budget_s:g} s (less delivery_margin_s = {margin_s:g} s) '
-            f'ran out {where}',
+            error_msg=f'time_allowance = {budget_s:g} s (less delivery_margin_s = {margin_s:g} s)'
+            f'{also} ran out {where}',
         )
 
     def final_timing(self) -> QueryTiming:
@@ -106,8 +126,8 @@ class GoalRecord:
             (self.ended_ns - self.last_token_ns) / 1e9 if self.last_token_ns else nan
         )
         if self.query is not None:
-            timing.time_allowance = (self.query.deadline_ns - self.arrival_ns) / 1e9
-            timing.delivery_margin = (self.query.deadline_ns - self.query.plan_deadline_ns) / 1e9
+            timing.time_allowance = self.query.time_allowance_ns / 1e9
+            timing.delivery_margin = self.query.delivery_margin_ns / 1e9
             timing.slack = (self.query.deadline_ns - self.ended_ns) / 1e9
             timing.n_cap = timing.n_cap or self.query.max_new_tokens
         return timing
@@ -152,9 +172,18 @@ class GoalBook:
         """Return whether one more goal would be one too many to wait."""
         return len(self.open()) >= max_queue + max(1, self.running())
 
-    def earliest_plan_deadline_ns(self) -> int | None:
-        """Return the next moment at which a goal has to end; None if none is open."""
-        return min(
-            (record.query.plan_deadline_ns for record in self.open() if record.query is not None),
-            default=None,
+    def of_client(self, client_id: str) -> int:
+        """Return how many open goals a client has."""
+        return sum(
+            record.query is not None and record.query.client_id == client_id
+            for record in self.open()
         )
+
+    def late(self) -> GoalRecord | None:
+        """Return a goal that runs on after its deadline; None if there is none."""
+        return next((record for record in self.open() if record.is_late), None)
+
+    def next_due_ns(self) -> int | None:
+        """Return the next moment at which something has to happen to a goal; None if none is."""
+        due = [record.due_ns for record in self.open()]
+        return min((moment for moment in due if moment is not None), default=None)

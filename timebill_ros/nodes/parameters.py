@@ -21,7 +21,11 @@ from timebill_ros.nodes.validation import ALPHA_MAX_LIMIT
 from timebill_ros.query import Admission, Overrun
 
 ADMISSIONS = {'best_effort': Admission.BEST_EFFORT, 'guaranteed': Admission.GUARANTEED}
-OVERRUNS = {'kill': Overrun.KILL}
+OVERRUNS = {
+    'kill': Overrun.KILL,
+    'skip_next': Overrun.SKIP_NEXT,
+    'soft_landing': Overrun.SOFT_LANDING,
+}
 
 INT_MAX = 2**31 - 1
 MAX_BATCH = 8
@@ -152,6 +156,13 @@ _SPECS = (
         (0, 10000),
     ),
     _Spec(
+        'max_queue_per_client',
+        0,
+        'Queries of one client (goal field client_id; all without one are one client) that may '
+        'wait or run; further ones end SKIPPED. 0 = no limit but max_queue.',
+        (0, 10000),
+    ),
+    _Spec(
         'max_prompt_bytes',
         1048576,
         'Largest prompt, all turns together, in bytes of UTF-8.',
@@ -168,6 +179,18 @@ _SPECS = (
         'kill',
         'Overrun strategy of goals that leave it to the server.',
         tuple(OVERRUNS),
+    ),
+    _Spec(
+        'max_overrun_s',
+        2.0,
+        'How long a query under skip_next may run on after its deadline, in seconds.',
+        (0.001, 3600.0),
+    ),
+    _Spec(
+        'max_clock_skew_s',
+        0.1,
+        'How far ahead of the node\'s system clock the sent_at of a goal may be, in seconds.',
+        (0.0, 60.0),
     ),
     _Spec(
         'alpha_max',
@@ -229,9 +252,12 @@ class ServerParameters:
     pessimistic_factor: float
     worst_case_times: bool
     max_queue: int
+    max_queue_per_client: int
     max_prompt_bytes: int
     default_admission: str
     default_overrun: str
+    max_overrun_s: float
+    max_clock_skew_s: float
     alpha_max: float
     delivery_margin_s: float
     feedback_period_s: float

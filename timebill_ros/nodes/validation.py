@@ -16,6 +16,7 @@ from timebill_ros.query import Admission, ErrorCode, Overrun, Query, Sampling, T
 ALPHA_MAX_LIMIT = 0.95
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
+MAX_CLIENT_ID_BYTES = 256
 MAX_TEMPERATURE = 10.0
 MAX_REPETITION_PENALTY = 10.0
 ROLES = ('system', 'user', 'assistant')
@@ -43,37 +44,45 @@ class ServerDefaults:
     overrun: Overrun
     alpha_max: float
     delivery_margin_s: float
+    max_overrun_s: float
+    max_clock_skew_s: float
+    tiers: tuple[str, ...]  # of the engine, best quality first
     sampling: dict[str, Any]  # of the model: temperature, top_p, top_k, repetition_penalty
 
 
-def resolve(goal: Any, query_id: str, arrival_ns: int, defaults: ServerDefaults) -> Query:
+def resolve(
+    goal: Any, query_id: str, arrival_ns: int, arrived_system_ns: int, defaults: ServerDefaults
+) -> Query:
     """
     Check every field of a goal and return the query it asks for.
 
-    ``arrival_ns`` is the steady clock's nanoseconds. Raises InvalidGoal for the first field out of
-    its limits.
+    ``arrival_ns`` is the steady clock's nanoseconds, ``arrived_system_ns`` the system clock's at
+    that moment. Raises InvalidGoal for the first field out of its limits.
     """
     budget_ns = time_allowance_ns(goal.time_allowance)
     messages = _messages(goal, defaults.max_prompt_bytes)
-    _check_sent_at(goal.sent_at)
-    cap = _max_new_tokens(goal.max_new_tokens, defaults)
-    if goal.min_tier:
-        _fail(
-            ErrorCode.INVALID_MIN_TIER, 'min_tier', goal.min_tier, 'is not served: leave it empty'
-        )
+    waited_ns = _waited_ns(goal.sent_at, arrived_system_ns, budget_ns, defaults.max_clock_skew_s)
+    deadline_ns = arrival_ns - waited_ns + budget_ns
+    overrun = _overrun(goal.overrun, defaults)
     return Query(
         query_id=query_id,
         messages=messages,
         arrival_ns=arrival_ns,
-        deadline_ns=arrival_ns + budget_ns,
-        plan_deadline_ns=arrival_ns + budget_ns - round(defaults.delivery_margin_s * NS_PER_S),
-        max_new_tokens=cap,
+        deadline_ns=deadline_ns,
+        plan_deadline_ns=deadline_ns - round(defaults.delivery_margin_s * NS_PER_S),
+        max_new_tokens=_max_new_tokens(goal.max_new_tokens, defaults),
         cap_is_clients=0 < goal.max_new_tokens <= defaults.n_max,
         admission=_admission(goal.admission, defaults),
-        overrun=_overrun(goal.overrun, defaults),
+        overrun=overrun,
         alpha_max=_alpha_max(goal.alpha_max, defaults),
+        min_tier=_min_tier(goal.min_tier, defaults.tiers),
         stop=_stops(goal.stop),
         sampling=_sampling(goal, defaults.sampling),
+        overrun_ns=(
+            round(defaults.max_overrun_s * NS_PER_S) if overrun == Overrun.SKIP_NEXT else 0
+        ),
+        waited_ns=waited_ns,
+        client_id=_client_id(goal.client_id),
     )
 
 
@@ -148,14 +157,61 @@ def _messages(goal: Any, max_bytes: int) -> list[Turn]:
     return turns
 
 
-def _check_sent_at(sent_at: Any) -> None:
-    if sent_at.sec != 0 or sent_at.nanosec != 0:
+def _waited_ns(sent_at: Any, arrived_ns: int, budget_ns: int, max_skew_s: float) -> int:
+    """
+    Return how much of the budget was gone when the goal arrived.
+
+    A moment ahead of our clock by no more than ``max_skew_s`` counts as now; one so long ago that
+    the budget was over before, by more than that, can only come from another clock.
+    """
+    if sent_at.sec == 0 and sent_at.nanosec == 0:
+        return 0
+    code = ErrorCode.INVALID_SENT_AT
+    if sent_at.nanosec >= NS_PER_S:
+        _fail(code, 'sent_at.nanosec', sent_at.nanosec, f'is not below {NS_PER_S}')
+    ago_ns = arrived_ns - (sent_at.sec * NS_PER_S + sent_at.nanosec)
+    shown = f'{sent_at.sec}.{sent_at.nanosec:09d}'
+    skew_ns = round(max_skew_s * NS_PER_S)
+    if ago_ns < -skew_ns:
         _fail(
-            ErrorCode.INVALID_SENT_AT,
+            code,
             'sent_at',
-            f'{sent_at.sec}.{sent_at.nanosec:09d}',
-            "is not supported yet: leave it zero, and the budget runs from the goal's arrival",
+            shown,
+            f"is {-ago_ns / NS_PER_S:.3f} s ahead of the server's clock, more than "
+            f'max_clock_skew_s = {max_skew_s:g} s',
         )
+    if ago_ns > budget_ns + skew_ns:
+        _fail(
+            code,
+            'sent_at',
+            shown,
+            f"is {ago_ns / NS_PER_S:.3f} s behind the server's clock, more than "
+            f'time_allowance and max_clock_skew_s = {max_skew_s:g} s together',
+        )
+    return max(0, ago_ns)
+
+
+def _min_tier(name: str, tiers: tuple[str, ...]) -> str:
+    if name and name not in tiers:
+        _fail(
+            ErrorCode.INVALID_MIN_TIER,
+            'min_tier',
+            name,
+            f'is not one of the tiers served: {", ".join(tiers)}',
+        )
+    return name
+
+
+def _client_id(name: str) -> str:
+    size = len(name.encode('utf-8', 'surrogatepass'))
+    if size > MAX_CLIENT_ID_BYTES:
+        _fail(
+            ErrorCode.INVALID_CLIENT_ID,
+            'client_id',
+            f'{size} bytes',
+            f'exceeds {MAX_CLIENT_ID_BYTES}',
+        )
+    return name
 
 
 def _max_new_tokens(asked: int, defaults: ServerDefaults) -> int:
@@ -181,20 +237,12 @@ def _admission(value: int, defaults: ServerDefaults) -> Admission:
 
 
 def _overrun(value: int, defaults: ServerDefaults) -> Overrun:
-    code = ErrorCode.INVALID_OVERRUN
     if value not in set(Overrun):
         _fail(
-            code,
+            ErrorCode.INVALID_OVERRUN,
             'overrun',
             value,
             f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Overrun)}',
-        )
-    if value in (Overrun.SKIP_NEXT, Overrun.SOFT_LANDING):
-        _fail(
-            code,
-            'overrun',
-            value,
-            f'({Overrun(value).name}) is not supported yet: use KILL = {Overrun.KILL.value} or 0',
         )
     return defaults.overrun if value == Overrun.SERVER_DEFAULT else Overrun(value)
 

@@ -1,27 +1,37 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Matrix products in the layout that is fastest on a CPU.
+Matrix products of tensor code, in the layout that is fastest on a CPU.
 
-Measured with the embedded model's shapes on an AMD EPYC (Zen 4), one thread, float32: one row times
-a row-major matrix streams its weights at 11 GB/s, times a column-major one at 16-24 GB/s, because
-the matrix-vector kernel then adds columns instead of reducing rows. Many rows run at 71 GFLOP/s
-through torch's default (MKL, which holds back on AMD) and at 101 GFLOP/s through oneDNN.
+Where decode steps are compiled (``engine.cpu``), these serve the prefill alone, to which the layout
+makes no difference. Elsewhere they serve decode steps too: with the embedded model's shapes on an
+AMD EPYC (Zen 4), one thread, float32, one row times a row-major matrix streams its weights at
+11 GB/s, times a column-major one at 16-24 GB/s, because the matrix-vector kernel then adds columns
+instead of reducing rows. Many rows run at 71 GFLOP/s through torch's default (MKL, which holds back
+on AMD) and at 101 GFLOP/s through oneDNN.
 """
 
+import functools
 from typing import Optional
 
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from timebill_ros.engine.cpu.build import find_compiler
+
 
 def lay_out(weight: Tensor) -> Tensor:
     """Return ``weight`` [out, in] with the same values, stored column-major where that is fast."""
     rows, columns = weight.shape
-    if weight.device.type == 'cpu' and weight.dtype == torch.float32 and rows >= columns:
-        return weight.t().contiguous().t()
-    return weight
+    plain = weight.device.type == 'cpu' and weight.dtype == torch.float32 and not _compiled_steps()
+    return weight.t().contiguous().t() if plain and rows >= columns else weight
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_steps() -> bool:
+    """Tell whether this machine can compile decode steps, which read row after row."""
+    return find_compiler() is not None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cpu.matrices import (
-    BLOCK, INT4, INT8, LANES, Matrix, matrix_bytes, pack, pack_lossless, Packer)
+    BLOCK, INT4, INT8, LANES, Matrix, matrix_bytes, Packer)
 from timebill_ros.engine.weights import LayerWeights, Weights
 
 TIERS = ('fp32', 'int8', 'int4')
@@ -56,7 +56,7 @@ def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: Li
 def _formats(packer: Packer, weight: Tensor, names: List[str],
              wanted: Dict[str, int]) -> Dict[str, Matrix]:
     """Return a matrix as each tier has it: rounded only where it has more bits than that."""
-    lossless = pack_lossless(packer, weight)
+    lossless = packer.pack_lossless(weight)
     made = {lossless.format: lossless}
     out = {}
     for name in names:
@@ -64,7 +64,7 @@ def _formats(packer: Packer, weight: Tensor, names: List[str],
         if name in wanted and code < wanted[name]:       # a larger code has fewer bits
             code = wanted[name]
         if code not in made:
-            made[code] = pack(packer, weight, code)
+            made[code] = packer.pack(weight, code)
         out[name] = made[code]
     return out
 

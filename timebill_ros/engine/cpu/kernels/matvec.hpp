@@ -5,7 +5,7 @@
 // lanes and every vector's result has the same order of additions whatever else is in the batch.
 //
 // Layouts, for each group of 16 rows (the last group is padded with zeros):
-//   FLOAT32   column-major: column k of the group at data + k * stride, not copied from torch
+//   FLOAT32   row after row, as torch holds it: not copied
 //   BFLOAT16  column after column, 16 numbers each
 //   INT8      4 columns a word: byte b of lane r's word i is column 4 i + b, stored + 128;
 //             w = scale * (byte - 128)
@@ -26,7 +26,6 @@ struct Matrix {
   const uint16_t* scales;
   const float* bias;           // [rows] or null
   int64_t rows, columns;       // columns: a multiple of BLOCK
-  int64_t stride;              // FLOAT32: numbers from one column to the next
   int32_t format;
 };
 
@@ -195,15 +194,24 @@ inline void bfloat_rows(const Matrix& m, int64_t group, const FloatVectors& x, F
   sums.total(out);
 }
 
+// The one format whose rows are not lanes: a row's products are added across the lanes at the end.
 template <int N>
 inline void float_rows(const Matrix& m, int64_t group, const FloatVectors& x, Floats* out) {
-  const float* data = (const float*)m.data + first_row(m, group);
-  Sums<N> sums;
-  for (int64_t column = 0; column < m.columns; column += 4)
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c)
-      sums.add(x, column + c, load<Floats>(data + (column + c) * m.stride));
-  sums.total(out);
+  constexpr int AT_ONCE = N <= 4 ? 4 : 2;
+  const float* data = (const float*)m.data + first_row(m, group) * m.columns;
+  Floats products[N][LANES];
+  for (int row = 0; row < LANES; row += AT_ONCE) {
+    Floats sum[AT_ONCE][N] = {};
+    for (int64_t column = 0; column < m.columns; column += LANES)
+      for (int r = 0; r < AT_ONCE; ++r) {
+        const Floats w = load<Floats>(data + (row + r) * m.columns + column);
+        for (int b = 0; b < N; ++b)
+          sum[r][b] += w * load<Floats>(x.values + b * x.columns + column);
+      }
+    for (int r = 0; r < AT_ONCE; ++r)
+      for (int b = 0; b < N; ++b) products[b][row + r] = sum[r][b];
+  }
+  for (int b = 0; b < N; ++b) out[b] = sums_of_16(products[b]);
 }
 
 template <int N> inline void rows_of_16(const Matrix& m, int64_t group, const FloatVectors& x,

@@ -30,6 +30,8 @@ float from_half(uint16_t half) {
   return half & 0x8000u ? -magnitude : magnitude;
 }
 
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
 // A block of 32 numbers.
 struct Block { Floats part[2]; };
 
@@ -107,20 +109,23 @@ double timebill_pack(const float* w, int64_t rows, int64_t columns, int32_t form
       const float* from = w + row * columns + block * BLOCK;
       const Block numbers = {{load<Floats>(from), load<Floats>(from + LANES)}};
       const Coded coded = format == INT4 ? best_int4(numbers) : best_int8(numbers);
-      uint8_t codes[BLOCK];
-      for (int i = 0; i < BLOCK; ++i) codes[i] = (uint8_t)coded.codes.part[i / LANES][i % LANES];
+      uint32_t codes[BLOCK / 4];         // four columns a word, the first in the lowest byte
+      for (int i = 0; i < 2; ++i) {
+        const Bytes bytes = __builtin_convertvector(coded.codes.part[i], Bytes);
+        memcpy(codes + i * LANES / 4, &bytes, sizeof(bytes));
+      }
       const int64_t at = row / LANES * blocks + block;
       uint16_t* scale = scales + at * per_block + lane;
       uint8_t* to = data + at * bytes + 4 * lane;
       scale[0] = coded.scale;
       if (format == INT4) {
         scale[LANES] = coded.minimum;
-        for (int i = 0; i < BLOCK; i += 8)
-          for (int b = 0; b < 4; ++b)
-            to[8 * i + b] = (uint8_t)(codes[i + b] | codes[i + 4 + b] << 4);
+        for (int i = 0; i < BLOCK / 8; ++i) {
+          const uint32_t word = codes[2 * i] | codes[2 * i + 1] << 4;
+          memcpy(to + 64 * i, &word, sizeof(word));
+        }
       } else {
-        for (int i = 0; i < BLOCK; i += 4)
-          for (int b = 0; b < 4; ++b) to[16 * i + b] = codes[i + b];
+        for (int i = 0; i < BLOCK / 4; ++i) memcpy(to + 64 * i, codes + i, sizeof(codes[i]));
       }
       error += coded.error;
     }

@@ -140,18 +140,27 @@ inline Floats exponential(Floats x) {
   return (Floats)((Ints)p + exponent);
 }
 
+// Lanes that are ``width`` apart, exchanged.
+template <int width> inline Floats exchanged(Floats v) {
+  Ints from;
+  for (int lane = 0; lane < LANES; ++lane) from[lane] = lane ^ width;
+  return __builtin_shuffle(v, from);
+}
+
 inline float sum_of(Floats v) {
-  float total[LANES];
-  memcpy(total, &v, sizeof(v));
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) total[i] += total[i + width];
-  return total[0];
+  v += exchanged<8>(v);
+  v += exchanged<4>(v);
+  v += exchanged<2>(v);
+  v += exchanged<1>(v);
+  return v[0];
 }
 
 inline float largest_of(Floats v) {
-  float most = v[0];
-  for (int i = 1; i < LANES; ++i) most = v[i] > most ? v[i] : most;
-  return most;
+  v = larger(v, exchanged<8>(v));
+  v = larger(v, exchanged<4>(v));
+  v = larger(v, exchanged<2>(v));
+  v = larger(v, exchanged<1>(v));
+  return v[0];
 }
 
 // One step of a transposing sum: lanes of ``a`` and ``b``, ``half`` apart, are added.

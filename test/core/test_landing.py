@@ -63,7 +63,8 @@ def test_any_prefix_of_json_becomes_json() -> None:
         if kind == 4:
             return [value(depth - 1) for _ in range(rng.randrange(4))]
         if kind == 5:
-            return {rng.choice('abc\\"{') + str(i): value(depth - 1) for i in range(rng.randrange(4))}
+            keys = [rng.choice('abc\\"{') + str(i) for i in range(rng.randrange(4))]
+            return {key: value(depth - 1) for key in keys}
         return [rng.choice([True, None]), rng.uniform(-1e9, 1e9), rng.randrange(100),
                 'str, "ing" }]\\ é'][kind]
 

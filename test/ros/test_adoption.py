@@ -177,7 +177,8 @@ def test_a_profile_out_of_its_limits_is_refused(
 
 
 def test_a_profile_refuses_while_queries_run_or_waits_for_their_end(peer: Peer) -> None:
-    asked = peer.client.ask_async('Count to a hundred.', within=60.0, max_new_tokens=24)
+    asked = peer.client.ask_async(
+        'Count from one to a thousand in words.', within=60.0, max_new_tokens=400)
     peer.wait_for(lambda: peer.status.running)
     refused = peer.result(peer.start_profile())
     assert refused.error_code == Profile.Result.BUSY and refused.error_msg

@@ -18,10 +18,10 @@ COEFFICIENTS = TimingCoefficients(
     1_700_000_000_123_456_789, 'a robot', 'a model', 'bfloat16', '1.2', (
         Law(PREFILL, QUADRATIC, (1e-8, 1e-3, 0.01), (), 'bf16', 1.07, 0.012, 240),
         Law(DECODE_STEP, PIECEWISE, (0.02, 0.02, 0.05), (16.0, 512.0, 4096.0), 'bf16', 1.2),
-        Law(DECODE_STEP, AFFINE, (1e-6, 0.01), (), 'int8', 1.3, 0.004, 99),
+        Law(DECODE_STEP, AFFINE, (1e-6, 0.01), (), 'int8', 1.3, 0.004, 99, 4, 0.25),
         Law(EVICT, AFFINE, (1e-6, 0.0)), Law(OVERHEAD, CONSTANT, (0.004,))),
     0.995, Drift.TRACKED, 1.21)
-RATIOS = {(PREFILL, 'bf16'): 1.21}
+RATIOS = {(PREFILL, 'bf16', 1): 1.21}
 
 Change = Callable[[TimingCoefficientsMsg], object]
 

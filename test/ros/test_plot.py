@@ -108,15 +108,16 @@ def test_a_bag_is_read(tmp_path: Path) -> None:
     rosbag2 = pytest.importorskip('rosbags.rosbag2')
     from rosbags.typesys import get_types_from_msg, get_typestore, Stores
     types = get_typestore(Stores.ROS2_JAZZY)
-    text = (get_package_share_path('timebill_ros') / 'msg' / 'QueryTiming.msg').read_text()
-    types.register(get_types_from_msg(text, 'timebill_ros/msg/QueryTiming'))
+    for kind in ('DecodeStretch', 'QueryTiming'):
+        text = (get_package_share_path('timebill_ros') / 'msg' / f'{kind}.msg').read_text()
+        types.register(get_types_from_msg(text, f'timebill_ros/msg/{kind}'))
     types.register(get_types_from_msg('uint8[16] uuid', 'unique_identifier_msgs/msg/UUID'))
     kind = types.types['timebill_ros/msg/QueryTiming']
     zero = types.types['builtin_interfaces/msg/Time'](sec=0, nanosec=0)
     uuid = types.types['unique_identifier_msgs/msg/UUID'](uuid=np.zeros(16, np.uint8))
     values = {
         name: {'string': '', 'bool': False, 'float64': nan}.get(field[1][0], 0)
-        if field[0].name == 'BASE' else [] if field[1][0][1][0] == 'string' else np.zeros(0)
+        if field[0].name == 'BASE' else np.zeros(0) if field[1][0][1][0] == 'float64' else []
         for name, field in types.get_msgdef('timebill_ros/msg/QueryTiming').fields
         if field[0].name != 'NAME'}
     message = kind(stamp=zero, arrived=zero, goal_id=uuid, coefficients_stamp=zero, **{

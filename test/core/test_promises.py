@@ -59,7 +59,7 @@ class Ask:
 def scenario(rng: random.Random) -> Iterator[Ask]:
     busy = rng.choice((0.05, 0.2, 1.0))
     at_ns = 0
-    for number in range(rng.randint(2, 7)):
+    for number in range(rng.randint(2, 6)):
         at_ns += round(rng.expovariate(1 / busy) * S) if rng.random() < 0.7 else 0
         n_prompt, cap = rng.choice((20, 100, 400)), rng.choice((1, 3, 6, 10))
         budget_ns = round(rng.uniform(0.02, 0.6) * S)

@@ -10,8 +10,10 @@ import time
 from typing import NamedTuple, TYPE_CHECKING, Union
 
 from timebill_ros.budget.forecast import rest_in_decode_s, rest_in_prefill_s
+from timebill_ros.budget.landing import land
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.budget.watch import PlanWatch
+from timebill_ros.engine import endings
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 Message = Union[Progress, Planned, Finished]
 _NS = 1_000_000_000
+# A landing is at the node so long before the plan deadline, at which that ends the query itself.
+_LANDING_NS = 20_000_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,6 +88,7 @@ class QueryRun:
         self._tier = ''                                 # likewise
         self._prefill_s = 0.0
         self._dropped = False
+        self._landed: str | None = None                 # the response, cut where it landed
         self._watch = PlanWatch(planning)
         self._hopeless = False      # not even the cheapest theta fits the worst case
 
@@ -140,16 +145,17 @@ class QueryRun:
         """End the query if it was dropped or its time is up; returns what to send."""
         if self.done:
             return []
-        if self._dropped:
-            return [self._end(Ending(
-                Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT,
-                error_msg='the node ended the query'))]
-        return self._missed()
+        return [self._end(endings.DROPPED)] if self._dropped else self._missed()
+
+    def land_by(self, by_ns: int) -> list[Message]:
+        """Land softly if there is no more time for that after ``by_ns``; returns what to send."""
+        late = by_ns >= self.query.plan_deadline_ns - _LANDING_NS
+        return self._land(0) if late and not self.done else []
 
     def advance(self) -> list[Message]:
         """Do one unit of work and return what to send to the node; an error ends the query."""
         over = self.end_if_over()
-        if over:
+        if self.done:
             return over
         if self.next_unit is Unit.STEP:
             return decode_together([self])
@@ -164,10 +170,9 @@ class QueryRun:
 
     def fail(self, error: Exception) -> Finished:
         """End the query because of an error."""
-        if isinstance(error, OutOfMemory):
-            return self._end(_failed(ErrorCode.OUT_OF_MEMORY, error))
-        _LOG.error('query %s failed', self.query_id, exc_info=error)
-        return self._end(_failed(ErrorCode.ENGINE_ERROR, error))
+        if not isinstance(error, OutOfMemory):
+            _LOG.error('query %s failed', self.query_id, exc_info=error)
+        return self._end(endings.failed(error))
 
     # --- its units of work
 
@@ -282,15 +287,35 @@ class QueryRun:
         text = '' if is_end else self._text.push(token)
         reason = self._finish_reason(is_end)
         if reason is FinishReason.NONE:
-            return [self._progress(Stage.DECODE, text, self._rest_in_decode_s())]
+            return [self._progress(Stage.DECODE, text, self._rest_in_decode_s()),
+                    *self._land_if_wise()]
         text += self._text.finish()
         now_ns = self._clock()
-        late_ns = now_ns - self.query.plan_deadline_ns
-        if late_ns >= 0 and not self.query.overrun_ns:
+        if now_ns >= self.query.plan_deadline_ns and not self.query.overrun_ns:
             return []       # whole but late: what is reported is the miss
         return [
             self._progress(Stage.DECODE, text, 0.0),
-            self._end(_whole(reason) if late_ns < 0 else late_ending(self.query, now_ns, reason))]
+            self._end(endings.answered(self.query, reason, now_ns))]
+
+    def _land_if_wise(self) -> list[Message]:
+        """Land softly if the rest is predicted not to fit and this is a good place."""
+        if (self.query.overrun != Overrun.SOFT_LANDING
+                or self.latest_end_ns <= self.query.plan_deadline_ns - _LANDING_NS):
+            return []
+        timing = self.timing
+        inputs = self._plan_inputs(self._clock() + _LANDING_NS)
+        return self._land(self._watch.tokens_left(
+            inputs, self._made, timing.n_generated, timing.n_kept))
+
+    def _land(self, tokens_left: int) -> list[Message]:
+        if self.query.overrun != Overrun.SOFT_LANDING or not self.timing.n_generated:
+            return []
+        now_ns = self._clock()
+        point = land(self._text.text, tokens_left, self.timing.n_generated)
+        if point is None or now_ns >= self.query.plan_deadline_ns:
+            return []
+        self._landed = point.apply(self._text.text)
+        return [self._end(endings.answered(self.query, FinishReason.LANDED, now_ns))]
 
     def _finish_reason(self, is_end: bool) -> FinishReason:
         if is_end:
@@ -307,16 +332,8 @@ class QueryRun:
     def _missed(self) -> list[Message]:
         if self.done or self._clock() < self.query.stop_ns:
             return []
-        timing = self._record.timing
-        where = (f'after {timing.n_generated} of at most {self._cap} tokens' if timing.n_generated
-                 else f'in the prefill of {timing.n_prompt} tokens')
-        when = 'the deadline came'
-        if self.query.overrun_ns:
-            when = f'max_overrun_s = {self.query.overrun_ns / _NS:g} s after the deadline came'
         self._text.finish()
-        return [self._end(Ending(
-            Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED,
-            error_msg=f'{when} {where}'))]
+        return [self._end(endings.missed(self.query, self.timing, self._cap))]
 
     def _end(self, ending: Ending) -> Finished:
         self.done = True
@@ -325,7 +342,8 @@ class QueryRun:
             self._engine.close(sequence)
         self._record.ended()
         return Finished(
-            self.query_id, ending, self._text.text, self._record.timing, self._last_token_ns)
+            self.query_id, ending, self._text.text if self._landed is None else self._landed,
+            self._record.timing, self._last_token_ns)
 
     # --- what it is going to need
 
@@ -400,22 +418,3 @@ def tiers_to_plan(planning: Planning, tiers: list[str], min_tier: str) -> tuple[
 def fastest(tiers: list[str], wanted: list[str]) -> str:
     """Return the fastest of the tiers ``wanted``; ``tiers`` are all, best quality first."""
     return max(wanted, key=lambda tier: tiers.index(tier) if tier in tiers else 0)
-
-
-def late_ending(query: Query, now_ns: int, reason: FinishReason) -> Ending:
-    """Return the ending of a whole answer that came after its deadline."""
-    late_s = (now_ns - query.plan_deadline_ns) / _NS
-    return Ending(
-        Outcome.DEADLINE_MISSED, reason, ErrorCode.DEADLINE_MISSED,
-        f'the answer was whole {late_s:.3f} s too late to be handed over in time')
-
-
-def _whole(reason: FinishReason) -> Ending:
-    ours = reason in (FinishReason.PLANNED_CAP, FinishReason.LANDED)
-    return Ending(Outcome.TRUNCATED if ours else Outcome.COMPLETED, reason)
-
-
-def _failed(code: ErrorCode, error: Exception) -> Ending:
-    lines = str(error).strip().splitlines()
-    what = lines[0] if lines else type(error).__name__
-    return Ending(Outcome.FAILED, error_code=code, error_msg=what)

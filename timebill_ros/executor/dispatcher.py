@@ -12,14 +12,12 @@ from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import demand_of_running
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Act, Job, Scheduler, Turn
-from timebill_ros.query import Ending, ErrorCode, Outcome
+from timebill_ros.query import Ending
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
 
 _NS = 1_000_000_000
-DROPPED = Ending(
-    Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT, error_msg='the node ended the query')
 
 
 class Dispatcher:
@@ -39,7 +37,7 @@ class Dispatcher:
         self._clock = clock
         self._runs: dict[str, QueryRun] = {}
         self._jobs: dict[str, Job] = {}
-
+        self._worked: list[QueryRun] = []       # in the latest turn
     def work(self) -> list[Message] | None:
         """
         Do one unit of work; returns what to send, or None where nobody waits or runs.
@@ -51,9 +49,16 @@ class Dispatcher:
             turn = self._scheduler.next_turn(self._clock())
         if turn is None:
             return messages or None
+        messages += self._land_before(turn)
         messages += self._do(turn)
         self._note(turn.jobs)
+        self._worked = [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs]
         return messages
+
+    def told(self, seconds: float) -> None:
+        """Count what it took to send what the latest ``work`` returned."""
+        for run in self._worked:
+            run.told(seconds / len(self._worked))
 
     def drop(self, query_id: str) -> None:
         """Have a query that runs end before its next unit."""
@@ -88,13 +93,24 @@ class Dispatcher:
             self._note(over)
         return messages
 
+    def _land_before(self, turn: Turn) -> list[Message]:
+        """Land those softly that could not do so any more after this turn's worst case."""
+        by_ns = self._clock() + turn.worst_ns
+        messages = [each for run in self._runs.values() for each in run.land_by(by_ns)]
+        if messages:
+            self._note(tuple(self._jobs[run.query_id] for run in self._runs.values() if run.done))
+        return messages
+
     def _do(self, turn: Turn) -> list[Message]:
         if turn.act is Act.STEP:
-            return decode_together([self._runs[job.query_id] for job in turn.jobs], turn.tier)
+            return decode_together(
+                [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs],
+                turn.tier)
         job, = turn.jobs
         if turn.act is Act.BEGIN:
             self._begin(job)
-        return self._runs[job.query_id].advance()
+        run = self._runs.get(job.query_id)      # it may have landed
+        return [] if run is None else run.advance()
 
     def _begin(self, job: Job) -> None:
         def room(now_ns: int) -> Room:
@@ -115,7 +131,9 @@ class Dispatcher:
         ended = False
         with self._lock:
             for job in jobs:
-                run = self._runs[job.query_id]
+                run = self._runs.get(job.query_id)
+                if run is None:
+                    continue
                 if run.done:
                     ended = True
                     self._scheduler.finished(job)

@@ -111,9 +111,12 @@ class ModelThread:
 
     def run(self) -> None:
         """Work until the node wants the process to end; raises ChannelClosed when it is gone."""
+        idle = False
         while not self.intake.stopping:
-            if not self._work():
-                garbage.collect()
+            was_idle, idle = idle, not self._work()
+            if idle:
+                if not was_idle:
+                    garbage.collect()
                 profile = self.intake.next_profile()
                 if profile is not None:
                     self._profile(profile)
@@ -128,8 +131,10 @@ class ModelThread:
         messages = self.intake.work()
         if messages is None:
             return False
-        self._busy_s += time.perf_counter() - began_s
+        worked_s = time.perf_counter()
+        self._busy_s += worked_s - began_s
         self._outbox.send(*messages)
+        self.intake.told(time.perf_counter() - worked_s)
         ended = [each for each in messages if isinstance(each, Finished)]
         for each in ended:
             self.intake.learn(each)

@@ -14,11 +14,12 @@ from typing import Any, TYPE_CHECKING
 
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs, PlannerConfig, Planning
+from timebill_ros.engine.endings import DROPPED
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import Pace
-from timebill_ros.executor.dispatcher import Dispatcher, DROPPED
+from timebill_ros.executor.dispatcher import Dispatcher
 from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import (
     Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, SetPolicy, Shutdown, Submit)
@@ -71,7 +72,9 @@ class Intake:
         self._changed = threading.Condition()
         self._learning = learning
         planning = replace(planning, config=learning.adjust(planning.config))
-        self._scheduler = Scheduler(Pace(planning), engine.info.max_batch)
+        self._scheduler = Scheduler(
+            Pace(planning), engine.info.max_batch,
+            lambda job: engine.has_room(job.needs.n_prompt + job.cap))
         self._dispatcher = Dispatcher(engine, self._scheduler, self._changed)
 
     @property
@@ -206,6 +209,10 @@ class Intake:
     def work(self) -> list[Message] | None:
         """Do the next unit of work; returns what to send, None = nobody waits or runs."""
         return self._dispatcher.work()
+
+    def told(self, seconds: float) -> None:
+        """Count what it took to send what the latest ``work`` returned."""
+        self._dispatcher.told(seconds)
 
     def learn(self, finished: Finished) -> None:
         """Take a query that has ended as an example, where factors are learned."""

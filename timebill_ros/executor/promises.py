@@ -23,6 +23,7 @@ not be checked again while one works its way.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from timebill_ros.executor.demand import Demand, Pace
@@ -69,10 +70,8 @@ class Promises:
         self._pace = pace
         present = [job for job in jobs if not job.dropped]
         self.kept = sorted((job for job in present if job.promised), key=deadline)
-        running = [job for job in present if job.running]
-        self._free = n_slots - len(running)
-        self._holders = sorted(
-            (job for job in running), key=lambda job: self._until_free_ns(job, job.demand, 0))
+        self._running = [job for job in present if job.running]
+        self._free = n_slots - len(self._running)
 
     def check(self, start_ns: int, after: Mapping[str, Demand] | None = None,
               extra: 'Job | None' = None) -> Certificate:
@@ -118,6 +117,12 @@ class Promises:
             own_ns -= sum(round(each.demand.before_s * _NS)
                           for each in kept if deadline(each) < deadline(job))
         return min(own_ns, later.slack_ns), 1
+
+    @cached_property
+    def _holders(self) -> list['Job']:
+        """Who has a slot, by how soon it would be free."""
+        return sorted(
+            self._running, key=lambda job: self._until_free_ns(job, job.demand, 0))
 
     # --- the two ways
 

@@ -19,7 +19,7 @@ Pure: the clock is passed in. The rules, in the order of their weight:
    later arrivals have later deadlines, and the turn of every query comes, or its deadline does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -88,10 +88,17 @@ class Turn:
 class Scheduler:
     """The queue in front of the engine, and its slots. Not thread-safe: the caller locks."""
 
-    def __init__(self, pace: Pace, n_slots: int = 1) -> None:
-        """Start with an empty queue and an idle engine of ``n_slots``."""
+    def __init__(self, pace: Pace, n_slots: int = 1,
+                 has_room: Callable[['Job'], bool] = lambda job: True) -> None:
+        """
+        Start with an empty queue and an idle engine of ``n_slots``.
+
+        ``has_room`` says whether the cache of a job would fit in memory beside those of the
+        running ones.
+        """
         self.pace = pace
         self.n_slots = n_slots
+        self._has_room = has_room
         self._waiting: dict[str, Job] = {}
         self._running: dict[str, Job] = {}
         self._way = Way.IN_TURN
@@ -218,8 +225,11 @@ class Scheduler:
             job.running = False
 
     def _promises(self) -> Promises:
+        n_slots = self.n_slots
+        if any(job.promised and not self._has_room(job) for job in self._waiting.values()):
+            n_slots = len(self._running)    # somebody has to leave first
         return Promises(
-            [*self._waiting.values(), *self._running.values()], self.n_slots, self.pace)
+            [*self._waiting.values(), *self._running.values()], n_slots, self.pace)
 
     # --- what would be best, if no promise forbids it
 
@@ -245,7 +255,7 @@ class Scheduler:
         free = self.n_slots - len(self._running)
         reserved = sum(job.promised for job in self._waiting.values())
         for job in self._waiting.values():
-            if free > (0 if job.promised else reserved):
+            if free > (0 if job.promised else reserved) and self._has_room(job):
                 ready.append(job)
         return ready
 
@@ -313,7 +323,7 @@ class Scheduler:
             first = next((job for job in promises.kept if not job.demand.decodes), None)
             if first is None:
                 return self._step_of(promises.kept)
-            if first.running or len(self._running) < self.n_slots:
+            if first.running or (len(self._running) < self.n_slots and self._has_room(first)):
                 return self._unit_of(first)
         return self._unit_of(promises.first())
 

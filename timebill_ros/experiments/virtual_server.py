@@ -17,9 +17,10 @@ from typing import Any
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.kept import kept_tokens
 from timebill_ros.budget.planner import PlanInputs, Planning
+from timebill_ros.engine.endings import DROPPED
 from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.executor.demand import Pace
-from timebill_ros.executor.dispatcher import Dispatcher, DROPPED
+from timebill_ros.executor.dispatcher import Dispatcher
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Job, Scheduler
 from timebill_ros.query import Query, QueryTiming, Sampling
@@ -224,6 +225,8 @@ class VirtualServer:
             messages = self.dispatcher.work()
             if messages is not None:
                 self._take(messages)
+            elif self.scheduler.n_waiting or self.scheduler.n_running:
+                raise AssertionError('the engine is idle although somebody waits or runs')
             elif not self.clock.skip():
                 return
 

@@ -228,6 +228,26 @@ class Engine:
             return None
         return tap[self._newest_slots.index(seq.slot)].float()
 
+    def newest_logits(self, seq: Sequence) -> Tensor:
+        """
+        Return the logits [vocab_size] of the newest decode step, float32; it must have taken it.
+
+        On CUDA the repetition penalty is in them, so that a measurement switches it off.
+        """
+        return self._steps.logits[self._newest_slots.index(seq.slot)]
+
+    def rewind(self, seq: Sequence) -> None:
+        """Forget the response in the cache; evictions stay. ``force`` says how it goes on."""
+        _check_open(seq)
+        self._cache.length[seq.slot] = seq.kept
+        self._cache.position[seq.slot] = seq.n_prompt
+        self._steps.moved(seq.slot)
+
+    def force(self, seq: Sequence, token: int) -> None:
+        """Have the next step take in ``token``, whatever was chosen; for measuring."""
+        _check_open(seq)
+        seq.tokens[:] = [token]     # a response of one token starts anew, on CUDA as well
+
     @torch.inference_mode()
     def evict(self, seq: Sequence, alpha: float) -> int:
         """

@@ -39,6 +39,10 @@ class Steps(Protocol):
     def tap(self) -> Optional[Tensor]:
         """Return the tapped layer's output, one row for each sequence of the newest step."""
 
+    @property
+    def logits(self) -> Tensor:
+        """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
+
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
 
@@ -54,6 +58,7 @@ class PlainSteps:
         self.tiers = [_TIER_OF[dtype]]
         self._decoder = decoder
         self._device = device
+        self.logits = torch.empty(0)
 
     @property
     def tap(self) -> Optional[Tensor]:
@@ -66,8 +71,8 @@ class PlainSteps:
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run a step, as ``Steps`` says."""
         ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self._device)
-        logits = self._decoder.step([seq.slot for seq in seqs], ids)
-        return [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
+        self.logits = self._decoder.step([seq.slot for seq in seqs], ids)
+        return [seq.sampler.choose(row) for seq, row in zip(seqs, self.logits)]
 
 
 class GraphSteps:
@@ -82,6 +87,11 @@ class GraphSteps:
     def tap(self) -> Optional[Tensor]:
         """Return the tap, as ``Steps`` says."""
         return self._runner.tap
+
+    @property
+    def logits(self) -> Tensor:
+        """Return the logits, as ``Steps`` says."""
+        return self._runner.logits
 
     def moved(self, slot: int) -> None:
         """Tell the device how long the slot is now."""

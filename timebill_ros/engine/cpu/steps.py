@@ -99,15 +99,20 @@ class CompiledSteps:
         """Return the tapped layer's output, one row for each sequence of the newest step."""
         return None if self._tap is None else self._tap[:self._count].clone()
 
+    @property
+    def logits(self) -> Tensor:
+        """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
+        return self._logits[:self._count]
+
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
 
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
-        logits = self.logits([seq.slot for seq in seqs], [seq.tokens[-1] for seq in seqs], tier)
+        logits = self.run([seq.slot for seq in seqs], [seq.tokens[-1] for seq in seqs], tier)
         return [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
 
-    def logits(self, slots: List[int], tokens: List[int], tier: str) -> Tensor:
+    def run(self, slots: List[int], tokens: List[int], tier: str) -> Tensor:
         """
         Run one token of each slot; returns the logits [B, vocab_size], valid until the next call.
 

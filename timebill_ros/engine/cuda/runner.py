@@ -44,6 +44,11 @@ class StepRunner:
         """Hidden states after the tapped layer, [8, d_model]: the rows of the newest step."""
         return self._step.tap
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """Scores of the vocabulary, [8, vocab_size] float32: the rows of the newest step."""
+        return self._step.state.logits
+
     def start(self, slot: int, token: int, sampling: Sampling, seen: Sequence[int]) -> None:
         """
         Begin decoding in a slot whose prompt is in the cache (and evicted from).

@@ -1,0 +1,141 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+What tiers and evictions cost in quality, measured with the engine's own decode steps.
+
+The reference is the best tier with nothing evicted. It answers a prompt with the server's default
+sampling; then every tier and eviction ratio reads the same answer token by token, and what it
+would say next is compared with what the reference would. So answers never drift apart, and a
+divergence is that of one step. Needs a best tier that is exact; it is the first of ``info.tiers``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import exp
+
+import torch
+from torch import Tensor
+
+from timebill_ros.budget.kept import SNAPKV_WINDOW
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.sequence import Sequence
+from timebill_ros.query import Sampling, Turn
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95)
+LENGTHS = (512, 2048, 4096)
+RESPONSE_TOKENS = 32
+_TEMPLATE_TOKENS = 64       # a chat template takes about so many
+_CHARS_PER_TOKEN = 6        # a first guess that is rather too long
+
+
+@dataclass
+class Reading:
+    """How one prompt's answer looks to one tier at one eviction ratio; means per token."""
+
+    prompt_id: str
+    n_prompt: int
+    length: int             # the length that the prompt was cut to
+    tier: str
+    alpha: float
+    n_kept: int
+    divergence: float       # Kullback-Leibler, reference against this one, nats
+    agreement: float        # share of tokens that both think likeliest
+    nll: float              # negative log-likelihood of the reference's answer, nats
+    tokens: int
+
+
+def measure(
+        engine: Engine, prompts: list[tuple[str, str]], lengths: tuple[int, ...] = LENGTHS,
+        report: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Reading]:
+    """
+    Read every prompt (id, text) at every length that it and the context have room for.
+
+    Longer prompts are cut in the middle: instructions stand at the ends.
+    """
+    total = len(prompts) * len(lengths)
+    for done, (length, prompt_id, text) in enumerate(
+            (length, *prompt) for length in lengths for prompt in prompts):
+        report(done, total)
+        ids = cut_to(engine, text, length)
+        room = len(ids) + RESPONSE_TOKENS + 1 <= engine.info.max_context
+        if room and SNAPKV_WINDOW < len(ids) and len(ids) >= 0.9 * length:
+            yield from _read(engine, prompt_id, ids, length)
+    report(total, total)
+
+
+def cut_to(engine: Engine, text: str, n_tokens: int) -> list[int]:
+    """Return the ids of a prompt with its middle cut out, so that it has about ``n_tokens``."""
+    keep = n_tokens * _CHARS_PER_TOKEN
+    while True:
+        part = text
+        if len(text) > keep:
+            part = text[:keep // 2] + '\n...\n' + text[len(text) - keep // 2:]
+        ids = engine.tokenize([Turn('user', part)])
+        if len(ids) <= n_tokens or keep < _TEMPLATE_TOKENS:
+            return ids
+        keep = int(min(len(part), keep) * (n_tokens - 0.5) / len(ids)) - 2
+
+
+def _read(engine: Engine, prompt_id: str, ids: list[int], length: int) -> Iterator[Reading]:
+    answer = _answer(engine, ids)
+    if len(answer) < 2:
+        return
+    sequence = engine.open_sequence(ids, len(ids) + RESPONSE_TOKENS + 2)
+    try:
+        while not engine.prefill_chunk(sequence):
+            pass
+        engine.next_token(sequence)
+        reference: Tensor | None = None
+        for alpha in ALPHAS:        # ascending: what was evicted stays evicted
+            n_kept = engine.evict(sequence, alpha) if alpha else sequence.n_prompt
+            for tier in engine.info.tiers:
+                said = _log_probabilities(engine, sequence, answer, tier)
+                reference = said if reference is None else reference
+                yield Reading(
+                    prompt_id, len(ids), length, tier, alpha, n_kept,
+                    *_compare(reference, said, answer[1:]), tokens=len(answer) - 1)
+    finally:
+        engine.close(sequence)
+
+
+def _answer(engine: Engine, ids: list[int]) -> list[int]:
+    """Return what the reference answers, without the end token."""
+    sampling = Sampling(**{**engine.info.sampling, 'temperature': 0.0})
+    sequence = engine.open_sequence(ids, len(ids) + RESPONSE_TOKENS + 2, sampling)
+    try:
+        while not engine.prefill_chunk(sequence):
+            pass
+        answer = [engine.next_token(sequence)]
+        while len(answer) <= RESPONSE_TOKENS and answer[-1] not in engine.end_ids:
+            answer += engine.decode_step([sequence], engine.info.tiers[0])
+    finally:
+        engine.close(sequence)
+    return [token for token in answer if token not in engine.end_ids]
+
+
+def _log_probabilities(
+        engine: Engine, sequence: Sequence, answer: list[int], tier: str) -> Tensor:
+    """Return what comes after each token of an answer but the last, [tokens, vocab_size]."""
+    engine.rewind(sequence)
+    rows = []
+    for token in answer[:-1]:
+        engine.force(sequence, token)
+        engine.decode_step([sequence], tier)
+        rows.append(torch.log_softmax(engine.newest_logits(sequence).float().cpu(), -1))
+    return torch.stack(rows)
+
+
+def _compare(reference: Tensor, said: Tensor, answer: list[int]) -> tuple[float, float, float]:
+    """Return divergence, agreement and negative log-likelihood, means over the tokens."""
+    if not bool(torch.isfinite(said).all()):
+        raise EngineError('a step gave logits that are not finite')
+    divergence = (reference.exp() * (reference - said)).sum(-1)
+    agreement = (reference.argmax(-1) == said.argmax(-1)).float()
+    nll = -said[torch.arange(len(answer)), torch.tensor(answer)]
+    return (max(0.0, float(divergence.mean())), float(agreement.mean()), float(nll.mean()))
+
+
+def loss_of(divergence: float) -> float:
+    """Return 1 - exp(-D), the loss that is planned with (``budget.quality``)."""
+    return 1.0 - exp(-divergence)

@@ -13,6 +13,7 @@ BENCHMARKS = {
     'pessimism': 'whether the learned pessimistic factor keeps its target, on replayed lengths',
     'prefill': 'prompts of several lengths, against transformers in the same run',
     'decode': 'steps per precision and batch width, beside what reading their bytes must take',
+    'cpu': 'the embedded model on this CPU, against llama.cpp in the same run',
     'evict': 'what an eviction costs, and what it saves beside what a lower precision saves',
     'tail': 'the slowest of thousands of steps, against their median',
     'memory': 'whether thousands of queries make the engine grow',

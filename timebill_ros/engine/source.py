@@ -35,7 +35,7 @@ def find_model(model: str, models_dir: Path, allow_download: bool, report: Repor
     missing.
     """
     if model == EMBEDDED:
-        return ModelSource(_EMBEDDED_NAME, converted(_embedded_file(), models_dir, report))
+        return ModelSource(_EMBEDDED_NAME, converted(embedded_file(), models_dir, report))
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelSource(path.resolve().name, path)
@@ -50,8 +50,8 @@ def find_model(model: str, models_dir: Path, allow_download: bool, report: Repor
     raise ModelError(f'model {model!r}: no such directory or file, and no hub name (owner/name)')
 
 
-def _embedded_file() -> Path:
-    """Find the GGUF of the installed package without importing it (it would want llama.cpp)."""
+def embedded_file() -> Path:
+    """Return the GGUF of the installed package; importing that would want llama.cpp."""
     try:
         files = metadata.files(_PACKAGE) or []
     except metadata.PackageNotFoundError as error:

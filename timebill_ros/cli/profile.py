@@ -7,6 +7,7 @@ import json
 from math import isnan
 import sys
 
+from timebill_ros.cli import profile_quality
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import doubts
@@ -42,10 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--repeats', type=int, default=0, metavar='N', help='visits of each point; 0 = chosen')
     parser.add_argument(
         '--json', action='store_true', help='print one JSON object: path and coefficients')
+    profile_quality.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the laws, and return 0; 1 if it failed, 130 if it was interrupted."""
+    if arguments.quality:
+        return profile_quality.run(arguments)
     # Imported here: only the one that is used needs ROS, or an engine of ours.
     if arguments.server:
         from timebill_ros.cli.profile_server import measure

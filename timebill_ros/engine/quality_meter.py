@@ -19,6 +19,7 @@ from torch import Tensor
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.query import Sampling, Turn
 
@@ -78,16 +79,16 @@ def cut_to(engine: Engine, text: str, n_tokens: int) -> list[int]:
 
 
 def _read(engine: Engine, prompt_id: str, ids: list[int], length: int) -> Iterator[Reading]:
-    answer = _answer(engine, ids)
-    if len(answer) < 2:
-        return
-    sequence = engine.open_sequence(ids, len(ids) + RESPONSE_TOKENS + 2)
+    sampling = Sampling(**{**engine.info.sampling, 'temperature': 0.0})
+    sequence = engine.open_sequence(ids, len(ids) + RESPONSE_TOKENS + 2, sampling)
     try:
-        while not engine.prefill_chunk(sequence):
-            pass
-        engine.next_token(sequence)
+        answer = _answer(engine, sequence)
+        if len(answer) < 2:
+            return
+        sequence.sampler = Sampler(Sampling(), ids, engine.device)      # no repetition penalty
         reference: Tensor | None = None
         for alpha in ALPHAS:        # ascending: what was evicted stays evicted
+            engine.rewind(sequence)
             n_kept = engine.evict(sequence, alpha) if alpha else sequence.n_prompt
             for tier in engine.info.tiers:
                 said = _log_probabilities(engine, sequence, answer, tier)
@@ -99,18 +100,13 @@ def _read(engine: Engine, prompt_id: str, ids: list[int], length: int) -> Iterat
         engine.close(sequence)
 
 
-def _answer(engine: Engine, ids: list[int]) -> list[int]:
+def _answer(engine: Engine, sequence: Sequence) -> list[int]:
     """Return what the reference answers, without the end token."""
-    sampling = Sampling(**{**engine.info.sampling, 'temperature': 0.0})
-    sequence = engine.open_sequence(ids, len(ids) + RESPONSE_TOKENS + 2, sampling)
-    try:
-        while not engine.prefill_chunk(sequence):
-            pass
-        answer = [engine.next_token(sequence)]
-        while len(answer) <= RESPONSE_TOKENS and answer[-1] not in engine.end_ids:
-            answer += engine.decode_step([sequence], engine.info.tiers[0])
-    finally:
-        engine.close(sequence)
+    while not engine.prefill_chunk(sequence):
+        pass
+    answer = [engine.next_token(sequence)]
+    while len(answer) <= RESPONSE_TOKENS and answer[-1] not in engine.end_ids:
+        answer += engine.decode_step([sequence], engine.info.tiers[0])
     return [token for token in answer if token not in engine.end_ids]
 
 

@@ -96,6 +96,7 @@ class Robot:
         self.coefficients: list[stored.TimingCoefficients] = []
         self.diagnostics: dict[str, DiagnosticStatus] = {}
         self.profiles_asked = 0
+        self._profiles: ActionServer | None = None
         self._context = rclpy.Context()
         rclpy.init(args=[], context=self._context)
         self._node = Node('robot', context=self._context)
@@ -128,7 +129,8 @@ class Robot:
             handle.publish_feedback(Profile.Feedback(stage='prefill', done=1, total=2))
             handle.succeed()
             return Profile.Result(coefficients=coefficients_msg(self.profile, FROM_PROFILE))
-        ActionServer(self._node, Profile, qos.PROFILE_ACTION_NAME, execute, **qos.service_qos())
+        self._profiles = ActionServer(
+            self._node, Profile, qos.PROFILE_ACTION_NAME, execute, **qos.service_qos())
 
     def answer_query(self, slow: float) -> None:
         """Tell of a query that took ``slow`` times what the profile says."""
@@ -154,5 +156,7 @@ class Robot:
     def close(self) -> None:
         self._executor.shutdown()
         self._thread.join(5.0)
+        if self._profiles is not None:
+            self._profiles.destroy()        # rclpy leaves it to us
         self._node.destroy_node()
         rclpy.shutdown(context=self._context)

@@ -19,6 +19,7 @@ REPEATS = 2
 BUSY_RETRY_S = 5.0  # queries go first: a profile waits for a quiet moment
 FIRST_RETRY_S = 10.0
 LAST_RETRY_S = 300.0
+RESPONSE_S = 5.0  # a server that was restarted meanwhile has never heard of the goal
 
 
 class ProfileRequest:
@@ -31,6 +32,9 @@ class ProfileRequest:
         self._on_profile = on_profile
         self._client = ActionClient(node, Profile, qos.PROFILE_ACTION_NAME, **qos.service_qos())
         self._under_way = False
+        self._goal = 0  # number of the newest; what older ones answer is too late
+        self._accepted = False
+        self._sent_s = 0.0
         self._not_before_s = 0.0
         self._retry_s = FIRST_RETRY_S
         self._now_s = 0.0
@@ -45,16 +49,22 @@ class ProfileRequest:
         self._now_s = now_s
         if self._under_way and not self._client.server_is_ready():
             self._again('the query server is gone')  # and with it the answer
+        elif self._under_way and not self._accepted and now_s > self._sent_s + RESPONSE_S:
+            self._again('the query server does not respond', BUSY_RETRY_S)
         if self._under_way or now_s < self._not_before_s or not self._client.server_is_ready():
             return
-        self._under_way, self._tenth = True, -1
+        self._under_way, self._accepted, self._sent_s, self._tenth = True, False, now_s, -1
+        self._goal += 1
+        goal = self._goal
         self.state = 'a profile is asked for'
         self._log.info(self.state)
         future = self._client.send_goal_async(
             Profile.Goal(repeats=REPEATS, when_busy=Profile.Goal.BUSY_REFUSE),
             feedback_callback=guarded(self._log, lambda each: self._on_feedback(each.feedback)),
         )
-        future.add_done_callback(guarded(self._log, lambda done: self._on_response(done.result())))
+        future.add_done_callback(
+            guarded(self._log, lambda done: self._on_response(goal, done.result()))
+        )
 
     def _on_feedback(self, feedback: Profile.Feedback) -> None:
         left_s = duration_s(feedback.predicted_left)
@@ -67,15 +77,20 @@ class ProfileRequest:
             self._tenth = tenth
             self._log.info(self.state)
 
-    def _on_response(self, handle: Any) -> None:
+    def _on_response(self, goal: int, handle: Any) -> None:
+        if goal != self._goal:
+            return
         if not handle.accepted:
             self._again('the server takes no goals')
             return
+        self._accepted = True
         handle.get_result_async().add_done_callback(
-            guarded(self._log, lambda done: self._on_result(done.result().result))
+            guarded(self._log, lambda done: self._on_result(goal, done.result().result))
         )
 
-    def _on_result(self, result: Profile.Result) -> None:
+    def _on_result(self, goal: int, result: Profile.Result) -> None:
+        if goal != self._goal:
+            return
         if result.error_code == Profile.Result.NONE:
             self._under_way, self._retry_s = False, FIRST_RETRY_S
             self.state = ''

@@ -15,10 +15,10 @@ from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.budget.watch import PlanWatch
 from timebill_ros.engine import endings
 from timebill_ros.engine.errors import OutOfMemory
+from timebill_ros.engine.length_forecast import LengthForecast
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
-from timebill_ros.query import (
-    Ending, ErrorCode, FinishReason, Outcome, Overrun, Query, QueryTiming, Stage)
+from timebill_ros.query import Ending, FinishReason, Overrun, Query, QueryTiming, Stage
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -90,6 +90,7 @@ class QueryRun:
         self._dropped = False
         self._landed: str | None = None                 # the response, cut where it landed
         self._watch = PlanWatch(planning)
+        self._forecast = LengthForecast(engine, prompt_ids, cap, planning.estimator)
         self._hopeless = False      # not even the cheapest theta fits the worst case
 
     @property
@@ -191,11 +192,13 @@ class QueryRun:
     @property
     def _model_s(self) -> float:
         evict_s = self.timing.evict
-        return self._prefill_s + (evict_s if evict_s == evict_s else 0.0)
+        return (self._prefill_s + self._forecast.seconds
+                + (evict_s if evict_s == evict_s else 0.0))
 
     def _open(self, now_ns: int) -> list[Message]:
         """Make room for the query, and say at once that its turn has come."""
         self._record.begun(now_ns)
+        self._forecast.begin()
         self._sequence = self._engine.open_sequence(
             self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
         self.next_unit = Unit.PREFILL
@@ -211,8 +214,10 @@ class QueryRun:
         if not done:
             return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
         self._record.prefilled(self._prefill_s)
+        self._forecast.predict(sequence)
+        self._record.length_predicted(self._forecast)
         self.plan = made = plan(
-            self._plan_inputs(now_ns), self._planning.estimator, self._planning.config,
+            self._plan_inputs(self._clock()), self._planning.estimator, self._planning.config,
             self._planning.quality)
         self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)
@@ -241,6 +246,7 @@ class QueryRun:
         self._watch.stepped(step_s, tier, width, n_cached)
         messages = self._take(token) + self._missed()
         if not self.done:
+            self._forecast.refine(self._opened, self.timing.n_generated)
             self._replan()
         return messages
 
@@ -252,7 +258,8 @@ class QueryRun:
             return
         made = self._made
         found = self._watch.look(
-            self._plan_inputs(now_ns), made, timing.n_generated, timing.n_kept)
+            self._plan_inputs(now_ns), made, timing.n_generated, timing.n_kept,
+            self._forecast.n_left)
         self._hopeless = found.at_risk
         if found.plan is not None:
             self._record.replanned(made, found.plan, now_ns, found.why)
@@ -375,7 +382,8 @@ class QueryRun:
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
             budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
-            may_cap=self.query.overrun == Overrun.KILL)
+            may_cap=self.query.overrun == Overrun.KILL,
+            n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 
     def _all_room(self, now_ns: int) -> Room:
         return Room((self.query.plan_deadline_ns - now_ns) / _NS, 1)

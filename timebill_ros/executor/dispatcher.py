@@ -38,6 +38,7 @@ class Dispatcher:
         self._runs: dict[str, QueryRun] = {}
         self._jobs: dict[str, Job] = {}
         self._worked: list[QueryRun] = []       # in the latest turn
+
     def work(self) -> list[Message] | None:
         """
         Do one unit of work; returns what to send, or None where nobody waits or runs.

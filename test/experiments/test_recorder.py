@@ -64,7 +64,7 @@ def test_not_a_number_is_null(tmp_path: Path) -> None:
 
 
 def test_no_case_begins_after_the_limit(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, HEADER, ProgressBar(), end_s=0.0)
+    recorder = Recorder(tmp_path, HEADER, ProgressBar(), limit_s=0.0)
     assert not list(recorder.todo(CASES))
     recorder.note_progress()
     assert (recorder.rows[-1]['planned'], recorder.rows[-1]['done']) == (4, 0)

@@ -25,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              '$TIMEBILL_DATA, ./data or ../shared/data')
     parser.add_argument('--model', default='embedded')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
-    parser.add_argument('--tiers', default='', metavar='T,T', help='precision tiers to load')
+    parser.add_argument('--tiers', default='bf16,int8,int4', metavar='T,T',
+                        help='precision tiers to load (default: %(default)s)')
     parser.add_argument('--items', type=int, default=0, metavar='N', help='questions')
     parser.add_argument('--seed', type=int, default=7)
     parser.add_argument('--limit', type=float, default=0.0, metavar='SECONDS',
-                        help='begin no case after so long; the summary says what is missing')
+                        help='begin no case so long after the first; the summary says what misses')
     parser.add_argument('--ros', action='store_true',
                         help='ask through the action of a real node (budgets, robot)')
     parser.add_argument('--engine-python', default='', help='interpreter of the engine')

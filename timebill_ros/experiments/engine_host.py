@@ -13,7 +13,7 @@ import os
 import queue
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 import uuid
 
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
@@ -31,6 +31,25 @@ SHUTDOWN_S = 2.0
 GRACE_S = 60.0      # beyond a query's deadline, for its Finished to come
 GENEROUS_S = 600.0  # the budget of a query that is to end by itself
 _NS = 1_000_000_000
+
+
+class Host(Protocol):
+    """Whoever answers questions: an engine process, or a server behind the ROS action."""
+
+    def use(self, policy: dict[str, Any]) -> None:
+        """Have the queries from now on planned with these fields of PlannerConfig."""
+
+    def submit(self, item: Item, budget_s: float, overrun: Overrun = Overrun.KILL) -> Any:
+        """Send a question that has to be answered within a budget; has a ``deadline_ns``."""
+
+    def has_ended(self, query: Any, wait_s: float = 0.0) -> bool:
+        """Wait up to ``wait_s`` for a query's end; tell whether it has ended."""
+
+    def result(self, query: Any) -> dict[str, Any]:
+        """Wait for a query's end and return the row of its answer."""
+
+    def ask(self, item: Item, budget_s: float) -> dict[str, Any]:
+        """Ask one question and wait for its end."""
 
 
 class EngineFailed(RuntimeError):

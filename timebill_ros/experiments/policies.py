@@ -50,5 +50,10 @@ def paper(k: float) -> dict[str, Any]:
     return {'policy': 'paper', 'pessimistic_factor': k, 'worst_case_times': False}
 
 
+def worst_case(k: float) -> dict[str, Any]:
+    """Return the paper's policy as the server plans by default: with worst-case times too."""
+    return {'policy': 'paper', 'pessimistic_factor': k}
+
+
 def _no_tiers(info: ModelInfo) -> str:
     return '' if len(info.tiers) > 1 else f'the engine has one tier only ({info.tiers[0]})'

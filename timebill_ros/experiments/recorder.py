@@ -10,7 +10,7 @@ row; with others it refuses, so that no summary mixes two experiments.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 import json
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 import time
 from typing import Any
@@ -31,14 +31,15 @@ class Recorder:
     """
     The rows of one experiment, on disk and in memory.
 
-    ``todo`` yields the cases that have no rows yet, until ``end_s`` (steady clock) has come.
+    ``todo`` yields the cases that have no rows yet, until ``limit_s`` after the first one.
     """
 
     folder: Path
     header: Row
     bar: ProgressBar
-    end_s: float = float('inf')
+    limit_s: float = inf
     rows: list[Row] = field(default_factory=list)
+    _end_s: float = inf
     _planned: set[str] = field(default_factory=set)
     _done: set[str] = field(default_factory=set)
 
@@ -68,9 +69,10 @@ class Recorder:
         self._planned |= {case[0] for case in cases}
         left = [case for case in cases if case[0] not in self._done]
         began_s = time.monotonic()
+        self._end_s = min(self._end_s, began_s + self.limit_s)
         for number, case in enumerate(left):
             now_s = time.monotonic()
-            if now_s > self.end_s:
+            if now_s >= self._end_s:
                 return
             left_s = (now_s - began_s) / number * (len(left) - number) if number else 0.0
             done = len(cases) - len(left) + number

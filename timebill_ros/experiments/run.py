@@ -4,9 +4,8 @@
 
 import importlib
 import json
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-import time
 from types import ModuleType
 from typing import Any
 
@@ -23,13 +22,13 @@ def run(name: str, settings: Settings, out: Path, limit_s: float = 0.0) -> Path:
     """
     Run an experiment into ``out/name``, or go on with it; returns that folder.
 
-    After ``limit_s`` (0 = none) no case is begun: the summary then says how many are missing.
+    No case is begun ``limit_s`` (0 = none) after the first one: the summary then says how many are
+    missing.
     Raises OtherExperiment, EngineFailed, FileNotFoundError.
     """
     module, folder = importlib.import_module(module_of(name)), out / name
-    end_s = time.monotonic() + limit_s if limit_s else float('inf')
     with ProgressBar() as bar:
-        recorder = Recorder(folder, settings.header(name), bar, end_s)
+        recorder = Recorder(folder, settings.header(name), bar, limit_s or inf)
         bench = Bench(settings, recorder, bar)
         try:
             module.measure(bench)

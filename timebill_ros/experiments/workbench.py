@@ -21,6 +21,7 @@ from timebill_ros.experiments.engine_host import EngineHost
 from timebill_ros.experiments.recorder import Recorder, Row
 from timebill_ros.experiments.tasks import generated, Item, longbench, spread
 
+TIERS = ('bf16', 'int8', 'int4')     # bf16: on a CPU the precision that it computes in
 COMMIT_VARIABLE = 'TIMEBILL_COMMIT'
 _PROBE_S = 60.0
 
@@ -32,7 +33,7 @@ class Settings:
     quick: bool = False
     model: str = 'embedded'
     device: str = 'auto'
-    tiers: tuple[str, ...] = ()         # () = what the engine loads by itself
+    tiers: tuple[str, ...] = TIERS
     data: str = ''                      # folder of the LongBench file; '' = look for it
     seed: int = generated.DEFAULT_SEED
     items: int = 0                      # questions; 0 = as many as the experiment wants
@@ -84,9 +85,8 @@ class Bench:
     def load(self, **load: Any) -> Load:
         """Return the message that starts the engine."""
         settings = self.settings
-        if settings.tiers:
-            load.setdefault('tiers', list(settings.tiers))
-        return Load(settings.model, settings.device, cache_dir=settings.cache_dir, **load)
+        return Load(settings.model, settings.device, tiers=list(settings.tiers),
+                    cache_dir=settings.cache_dir, **load)
 
     def items(self, count: int, quick: int) -> list[Item]:
         """Return the questions: ``count`` in turn from all sets, ``quick`` short ones if quick."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 Row = dict[str, Any]
 
@@ -51,6 +52,19 @@ def panels(columns: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
 def colour(method: str, number: int = 0) -> str:
     """Return the colour of a method, the same in every figure."""
     return _COLOURS.get(method, _OTHERS[number % len(_OTHERS)])
+
+
+def logarithmic(axes: Axes, *names: str) -> None:
+    """Make the axes "x", "y" logarithmic, with plain numbers at them."""
+    for name in names:
+        getattr(axes, f'set_{name}scale')('log')
+        axis = getattr(axes, f'{name}axis')
+        low, high = getattr(axes, f'get_{name}lim')()
+        near = high < 20.0 * low        # a decade or less has hardly a tick of its own
+        axis.set_major_formatter(ScalarFormatter())
+        if near:
+            axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def lines(axes: Axes, table: Sequence[Row], x: str, y: str, bars: bool = False) -> None:

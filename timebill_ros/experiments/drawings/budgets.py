@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timebill_ros.experiments.drawings import Drawing, lines, panels
+from timebill_ros.experiments.drawings import Drawing, lines, logarithmic, panels
 
 Row = dict[str, Any]
 _STRATEGIES = {'kill': 'Kill', 'skip-next': 'Skip-Next'}
@@ -20,8 +20,10 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
         figure, (score, done) = panels(2)
         lines(score, table, 'budget_s', 'score', bars=True)
         lines(done, table, 'budget_s', 'completed')
-        score.set(xlabel='budget, s', ylabel='average score (late = 0)', xscale='log')
-        done.set(xlabel='budget, s', ylabel='completed in time', xscale='log', ylim=(-0.03, 1.03))
+        score.set(xlabel='budget, s', ylabel='average score (late = 0)')
+        done.set(xlabel='budget, s', ylabel='completed in time', ylim=(-0.03, 1.03))
+        for axes in (score, done):
+            logarithmic(axes, 'x')
         score.axhline(results['unhurried']['score'], color='#7f7f7f', linestyle=':', linewidth=1)
         score.legend(fontsize=7)
         counts = sorted({row['n'] for row in table})

@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timebill_ros.experiments.drawings import Drawing, panels
+from timebill_ros.experiments.drawings import Drawing, logarithmic, panels
 from timebill_ros.experiments.suite.ete_accuracy import pairs, worst_cases
 
 Row = dict[str, Any]
@@ -42,5 +42,5 @@ def _scatter(axes: Any, found: Sequence[tuple[float, float]], colour: str) -> No
         low, high = 0.9 * min(*predicted, *measured), 1.1 * max(*predicted, *measured)
         axes.plot([low, high], [low, high], color='#222222', linewidth=1)
         axes.plot(predicted, measured, '.', color=colour, alpha=0.6)
-        axes.set(xscale='log', yscale='log')
+        logarithmic(axes, 'x', 'y')
     axes.grid(alpha=0.3)

@@ -32,7 +32,8 @@ def _grid(grid: Sequence[Row]) -> Drawing:
         step.plot(at, [1e3 * row['step_s'] if row['step_s'] else None for row in rows],
                   f'{marker}-', label=tier)
     score.set(xlabel='eviction ratio α', ylabel='average score, no budget')
-    step.set(xlabel='eviction ratio α', ylabel='mean decode step, ms', ylim=(0, None))
+    step.set(xlabel='eviction ratio α', ylabel='mean decode step, ms')
+    step.set_ylim(0.0, 1.15 * step.get_ylim()[1])
     for axes in (score, step):
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)

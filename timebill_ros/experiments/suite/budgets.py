@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import time
 from typing import Any
 
-from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S
+from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S, Host
 from timebill_ros.experiments.policies import fixed, Method, methods
 from timebill_ros.experiments.recorder import Row
 from timebill_ros.experiments.statistics import answers, group_by, quantile
@@ -28,9 +28,19 @@ def measure(bench: Bench) -> None:
     items, reference_s = pilot(bench, host, bench.items(ITEMS, QUICK_ITEMS))
     budgets = [share * reference_s for share in (QUICK_SHARES if bench.settings.quick else SHARES)]
     usable = usable_methods(bench, host)
-    skip_next = _skips(host, items[:1])
-    if not skip_next:
-        bench.skip('Skip-Next', 'this version of the executor refuses the strategy')
+    if bench.settings.ros:
+        bench.close()
+        from timebill_ros.experiments.ros_host import RosHost
+        with RosHost(bench.settings, bench.bar.say) as ros:
+            for method in usable:       # one server after the other
+                _ask_all(bench, ros, items, budgets, [method])
+    else:
+        _ask_all(bench, host, items, budgets, usable)
+
+
+def _ask_all(bench: Bench, host: Host, items: Sequence[Item], budgets: Sequence[float],
+             usable: Sequence[Method]) -> None:
+    """Ask under both strategies."""
     # both strategies for a few questions, then the next few: what is cut off by a limit is whole
     for start in range(0, len(items), STREAM_ITEMS):
         several = items[start:start + STREAM_ITEMS]
@@ -39,7 +49,7 @@ def measure(bench: Bench) -> None:
         bench.recorder.run(kill, lambda case: _killed(host, *case))
         streams = [(f'skip-next/{start}/{budget_s:.4g}/{method.name}',
                     (several, budget_s, method)) for budget_s in budgets for method in usable]
-        bench.recorder.run(streams if skip_next else [], lambda case: _stream(host, *case))
+        bench.recorder.run(streams, lambda case: _stream(host, *case))
 
 
 def pilot(bench: Bench, host: EngineHost, items: Sequence[Item]) -> tuple[list[Item], float]:
@@ -64,7 +74,7 @@ def usable_methods(bench: Bench, host: EngineHost) -> list[Method]:
     return [method for method in found if not method.missing]
 
 
-def asked(host: EngineHost, item: Item, budget_s: float, **fields: Any) -> Row:
+def asked(host: Host, item: Item, budget_s: float, **fields: Any) -> Row:
     """Ask one question; return its row, scored."""
     return scored(item, host.ask(item, budget_s, **fields))
 
@@ -74,18 +84,13 @@ def scored(item: Item, row: Row) -> Row:
     return {'item': item.item_id, 'group': item.group, 'score': item.score(row['response']), **row}
 
 
-def _killed(host: EngineHost, item: Item, budget_s: float, method: Method) -> Row:
+def _killed(host: Host, item: Item, budget_s: float, method: Method) -> Row:
     host.use(method.policy)
     return {'kind': 'kill', 'method': method.name, **asked(host, item, budget_s)}
 
 
-def _skips(host: EngineHost, items: Sequence[Item]) -> bool:
-    rows = [host.ask(item, GENEROUS_S, overrun=Overrun.SKIP_NEXT) for item in items]
-    return all(row['outcome'] == Outcome.COMPLETED.name for row in rows)
-
-
 def _stream(
-        host: EngineHost, items: Sequence[Item], budget_s: float, method: Method) -> list[Row]:
+        host: Host, items: Sequence[Item], budget_s: float, method: Method) -> list[Row]:
     """
     Ask one question per budget, late ones holding the engine.
 

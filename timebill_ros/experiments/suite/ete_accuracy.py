@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S
-from timebill_ros.experiments.policies import fixed, paper, PAPER_K
+from timebill_ros.experiments.policies import fixed, PAPER_K, worst_case
 from timebill_ros.experiments.recorder import Row
 from timebill_ros.experiments.statistics import mean
 from timebill_ros.experiments.suite.budgets import asked
@@ -29,7 +29,7 @@ def measure(bench: Bench) -> None:
     random.Random(bench.settings.seed).shuffle(items)
     plain = [(f'fixed/{item.item_id}', (item, 'fixed', fixed(ALPHAS[number % len(ALPHAS)])))
              for number, item in enumerate(items)]
-    under_k = [(f'k/{item.item_id}', (item, 'k', paper(PAPER_K))) for item in items]
+    under_k = [(f'k/{item.item_id}', (item, 'k', worst_case(PAPER_K))) for item in items]
     bench.recorder.run([*plain, *under_k], lambda case: _timed(host, *case))
 
 

@@ -32,7 +32,6 @@ def library(cache: Path) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise NoCompiler('no C++ compiler ($CXX, g++ or clang++); install g++')
-    sources = sorted(_KERNELS.glob('*.cpp'))
     digest = hashlib.sha256(f'{compiler} {_version(compiler)} {_OPTIONS} {_processor()}'.encode())
     for file in sorted(_KERNELS.iterdir()):
         digest.update(file.read_bytes())
@@ -40,10 +39,15 @@ def library(cache: Path) -> ctypes.CDLL:
     try:
         if not path.is_file():
             cache.mkdir(parents=True, exist_ok=True)
-            compile_steps(compiler, sources, _OPTIONS, path)
+            compile_steps(compiler, sources(), _OPTIONS, path)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NoCompiler(f'the compiled steps cannot be loaded: {error}') from error
+
+
+def sources() -> List[Path]:
+    """Return the files to compile."""
+    return sorted(_KERNELS.glob('*.cpp'))
 
 
 def find_compiler() -> Optional[str]:
@@ -55,10 +59,10 @@ def find_compiler() -> Optional[str]:
     return None
 
 
-def compile_steps(compiler: str, sources: List[Path], options: List[str], path: Path) -> None:
+def compile_steps(compiler: str, files: List[Path], options: List[str], path: Path) -> None:
     """Compile into ``path``, which appears whole or not at all; raises NoCompiler."""
     partial = path.with_suffix(f'.{os.getpid()}')
-    command = [compiler, *options, *(str(source) for source in sources), '-o', str(partial)]
+    command = [compiler, *options, *(str(file) for file in files), '-o', str(partial)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         if done.returncode != 0:

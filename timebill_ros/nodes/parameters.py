@@ -15,6 +15,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from timebill_ros.budget.pessimism import PESSIMISM
 from timebill_ros.budget.planner import POLICIES
 from timebill_ros.executor.messages import Load
 from timebill_ros.nodes.validation import ALPHA_MAX_LIMIT
@@ -128,7 +129,8 @@ _SPECS = (
     _Spec(
         'policy',
         'paper',
-        "Planning policy: the paper's, or the same eviction ratio for every query.",
+        'What a budget is spent with: tier, eviction ratio and cap together (joint), the '
+        'smallest eviction ratio that fits (paper), or one theta for every query (fixed).',
         POLICIES,
         True,
     ),
@@ -136,9 +138,38 @@ _SPECS = (
         'fixed_alpha', 0.0, 'Eviction ratio of the policy "fixed".', (0.0, ALPHA_MAX_LIMIT), True
     ),
     _Spec(
+        'fixed_tier',
+        '',
+        'Precision tier of the policy "fixed"; empty = the best.',
+        ('', *TIERS),
+        True,
+    ),
+    _Spec(
+        'truncation_loss',
+        10.0,
+        'What an answer cut short by a planned cap weighs against a whole one (policy "joint").',
+        (1.0, 1000.0),
+        True,
+    ),
+    _Spec(
+        'pessimism',
+        'fixed',
+        'Whether pessimistic_factor stays as it is, or is learned together with a factor on '
+        'worst-case times, so that each is exceeded by the share miss_rate_target.',
+        PESSIMISM,
+        True,
+    ),
+    _Spec(
+        'miss_rate_target',
+        0.05,
+        'Share of queries that may exceed what the learned factors allow for.',
+        (0.001, 0.5),
+        True,
+    ),
+    _Spec(
         'pessimistic_factor',
         5.0,
-        'k: worst-case response length over predicted length.',
+        'k: worst-case response length over predicted length; where it is learned, its start.',
         (1.0, 100.0),
         True,
     ),
@@ -229,6 +260,19 @@ _SPECS = (
 )
 
 
+# The fields of planner.PlannerConfig that are parameters.
+_POLICY = (
+    'policy',
+    'fixed_alpha',
+    'fixed_tier',
+    'truncation_loss',
+    'pessimism',
+    'miss_rate_target',
+    'pessimistic_factor',
+    'worst_case_times',
+)
+
+
 @dataclass
 class ServerParameters:
     """The values in force, named as the parameters."""
@@ -249,6 +293,10 @@ class ServerParameters:
     engine_python: str
     policy: str
     fixed_alpha: float
+    fixed_tier: str
+    truncation_loss: float
+    pessimism: str
+    miss_rate_target: float
     pessimistic_factor: float
     worst_case_times: bool
     max_queue: int
@@ -271,7 +319,7 @@ class ServerParameters:
         }
         policy = {
             name: getattr(self, name)
-            for name in ('policy', 'fixed_alpha', 'pessimistic_factor', 'worst_case_times')
+            for name in _POLICY
         }
         return Load(policy=policy, **{name: getattr(self, name) for name in shared})
 

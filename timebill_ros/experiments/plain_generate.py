@@ -19,6 +19,8 @@ from typing import Any
 def main(model_name: str, models_dir: str, device: str) -> None:
     """Answer until standard input ends."""
     _load_package()
+    from timebill_ros.engine.threads import prepare_environment
+    prepare_environment()       # the same waiting threads as ours has; the defaults are far slower
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from timebill_ros.engine.source import find_model

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: a loaded model that prefills, evicts and decodes sequences, for one thread."""
 
+from dataclasses import replace
 from typing import List, Optional, Tuple
 
 import torch
@@ -20,10 +21,12 @@ from timebill_ros.engine.prefill import make_prefill, prefill_room
 from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.engine.snapkv import prompt_scores, QueryWindow, select
+from timebill_ros.engine.snapkv import prompt_scores, QueryWindow
 from timebill_ros.engine.steps import make_steps, make_tiers
 from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
+from timebill_ros.length_predictor.predictor import Predictor
+from timebill_ros.length_predictor.serving import predictor_for
 from timebill_ros.query import Sampling, Turn
 
 _SCORE_FROM = 4096      # tokens of a prompt that is scored before anything is evicted
@@ -39,8 +42,10 @@ class Engine:
     called from another thread.
     """
 
-    def __init__(self, model: LoadedModel, load: Load) -> None:
+    def __init__(
+            self, model: LoadedModel, load: Load, predictor: Optional[Predictor] = None) -> None:
         """Prepare the cache and the tables; ``Engine.load`` is the usual way."""
+        self.predictor = predictor      # of the response's length; None = there is none
         config, device, dtype = model.config, model.device, model.dtype
         self.device = device
         self._end_ids = config.eos_ids
@@ -57,6 +62,7 @@ class Engine:
             tiers, notes = make_tiers(model, load)
             free = usable_bytes(device, load.gpu_memory_fraction)
             chunk, chunk_bytes = prefill_room(model, load, free)
+            self.prefill_tokens = chunk         # computed at once, if in slices
             self._memory = CacheMemory(device, kv_bytes_per_token(config, dtype),
                                        load.kv_memory_bytes, max(0, free - chunk_bytes))
             slots, capacity = self._memory.reserve(model.max_context, load.max_batch)
@@ -89,9 +95,20 @@ class Engine:
         """
         Load a model; ``report`` gets what is being done and a fraction.
 
-        Raises ModelError or OutOfMemory with what to mend.
+        Raises ModelError, OutOfMemory or (the predictor's) CheckpointError with what to mend.
         """
-        return Engine(load_model(load, report), load)
+        model = load_model(load, report)
+        predictor = predictor_for(
+            load.predictor, model.source.directory, model.config.vocab_size, model.config.d_model,
+            str(model.device))
+        if predictor is not None:
+            load = replace(load, tap_layer=predictor.state_layer)
+        return Engine(model, load, predictor)
+
+    @property
+    def padded_lengths(self) -> List[int]:
+        """The lengths to which short prompts are filled up, ascending; [] = they are not."""
+        return self._prefill.padded_lengths
 
     @property
     def end_ids(self) -> Tuple[int, ...]:
@@ -265,11 +282,7 @@ class Engine:
             return seq.kept
         with out_of_memory_as_ours('eviction', self.device):
             scores = self._prompt_scores(seq)
-            entries = select(scores, n_kept)
-            seq.scores = scores.gather(-1, entries[..., :n_kept - SNAPKV_WINDOW])
-            response = torch.arange(seq.kept, self._cache.length[seq.slot], device=self.device)
-            response = response.expand(*entries.shape[:-1], -1)
-            self._cache.keep(seq.slot, torch.cat((entries, response), -1))
+            seq.scores = self._prefill.eviction.keep(self._cache, seq.slot, scores, n_kept)
             self._steps.moved(seq.slot)
             self.check_device()
         seq.kept = n_kept

@@ -96,9 +96,14 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 
 def allocate(config: ModelConfig, n_slots: int, capacity: int, dtype: torch.dtype,
              device: torch.device) -> KVCache:
-    """Reserve a cache. On a CPU the memory is only taken when it is first written."""
+    """
+    Reserve a cache. On a CPU the memory is only taken when it is first written.
+
+    On CUDA it begins with zeros: attention may look at, and weigh with 0, entries not written yet.
+    """
     shape = (config.n_layers, n_slots, config.n_kv_heads, capacity, config.head_dim)
+    reserve = torch.empty if device.type == 'cpu' else torch.zeros
     return KVCache(
-        k=torch.empty(shape, dtype=dtype, device=device),
-        v=torch.empty(shape, dtype=dtype, device=device),
+        k=reserve(shape, dtype=dtype, device=device),
+        v=reserve(shape, dtype=dtype, device=device),
         length=[0] * n_slots, position=[0] * n_slots)

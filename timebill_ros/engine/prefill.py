@@ -2,21 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill behind one interface: chunk by chunk anywhere, in slices of a chunk on CUDA."""
 
-from typing import Protocol, Tuple
+from typing import List, Protocol, Tuple
 
 import torch
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.eviction import Eviction, PlainEviction
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel, prefill_chunk
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.executor.messages import Load
+from timebill_ros.paths import cache_dir
 
 
 class Prefill(Protocol):
-    """Brings prompts into the cache."""
+    """Brings prompts into the cache, and evicts from them."""
+
+    eviction: Eviction
+
+    padded_lengths: List[int]       # to which short prompts are filled up, ascending
 
     def advance(self, seq: Sequence) -> int:
         """
@@ -31,11 +37,14 @@ class Prefill(Protocol):
 class PlainPrefill:
     """Whole chunks through the decoder's tensor code."""
 
+    padded_lengths: List[int] = []
+
     def __init__(self, decoder: Decoder, chunk_tokens: int, device: torch.device) -> None:
         """Take the decoder and the tokens of a chunk."""
         self._decoder = decoder
         self._chunk_tokens = chunk_tokens
         self._device = device
+        self.eviction: Eviction = PlainEviction()
 
     def advance(self, seq: Sequence) -> int:
         """Run the next chunk, as ``Prefill`` says."""
@@ -65,5 +74,9 @@ def make_prefill(model: LoadedModel, load: Load, chunk_tokens: int, rope: RopeTa
     if model.device.type != 'cuda':
         return PlainPrefill(decoder, chunk_tokens, model.device)
     from timebill_ros.engine.cuda import setup
+    kernels, reason = setup.make_prompt_kernels(
+        model.config, model.device, model.dtype, cache_dir(load.cache_dir) / 'kernels')
+    if reason:
+        model.notes.append(f'prefill and eviction with plain tensor code: {reason}')
     return setup.make_prefill(
-        model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer)
+        model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer, kernels)

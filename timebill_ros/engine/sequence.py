@@ -16,7 +16,6 @@ class Chunk:
     """A chunk of a prompt on its way: ``x`` is what half layer ``half`` of 2 n_layers takes in."""
 
     x: Tensor                                # [tokens, d_model]
-    mask: Tensor                             # of ``attention.chunk_mask``
     start: int                               # entries in the cache before it
     half: int = 0
 

@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The two halves of a layer on a chunk of a prompt, in as few kernels as torch has for them."""
+"""The two halves of a layer on a chunk of a prompt, in few kernels."""
 
 from typing import Optional, Tuple
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from timebill_ros.engine.attention import attend_chunk
+from timebill_ros.engine.attention import attend_chunk, chunk_mask
 from timebill_ros.engine.config import ModelConfig
+from timebill_ros.engine.cuda.prompt_kernels import PromptKernels
 from timebill_ros.engine.rope import RopeTable, rotate, sign_sin
-from timebill_ros.engine.weights import Weights
+from timebill_ros.engine.weights import LayerWeights, Weights
 
 # Rows that go through the feed-forward at once: enough to fill any GPU, and a bound on its memory.
 _ROWS = 8192
@@ -27,56 +28,92 @@ class ChunkLayers:
     The sums are rounded once where the decoder rounds product and sum apart.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable) -> None:
-        """Take the parts; the rotary table is cast to the weights' dtype."""
-        self.config, self.weights = config, weights
+    def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable,
+                 kernels: Optional[PromptKernels] = None) -> None:
+        """Take the parts; without ``kernels`` everything is plain tensor code."""
+        self.config, self.weights, self.kernels = config, weights, kernels
+        self._rope = rope
         dtype = weights.embed.dtype
         self._cos = rope.cos.to(dtype)
         self._sin = sign_sin(rope.sin).to(dtype)
         self._scale = float(config.head_dim ** -0.5)
 
-    def attend(self, index: int, x: Tensor, keys: Tensor, values: Tensor, start: int,
-               mask: Tensor) -> Tensor:
+    def attend(self, index: int, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """
         Add the attention of layer ``index`` to ``x`` [M, d_model], in place.
 
         Keys and values [n_kv_heads, entries, D] take M entries from ``start`` on, which are the
-        positions too. Returns the rotated queries [n_heads, M, D].
+        positions too; all entries hold ordinary numbers. Returns the rotated queries
+        [M, n_heads, D].
         """
-        c, layer, count = self.config, self.weights.layers[index], x.shape[0]
+        layer, count = self.weights.layers[index], len(x)
         qkv = F.linear(self._norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)
-        heads = qkv.view(count, -1, c.head_dim)
-        cos = self._cos[start:start + count, None]
-        sin = self._sin[start:start + count, None]
-        n_rotated = c.n_heads + c.n_kv_heads
-        turned = heads[:, :n_rotated]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            turned = torch.cat((self._norm(heads[:, :c.n_heads], layer.q_norm),
-                                self._norm(heads[:, c.n_heads:n_rotated], layer.k_norm)), 1)
-        turned = rotate(turned, cos, sin)
-        end = start + count
-        keys[:, start:end] = turned[:, c.n_heads:].transpose(0, 1)
-        values[:, start:end] = heads[:, n_rotated:].transpose(0, 1)
-        queries = turned[:, :c.n_heads].transpose(0, 1)
-        attended = attend_chunk(queries, keys[:, :end], values[:, :end], self._scale, mask)
+        if self.kernels is None:
+            queries = self._turn(layer, qkv, keys, values, start)
+        else:
+            # Every length would have attention prepared anew, for milliseconds, and kept for good.
+            rows = min(padded(count), keys.shape[1]) if start == 0 else count
+            queries = qkv.new_empty((rows, self.config.n_heads, self.config.head_dim))
+            queries[count:].zero_()
+            self.kernels.turn(qkv, queries, keys, values, start, self._rope.cos, self._rope.sin,
+                              layer.q_norm, layer.k_norm, self.config.norm_eps)
+        attended = self.attention(queries, keys, values, start)[:count]
         _add_product(x, attended, layer.o, layer.o_bias)
-        return queries
+        return queries[:count]
+
+    def attention(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+        """Return causal attention [M, n_heads * D] of the entries from ``start`` on."""
+        rows, end = queries.transpose(0, 1), start + len(queries)
+        keys, values = keys[:, :end], values[:, :end]
+        if start > 0:
+            mask = chunk_mask(len(queries), end, queries.dtype, queries.device)
+            return attend_chunk(rows, keys, values, self._scale, mask)
+        out = F.scaled_dot_product_attention(
+            rows[None], keys[None], values[None], is_causal=True, scale=self._scale,
+            enable_gqa=True)
+        return out[0].transpose(0, 1).reshape(len(queries), -1)
 
     def feed_forward(self, index: int, x: Tensor) -> None:
         """Add the feed-forward of layer ``index`` to ``x`` [M, d_model], in place."""
         layer = self.weights.layers[index]
         for rows in x.split(_ROWS):
             normed = self._norm(rows, layer.post_norm)
-            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            _add_product(rows, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+            gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
+            if self.kernels is None:
+                gate, up = gate_up.chunk(2, -1)
+                gated = F.silu(gate).mul_(up)
+            else:
+                gated = self.kernels.gate(gate_up)
+            _add_product(rows, gated, layer.down, layer.down_bias)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [vocab_size] after the hidden state ``x`` [1, d_model]."""
         weights = self.weights
         return F.linear(self._norm(x, weights.final_norm), weights.head)[0]
 
+    def _turn(self, layer: LayerWeights, qkv: Tensor, keys: Tensor, values: Tensor,
+              start: int) -> Tensor:
+        """Do what ``PromptKernels.turn`` does; returns the queries [M, n_heads, D]."""
+        c, end = self.config, start + len(qkv)
+        heads = qkv.view(len(qkv), -1, c.head_dim)
+        n_rotated = c.n_heads + c.n_kv_heads
+        turned = heads[:, :n_rotated]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            turned = torch.cat((self._norm(heads[:, :c.n_heads], layer.q_norm),
+                                self._norm(heads[:, c.n_heads:n_rotated], layer.k_norm)), 1)
+        turned = rotate(turned, self._cos[start:end, None], self._sin[start:end, None])
+        keys[:, start:end] = turned[:, c.n_heads:].transpose(0, 1)
+        values[:, start:end] = heads[:, n_rotated:].transpose(0, 1)
+        return turned[:, :c.n_heads]
+
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+
+def padded(count: int) -> int:
+    """Return the rows that attention is done for instead of ``count``: few lengths serve all."""
+    step = 256 if count <= 4096 else 1024
+    return -(-count // step) * step
 
 
 def choose_chunk(config: ModelConfig, itemsize: int, free_bytes: int) -> Tuple[int, int]:

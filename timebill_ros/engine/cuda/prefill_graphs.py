@@ -17,7 +17,6 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
-from timebill_ros.engine.attention import chunk_mask
 from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
 from timebill_ros.engine.kv_cache import KVCache, wide
 from timebill_ros.engine.sequence import Sequence
@@ -40,7 +39,7 @@ class PrefillGraphs:
 
         self._keys = buffer(c.n_layers, c.n_kv_heads, max_tokens, c.head_dim)
         self._values = torch.zeros_like(self._keys)
-        self._queries = buffer(c.n_layers, c.n_heads, SNAPKV_WINDOW, c.head_dim)
+        self._queries = buffer(c.n_layers, SNAPKV_WINDOW, c.n_heads, c.head_dim)
         self._logits = buffer(c.vocab_size)
         self._state = buffer(c.d_model, dtype=torch.float32)
         # ids, then the place of the last token, then those of the window
@@ -95,7 +94,7 @@ class PrefillGraphs:
         for stored, ours in ((cache.k, self._keys), (cache.v, self._values)):
             wide(stored)[:, seq.slot, :, :count] = wide(ours)[:, :, :count]
         cache.advance(seq.slot, count)
-        seq.window.queries.copy_(self._queries)
+        seq.window.queries.copy_(self._queries.transpose(1, 2))
         seq.logits = self._logits.clone()
         if self._tap_layer:
             seq.prompt_state = self._state.clone()
@@ -103,13 +102,12 @@ class PrefillGraphs:
     def _compute(self, length: int) -> None:
         """Compute ``length`` tokens of the inputs; everything on the current stream."""
         layers, end = self._layers, self._max_tokens
-        last, window = self._inputs[end:end + 1], self._inputs[end + 1:]
+        last, window = self._inputs[end:end + 1], self._inputs[end + 1:].clamp_max(length - 1)
         x = F.embedding(self._inputs[:length], layers.weights.embed)
-        mask = chunk_mask(length, length, x.dtype, x.device)
         for index in range(layers.config.n_layers):
-            queries = layers.attend(
-                index, x, self._keys[index], self._values[index], 0, mask)
-            torch.index_select(queries, 1, window.clamp_max(length - 1), out=self._queries[index])
+            queries = layers.attend(index, x, self._keys[index, :, :length],
+                                    self._values[index, :, :length], 0)
+            torch.index_select(queries.flatten(1), 0, window, out=self._queries[index].flatten(1))
             layers.feed_forward(index, x)
             if index + 1 == self._tap_layer:
                 self._state.copy_(x.index_select(0, last)[0])

@@ -5,7 +5,7 @@
 import bisect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
@@ -15,6 +15,9 @@ from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WID
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.nvrtc import compile_cubins
 from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
+from timebill_ros.engine.cuda.prompt_kernels import HEAD_DIMS as PROMPT_HEAD_DIMS
+from timebill_ros.engine.cuda.prompt_kernels import PromptKernels
+from timebill_ros.engine.cuda.prompt_kernels import source as prompt_source
 from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.sliced_prefill import SlicedPrefill
 from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, unsupported
@@ -96,7 +99,7 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
     major, minor = torch.cuda.get_device_capability(device)
     limits = device_limits(device)
     widths = WIDTHS[:bisect.bisect_left(WIDTHS, cache.n_slots) + 1]
-    code = sources(kernels_needed(config, tiers, DEFAULT, limits, widths))
+    code = sources(kernels_needed(config, [t.name for t in tiers], DEFAULT, limits, widths))
     kernels = Kernels(compile_cubins(code, f'sm_{major}{minor}', cubins), device)
     step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, limits, tap_layer)
     runner = StepRunner(step, tiers, cache)
@@ -104,12 +107,33 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
     return runner
 
 
+def make_prompt_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype,
+                        cubins: Path) -> Tuple[Optional[PromptKernels], str]:
+    """Return the kernels of prefill and eviction, or None and why there are none."""
+    if dtype != torch.bfloat16:
+        return None, f'the kernels compute in bfloat16, not {dtype}'
+    if config.head_dim not in PROMPT_HEAD_DIMS or config.d_ff % 8:
+        return None, f'head_dim {config.head_dim}, d_ff {config.d_ff}'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        return None, 'the kernels need compute capability 8.0'
+    try:
+        code = [prompt_source(config.head_dim)]
+        cubin = compile_cubins(code, 'sm_{}{}'.format(*capability), cubins)
+        return PromptKernels(Kernels(cubin, device), config.head_dim), ''
+    except EngineError as error:
+        return None, str(error)
+
+
 def make_prefill(config: ModelConfig, weights: Weights, rope: RopeTable, cache: KVCache,
-                 chunk_tokens: int, tap_layer: int) -> SlicedPrefill:
+                 chunk_tokens: int, tap_layer: int,
+                 kernels: Optional[PromptKernels]) -> SlicedPrefill:
     """Return the prefill, with the graphs of short prompts captured."""
-    layers = ChunkLayers(config, weights, rope)
+    layers = ChunkLayers(config, weights, rope, kernels)
     token_bytes = config.kv_values_per_token * weights.embed.element_size()
     room = min(cache.capacity, _GRAPH_BUFFER_BYTES // token_bytes)
     graphs = PrefillGraphs(layers, room, tap_layer)
     graphs.capture()
-    return SlicedPrefill(layers, cache, chunk_tokens, tap_layer, graphs)
+    prefill = SlicedPrefill(layers, cache, chunk_tokens, tap_layer, graphs)
+    prefill.warm_up()
+    return prefill

@@ -9,15 +9,16 @@ takes a second. Between any two half layers it can be left, so a slice ends afte
 """
 
 import time
-from typing import Optional
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
-from timebill_ros.engine.attention import chunk_mask
-from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
+from timebill_ros.engine.cuda.chunk_layers import ChunkLayers, padded
+from timebill_ros.engine.cuda.eviction import KernelEviction
 from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
+from timebill_ros.engine.eviction import PlainEviction
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.sequence import Chunk, Sequence
 
@@ -37,7 +38,14 @@ class SlicedPrefill:
         self._tap_layer = tap_layer
         self._device = layers.weights.embed.device
         self._pace = _FIRST_PACE
+        self.eviction = (PlainEviction() if layers.kernels is None
+                         else KernelEviction(layers.kernels))
         self._done = torch.cuda.Event(blocking=True) if self._device.type == 'cuda' else None
+
+    @property
+    def padded_lengths(self) -> List[int]:
+        """Return the lengths of the graphs, ascending."""
+        return [] if self._graphs is None else self._graphs.lengths
 
     def advance(self, seq: Sequence) -> int:
         """Run the next slice, as ``Prefill`` says."""
@@ -50,8 +58,12 @@ class SlicedPrefill:
         chunk = seq.chunk
         began_s, work = time.perf_counter(), 0.0
         last_half = 2 * self._layers.config.n_layers
-        while chunk.half < last_half and (work == 0.0 or work < SLICE_S * self._pace):
-            work += self._run_half(seq, chunk)
+        while chunk.half < last_half:
+            more = work + self._work(chunk)
+            if work > 0.0 and more > SLICE_S * self._pace:
+                break
+            self._run_half(seq, chunk)
+            work = more
         count = len(chunk.x)
         finished = chunk.half == last_half
         if finished:
@@ -63,26 +75,44 @@ class SlicedPrefill:
         self._pace = work / (time.perf_counter() - began_s)
         return count if finished else 0
 
+    def warm_up(self) -> None:
+        """Have attention prepare itself for every length that it is done for, in slot 0."""
+        shortest = self._graphs.lengths[-1] + 1 if self._graphs and self._graphs.lengths else 1
+        longest = min(self._chunk_tokens, self._cache.capacity)
+        keys, values, config = self._cache.k[0, 0], self._cache.v[0, 0], self._layers.config
+        rows = shortest
+        while self._layers.kernels is not None and rows <= longest:
+            rows = min(padded(rows), self._cache.capacity)
+            queries = keys.new_zeros((rows, config.n_heads, config.head_dim))
+            self._layers.attention(queries, keys, values, 0)
+            rows += 1
+        self._wait()
+
     def _begin(self, seq: Sequence) -> Chunk:
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
-        start = self._cache.length[seq.slot]
         x = F.embedding(torch.tensor(ids, device=self._device), self._layers.weights.embed)
-        return Chunk(x, chunk_mask(len(ids), start + len(ids), x.dtype, x.device), start)
+        return Chunk(x, self._cache.length[seq.slot])
 
-    def _run_half(self, seq: Sequence, chunk: Chunk) -> float:
-        """Run half a layer and return its operations."""
+    def _run_half(self, seq: Sequence, chunk: Chunk) -> None:
+        """Run half a layer."""
         index, second = divmod(chunk.half, 2)
         chunk.half += 1
-        count, config = len(chunk.x), self._layers.config
+        left = seq.n_prompt - seq.n_prefilled
         if second:
             self._layers.feed_forward(index, chunk.x)
-            if index + 1 == self._tap_layer and seq.n_prefilled + count == seq.n_prompt:
+            if index + 1 == self._tap_layer and len(chunk.x) == left:
                 seq.prompt_state = chunk.x[-1].to(torch.float32, copy=True)
-            return 6.0 * count * config.d_model * config.d_ff
+            return
         keys, values = self._cache.k[index, seq.slot], self._cache.v[index, seq.slot]
-        queries = self._layers.attend(index, chunk.x, keys, values, chunk.start, chunk.mask)
-        if seq.n_prompt - seq.n_prefilled <= count + SNAPKV_WINDOW:
-            seq.window.push(index, queries)
+        queries = self._layers.attend(index, chunk.x, keys, values, chunk.start)
+        if left <= len(chunk.x) + SNAPKV_WINDOW:
+            seq.window.push(index, queries[-SNAPKV_WINDOW:].transpose(0, 1))
+
+    def _work(self, chunk: Chunk) -> float:
+        """Return the operations of the next half layer."""
+        count, config = len(chunk.x), self._layers.config
+        if chunk.half % 2:
+            return 6.0 * count * config.d_model * config.d_ff
         width = config.n_heads * config.head_dim
         products = 4.0 * config.d_model * (width + config.n_kv_heads * config.head_dim)
         return count * (products + 4.0 * width * (chunk.start + count / 2))

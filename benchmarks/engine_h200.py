@@ -1,0 +1,250 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Prefill, eviction, decoding, tail, memory and start-up of the engine on a GPU, in one process.
+
+    PYTHONPATH=. python3 benchmarks/engine_h200.py --out tables [--parts prefill evict ...]
+
+Each part of ``timebill bench`` runs on the 7B shape and on the embedded model's, on one engine
+each; the results are written as JSON, the details for people go to standard output.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, List
+
+import torch
+import torch.nn.functional as F
+
+from timebill_ros.engine.decoder import Decoder
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.loading import LoadedModel
+from timebill_ros.engine.rope import rope_table
+from timebill_ros.executor.messages import Load
+from timebill_ros.experiments import (
+    bench_decode, bench_evict, bench_memory, bench_prefill, bench_tail, engine_bench)
+from timebill_ros.experiments.random_model import random_model, write_directory, write_weights
+
+PARTS = ('check', 'prefill', 'evict', 'worth', 'decode', 'tail', 'memory', 'start')
+BEGAN_S = time.monotonic()
+START = """
+import sys, time
+began_s = time.monotonic()
+from timebill_ros.engine.threads import prepare_environment
+prepare_environment()
+from timebill_ros.engine.engine import Engine
+from timebill_ros.executor.messages import Load
+engine = Engine.load(Load(sys.argv[1], sys.argv[2], tiers=['bf16', 'int8', 'int4'],
+                          max_context=32768, cache_dir=sys.argv[3]))
+loaded_s = time.monotonic() - began_s
+seq = engine.open_sequence(list(range(200)), 220)
+while not engine.prefill_chunk(seq):
+    pass
+engine.next_token(seq)
+for tier in engine.info.tiers:
+    engine.decode_step([seq], tier)
+import json, torch
+peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+print(json.dumps({'loaded_s': loaded_s, 'first_answer_s': time.monotonic() - began_s,
+                  'peak_bytes': peak, 'tiers': engine.info.tiers, 'notes': engine.notes,
+                  'max_batch': engine.info.max_batch}))
+"""
+
+
+def note(what: Any) -> None:
+    print(f'[{time.monotonic() - BEGAN_S:6.1f} s] {what}', flush=True)
+
+
+def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
+    """Compare the sliced prefill and the graphs with the plain decoder: logits, keys, queries."""
+    rows = []
+    rope = rope_table(model.config, model.max_context, model.device)
+    for length in (5, 64, 65, 700, 3000, 9000):
+        if length > model.max_context - 2:
+            continue
+        ids = torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(length))
+        seq = engine.open_sequence(ids.tolist(), length + 2)
+        while not engine.prefill_chunk(seq):
+            pass
+        logits, keys = seq.logits.float(), engine._cache.k[:, seq.slot, :, :length].float()
+        queries = seq.window.queries.float().clone()
+        engine._cache.reset(seq.slot)
+        with torch.inference_mode():
+            decoder = Decoder(model.config, model.weights, rope, engine._cache)
+            plain = decoder.prefill_chunk(seq.slot, ids.to(model.device), seq.window, True).float()
+        other = engine._cache.k[:, seq.slot, :, :length].float()
+        rows.append({'tokens': length, 'logits': relative(logits, plain),
+                     'keys': relative(keys, other),
+                     'queries': relative(queries, seq.window.queries.float())})
+        engine.close(seq)
+    return rows
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return round(float((ours - theirs).norm() / theirs.norm()), 5)
+
+
+def attention_kernels(device: torch.device) -> None:
+    """Print what the attention of one layer takes in the ways that torch has for it."""
+    from torch.nn.attention import sdpa_kernel, SDPBackend
+    for rows, entries in ((2048, 2048), (8192, 8192), (32768, 32768), (8192, 32768)):
+        q = torch.randn((1, rows, 28, 128), device=device, dtype=torch.bfloat16).transpose(1, 2)
+        k, v = (torch.randn((1, 4, entries, 128), device=device, dtype=torch.bfloat16)
+                for _ in range(2))
+        ways: Dict[str, Callable[[], Any]] = {
+            'lower right flash': lambda: torch.ops.aten._scaled_dot_product_flash_attention(
+                q, k, v, 0.0, True, False)}
+        if rows == entries:
+            def square() -> Any:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+            ways['default'] = square
+            for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+                def forced(backend: Any = backend) -> Any:
+                    with sdpa_kernel(backend):
+                        return square()
+                ways[backend.name] = forced
+        for name, way in ways.items():
+            try:
+                best = min(engine_bench.time_s(way, device) for _ in range(4))
+            except RuntimeError as error:
+                note(f'attention {rows} x {entries} {name}: {str(error).splitlines()[0]}')
+                continue
+            work = 4 * 28 * 128 * rows * (entries - rows / 2)
+            note(f'attention {rows} x {entries} {name}: {1e3 * best:.3f} ms, '
+                 f'{work / best / 1e12:.0f} TFLOP/s')
+
+
+def kernels(what: str, action: Callable[[], Any]) -> None:
+    """Print where the GPU's time of an action goes."""
+    action()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        action()
+        torch.cuda.synchronize()
+    events = [e for e in profile.key_averages() if e.self_device_time_total > 0]
+    events.sort(key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events)
+    note(f'{what}: {total / 1e3:.3f} ms in {sum(e.count for e in events)} kernels')
+    for event in events[:14]:
+        print(f'    {event.self_device_time_total / 1e3:9.3f} ms {event.count:5} {event.key[:110]}')
+
+
+def start_up(shape: str, out: Path, device: str) -> List[Dict[str, Any]]:
+    """Write a checkpoint; start on it in new processes, first without compiled kernels."""
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made) / 'model'
+        write_directory(directory, shape)
+        with torch.inference_mode():
+            model = random_model(directory, shape, torch.device(device), torch.bfloat16)
+            write_weights(directory, model.weights, model.config)
+        del model
+        if device != 'cpu':
+            torch.cuda.empty_cache()
+        note('checkpoint written')
+        for name in ('cold', 'warm'):
+            began_s = time.monotonic()
+            result = subprocess.run(
+                [sys.executable, '-c', START, str(directory), device, f'{made}/cache'],
+                capture_output=True, text=True)
+            if result.returncode:
+                note(result.stderr[-3000:])
+                break
+            rows.append({'start': name, 'process_s': round(time.monotonic() - began_s, 2),
+                         **json.loads(result.stdout.splitlines()[-1])})
+            note(rows[-1])
+    return rows
+
+
+def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    began_s = time.monotonic()
+    with torch.inference_mode():
+        model = random_model(Path(tempfile.mkdtemp()), shape, device, dtype, arguments.max_context)
+    made_s = time.monotonic()
+    engine = Engine(model, Load(shape, tiers=arguments.tiers, max_batch=8))
+    report = {**engine_bench.head(engine, 'engine'), 'shape': shape,
+              'max_batch': engine.info.max_batch}
+    note(f'{shape}: weights {made_s - began_s:.1f} s, engine {time.monotonic() - made_s:.1f} s, '
+         f'{engine.notes}')
+    graphs = getattr(engine._prefill, '_graphs', None)
+    report['graphs'] = graphs.lengths if graphs else []
+    note(f'graphs {report["graphs"]}')
+    lengths = [n for n in arguments.tokens if n <= engine.info.max_context - 600]
+    parts = arguments.parts
+    if 'check' in parts:
+        report['check'] = check(engine, model)
+        print(engine_bench.table(report['check']), flush=True)
+    for name, measure in {
+            'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
+            'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),
+            'worth': lambda: bench_evict.worth(
+                engine, [n for n in lengths if n >= 2048] or lengths, 256, 10),
+            'decode': lambda: bench_decode.measure(
+                engine, model.config, arguments.bandwidth, lengths, [1, 4], 30),
+            'tail': lambda: [bench_tail.measure(engine, tier, min(2048, lengths[-1]),
+                                                arguments.steps) for tier in engine.info.tiers],
+            'memory': lambda: bench_memory.measure(engine, arguments.queries, 2048)}.items():
+        if name in parts:
+            report[name] = measure()
+            note(name)
+            print(engine_bench.table(report[name]), flush=True)
+    if arguments.details and device.type == 'cuda':
+        for length in (64, 2048):
+            ids = list(range(length))
+            kernels(f'prefill of {length}', lambda: bench_prefill.prefill_s(engine, ids))
+        seq = engine.open_sequence([1] * lengths[-1], lengths[-1] + 4)
+        for alpha in (0.5, 0.95):
+            engine.assume_prefilled(seq, lengths[-1])
+            seq.scores = None
+            engine._prompt_scores(seq)
+            kernels(f'eviction of {alpha} of {lengths[-1]}', lambda: engine.evict(seq, alpha))
+        engine.close(seq)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--shapes', nargs='+', default=['qwen2.5-7b', 'smollm2-135m'])
+    parser.add_argument('--device', default='cuda')
+    parser.add_argument('--dtype', default='bfloat16')
+    parser.add_argument('--tiers', nargs='+', default=['bf16', 'int8', 'int4'])
+    parser.add_argument('--tokens', type=int, nargs='+',
+                        default=[64, 512, 2048, 8192, 16384, 32768])
+    parser.add_argument('--max-context', type=int, default=33792)
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=10000)
+    parser.add_argument('--queries', type=int, default=2000)
+    parser.add_argument('--details', action='store_true')
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.bandwidth = engine_bench.read_bandwidth(torch.device(arguments.device))
+    note(f'read {arguments.bandwidth / 1e12:.3f} TB/s')
+    if arguments.details and arguments.device != 'cpu':
+        attention_kernels(torch.device(arguments.device))
+        torch.cuda.empty_cache()
+    for shape in arguments.shapes:
+        try:
+            report = run_parts(shape, arguments)
+            report['read_bytes_per_s'] = arguments.bandwidth
+            (arguments.out / f'engine-{shape}.json').write_text(json.dumps(report, indent=1))
+        except Exception as error:      # the other shape may still do
+            note(f'{shape}: {error!r}')
+            import traceback
+            traceback.print_exc()
+        if arguments.device != 'cpu':
+            torch.cuda.empty_cache()
+    if 'start' in arguments.parts:
+        rows = start_up(arguments.shapes[0], arguments.out, arguments.device)
+        (arguments.out / 'start-up.json').write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == '__main__':
+    main()

@@ -159,3 +159,19 @@ def test_a_law_of_several_sequences_comes_from_their_samples_only() -> None:
     four = [replace(each, width=4, seconds=2.0 * each.seconds) for each in one]
     law = fit_law('decode_step', one + four, width=4)
     assert law.width == 4 and law.seconds(100) == pytest.approx(0.062)
+
+
+def test_padded_prompts_get_the_steps_that_they_are_padded_to() -> None:
+    padded = (64, 128, 256, 512)
+
+    def true_s(n: float) -> float:
+        if n <= 512:
+            return 0.004 + 2e-5 * next(each for each in padded if each >= n)
+        return 0.016 + 2e-5 * n + 1e-9 * n * n
+
+    lengths = (*padded, 32, 96, 192, 384, 513, 900, 1600, 2800, 5000, 9000, 16000, 32000)
+    law = fit_law('prefill', [Sample('prefill', n, true_s(n)) for n in lengths for _ in range(4)],
+                  chunk_tokens=40960, padded=padded)
+    assert law.form == 'chunked' and law.mape < 0.02
+    for n in (20, 64, 65, 100, 129, 300, 511, 513, 700, 3000, 20000):
+        assert law.seconds(n) == pytest.approx(true_s(n), rel=0.01)

@@ -16,7 +16,7 @@ CONSTANT = Law('overhead', 'constant', (0.003,))
 FLOOR = Law('decode_step', 'piecewise', (0.02, 0.02, 0.05), knots=(100.0, 512.0, 4096.0))
 ONE_KNOT = Law('evict', 'piecewise', (0.004,), knots=(10.0,))
 CHUNKED = Law(
-    'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05), (2048.0, 64.0, 16.0, 512.0, 2048.0))
+    'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05), (2048.0, 64.0, 0.0, 16.0, 512.0, 2048.0))
 ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT)
 
 
@@ -61,10 +61,11 @@ def test_a_piecewise_law_is_flat_before_its_first_knot_and_goes_on_after_its_las
     (('prefill', 'piecewise', (1.0, 1.0), (3.0, 3.0)), 'ascending'),
     (('prefill', 'piecewise', (2.0, 1.0), (3.0, 4.0)), 'decrease'),
     (('prefill', 'piecewise', ()), 'coefficients'),
-    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0)), 'coefficients'),
-    (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0)), 'coefficients'),
-    (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 9.0)), 'chunk'),
-    (('prefill', 'chunked', (0.0, 0.0, 2.0, 1.0), (256.0, 1.0, 9.0, 10.0)), 'decrease'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0, 0.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0, 0.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 9.0)), 'chunk'),
+    (('prefill', 'chunked', (0.0, 0.0, 2.0, 1.0), (256.0, 1.0, 0.0, 9.0, 10.0)), 'decrease'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0, 2.0), (256.0, 1.0, 11.0, 9.0, 10.0)), 'padded'),
     (('prefill', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 2), 'width'),
     (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 0), 'width'),
     (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 1, 1.5), 'correlation'),
@@ -95,6 +96,14 @@ def test_a_chunked_law_is_the_sum_of_its_chunks() -> None:
         math.fsum(CHUNKED.seconds(100 + step) for step in range(5)))
     assert CHUNKED.slope(3200) == pytest.approx(2e-9 * 3200 + 0.04 / 1536)
     assert CHUNKED.scaled(2.0).seconds(9001) == pytest.approx(2.0 * CHUNKED.seconds(9001))
+
+
+def test_short_prompts_that_are_padded_take_what_their_padded_length_takes() -> None:
+    law = Law('prefill', 'chunked', (0.0, 0.0, 0.01, 0.02, 0.03, 0.05),
+              (4096.0, 1.0, 128.0, 64.0, 128.0, 129.0, 4096.0))
+    found = [law.seconds(n) for n in (1, 64, 65, 128, 129)]
+    assert found == pytest.approx([0.01, 0.01, 0.02, 0.02, 0.03])
+    assert law.seconds(2112) == pytest.approx(0.04, rel=0.01)
 
 
 @pytest.mark.parametrize('law', (*ALL, CHUNKED), ids=lambda law: law.form)

@@ -22,6 +22,7 @@ class Machine:
 
     chunk_tokens = 256
     predicts = False
+    padded_lengths: list[int] = []
 
     def __init__(self, slowness: float = 1.0, spread: float = 0.01) -> None:
         self.info = INFO

@@ -37,6 +37,7 @@ class EngineMeter:
         self.info = engine.info
         self.chunk_tokens = engine.chunk_tokens
         self.predicts = False
+        self.padded_lengths = engine.padded_lengths
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = _any_planning(engine.info)

@@ -26,6 +26,7 @@ from math import inf, isfinite, nan
 import numpy as np
 
 from timebill_ros.time_estimator import laws
+from timebill_ros.time_estimator.forms import KNOTS_HEAD, rounded_up
 from timebill_ros.time_estimator.laws import (
     AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
 from timebill_ros.time_estimator.least_squares import (
@@ -40,6 +41,7 @@ NOISE_SIGMA = 4.0           # standard errors of a point that explain the paper'
 BAD_FIT = 0.05              # an error that people are told of
 SHAPE_GAIN = 0.75
 MAX_KNOTS = 12
+BEYOND_KNOTS = 3            # of prefills longer than those that are padded
 MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
@@ -83,6 +85,7 @@ class _Shape:
     floor: bool = False     # flat, then a slope
     chunk: int = 0          # CHUNKED only
     stair: int = 1
+    padded: tuple[int, ...] = ()    # lengths that short prompts are padded to
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,12 @@ class _Fit:
 
 def fit_law(
         name: str, samples: Sequence[Sample], tier: str = '', width: int = 1,
-        chunk_tokens: int = 0) -> Law:
+        chunk_tokens: int = 0, padded: Sequence[int] = ()) -> Law:
     """
     Fit one law to its samples; those of other laws, tiers and widths are passed over.
 
-    ``chunk_tokens``: of a prefill that is done in chunks. Raises ValueError if there are no
+    ``chunk_tokens``: of a prefill that is done in chunks; ``padded``: the lengths, ascending, to
+    which its short prompts are filled up. Raises ValueError if there are no
     samples, or a time is not a positive number. Of a single measuring point comes a constant.
     """
     chosen = [each for each in samples if (each.law, each.tier, each.width) == (name, tier, width)]
@@ -117,8 +121,9 @@ def fit_law(
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
     if mape > max(GOOD_FIT, NOISE_SIGMA * _noise(data)):
+        padded = [length for length in padded if length <= data.n.max()]
         others = [(_unseen_error(name, each, data), each)
-                  for each in _other_shapes(name, data, chunk_tokens)]
+                  for each in _other_shapes(name, chunk_tokens, tuple(padded))]
         least, best = min(others, key=lambda each: each[0])
         if least < SHAPE_GAIN * mape:
             shape, mape = best, least
@@ -201,13 +206,14 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     return float(np.mean(errors)) if errors else nan
 
 
-def _other_shapes(name: str, data: _Data, chunk: int) -> Iterator[_Shape]:
+def _other_shapes(name: str, chunk: int, padded: tuple[int, ...]) -> Iterator[_Shape]:
     yield _Shape(PIECEWISE, floor=True)
     yield _Shape(PIECEWISE)
     if name == laws.PREFILL and chunk:
         for stair in STAIRS:
-            yield _Shape(CHUNKED, floor=True, chunk=chunk, stair=stair)
-            yield _Shape(CHUNKED, chunk=chunk, stair=stair)
+            if not padded:
+                yield _Shape(CHUNKED, floor=True, chunk=chunk, stair=stair)
+            yield _Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded)
 
 
 def _fit(shape: _Shape, data: _Data) -> _Fit:
@@ -216,7 +222,14 @@ def _fit(shape: _Shape, data: _Data) -> _Fit:
     places, head = data.n, np.empty(0)
     if shape.form == CHUNKED:
         places = np.minimum(shape.chunk, data.n - data.done)
-        head = np.array([shape.chunk, shape.stair], float)
+        reach = max(shape.padded, default=0)
+        head = np.array([shape.chunk, shape.stair, reach], float)
+        if shape.padded:
+            # beyond, the quadratic bends and g needs a few knots only: as many as points would fit
+            # them exactly, and leave the quadratic undetermined
+            beyond = np.append(places[places > reach], reach + 1.0)
+            own = _knots(beyond, BEYOND_KNOTS) if len(beyond) > 1 else np.empty(0)
+            return _fit_form(shape.form, data, np.concatenate([head, shape.padded, own]))
     if not shape.floor:
         return _fit_form(shape.form, data, np.concatenate([head, _knots(places)]))
     return _fit_floor(shape.form, data, head, places)
@@ -246,9 +259,9 @@ def _fit_form(form: str, data: _Data, knots: Array) -> _Fit:
     return _Fit(form, knots, solve_robustly(basis, data.t))
 
 
-def _knots(n: Array) -> Array:
+def _knots(n: Array, most: int = MAX_KNOTS) -> Array:
     points = np.unique(n)
-    count = min(MAX_KNOTS, len(points))
+    count = min(most, len(points))
     return points[np.linspace(0, len(points) - 1, count).round().astype(int)]
 
 
@@ -262,12 +275,12 @@ def _basis(form: str, n: Array, knots: Array) -> Array:
 
 def _chunked_basis(data: _Data, knots: Array) -> Array:
     """Return the columns of CHUNKED, as ``Law`` sums its chunks: a, e, and those of g."""
-    chunk, stair = knots[:2]
+    chunk = knots[0]
+    up = np.vectorize(lambda count: rounded_up(tuple(knots), count), otypes=[float])
     length = data.n - data.done
     full = np.maximum(0.0, np.ceil(length / chunk) - 1.0)
-    last = np.ceil((length - full * chunk) / stair) * stair
-    whole = np.ceil(np.array([chunk]) / stair) * stair
+    last, whole = up(length - full * chunk), up(np.array([chunk]))
     fetched = (full + 1.0) * data.done + chunk * full * (full + 1.0) / 2.0
-    lines = full[:, None] * _basis(PIECEWISE, whole, knots[2:]) + _basis(
-        PIECEWISE, last, knots[2:])
+    lines = full[:, None] * _basis(PIECEWISE, whole, knots[KNOTS_HEAD:]) + _basis(
+        PIECEWISE, last, knots[KNOTS_HEAD:])
     return np.column_stack([data.n ** 2 - data.done ** 2, fetched, lines])

@@ -12,9 +12,10 @@ The forms that a timing law may have, each as polynomials of degree two or less 
                                      one shorter. A chunk of m tokens behind d others takes
                                      g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
                                      fetching the d tokens costs once, and g, piecewise with the
-                                     values g_i at knots[1 + i], of m rounded up to a multiple of
-                                     knots[1]. g carries the floor of launch-bound chunks and the
-                                     stairs of matrix products that work in tiles.
+                                     values g_i at knots[2 + i], of m rounded up: to the next of
+                                     these knots where m is at most knots[2] (short prompts that are
+                                     padded), else to a multiple of knots[1] (matrix products work
+                                     in tiles). g carries the floor of launch-bound chunks as well.
 """
 
 from math import ceil, inf, isfinite
@@ -25,7 +26,8 @@ CONSTANT = 'constant'
 PIECEWISE = 'piecewise'
 CHUNKED = 'chunked'
 N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
-N_HEAD = 2          # coefficients, and knots, of CHUNKED before those of g
+N_HEAD = 2          # coefficients of CHUNKED before those of g
+KNOTS_HEAD = 3      # and knots: tokens of a chunk, of a stair, and up to which prompts are padded
 
 Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
 Numbers = tuple[float, ...]
@@ -36,7 +38,7 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
     if form not in N_COEFFICIENTS and form not in (PIECEWISE, CHUNKED):
         return f'unknown form {form!r}'
     values = coefficients[N_HEAD:] if form == CHUNKED else coefficients
-    places = knots[N_HEAD:] if form == CHUNKED else knots
+    places = knots[KNOTS_HEAD:] if form == CHUNKED else knots
     expected = N_COEFFICIENTS.get(form, len(places))
     if len(values) != expected or expected == 0:
         needed = max(expected, 1) + (N_HEAD if form == CHUNKED else 0)
@@ -47,15 +49,17 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'only {PIECEWISE} and {CHUNKED} have knots' if knots else ''
     if not all(isfinite(knot) for knot in knots) or not _ascending(places, strictly=True):
         return f'knots {knots} are not ascending'
-    if form == CHUNKED and min(knots[:N_HEAD]) < 1.0:
+    if form == CHUNKED and min(knots[:2]) < 1.0:
         return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g}'
+    if form == CHUNKED and knots[2] > places[-1]:
+        return f'prompts are padded up to {knots[2]:g} tokens, the last knot is {places[-1]:g}'
     return '' if _ascending(values, strictly=False) else 'values at the knots decrease'
 
 
 def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece, ...]:
     """Return the pieces of a law; of CHUNKED those of g, the part that starts anew per chunk."""
     if form == CHUNKED:
-        return _lines(knots[N_HEAD:], coefficients[N_HEAD:])
+        return _lines(knots[KNOTS_HEAD:], coefficients[N_HEAD:])
     if form == PIECEWISE:
         return _lines(knots, coefficients)
     a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]
@@ -74,6 +78,13 @@ def value_at(pieces: tuple[Piece, ...], n_tokens: float) -> float:
     """Return the polynomial that holds at ``n_tokens``, there."""
     _, a, b, c = piece_at(pieces, n_tokens)
     return (a * n_tokens + b) * n_tokens + c
+
+
+def rounded_up(knots: Numbers, n_tokens: float) -> float:
+    """Return the tokens that a chunk of ``n_tokens`` computes, by the knots of CHUNKED."""
+    if n_tokens <= knots[2]:
+        return next(knot for knot in knots[KNOTS_HEAD:] if knot >= n_tokens)
+    return ceil(n_tokens / knots[1]) * knots[1]
 
 
 def full_chunks(chunk: float, n_tokens: float) -> int:

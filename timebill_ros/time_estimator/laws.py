@@ -21,7 +21,7 @@ from typing import Any
 
 from timebill_ros.time_estimator.forms import (
     AFFINE, CHUNKED, CONSTANT, fault, full_chunks, N_HEAD, Piece, piece_at, PIECEWISE, polynomials,
-    QUADRATIC, value_at)
+    QUADRATIC, rounded_up, value_at)
 
 __all__ = [
     'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
@@ -108,7 +108,7 @@ class Law:
         if self.form == CHUNKED:
             before = full_chunks(self.knots[0], n_tokens) * self.knots[0]
             return 2.0 * self.coefficients[0] * n_tokens + piece_at(
-                self.pieces, self._stair(n_tokens - before))[2]
+                self.pieces, rounded_up(self.knots, n_tokens - before))[2]
         _, a, b, _ = piece_at(self.pieces, n_tokens)
         return 2.0 * a * n_tokens + b
 
@@ -175,11 +175,8 @@ class Law:
         last = n_tokens - n_done - full * chunk
         fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
         seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(
-            self.pieces, self._stair(last))
-        return seconds + full * value_at(self.pieces, self._stair(chunk)) if full else seconds
-
-    def _stair(self, n_tokens: float) -> float:
-        return ceil(n_tokens / self.knots[1]) * self.knots[1]
+            self.pieces, rounded_up(self.knots, last))
+        return seconds + full * value_at(self.pieces, rounded_up(self.knots, chunk)) if full else seconds
 
 
 def _floats(values: list[Any]) -> tuple[float, ...]:

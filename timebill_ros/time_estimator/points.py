@@ -50,6 +50,7 @@ class Extent:
     count: int              # points of the most important laws; half as many of the others
     every_width: bool       # of steps; else one sequence and the most only
     predicts: bool          # a length predictor is loaded
+    padded: tuple[int, ...] = ()    # lengths to which short prompts are filled up
 
 
 def widths(info: ModelInfo, every: bool) -> list[int]:
@@ -62,7 +63,7 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
     """Return all points of all laws."""
     longest, count = extent.longest, extent.count
     fewer = max(LEAST_POINTS, count // 2)
-    found = [Point(laws.PREFILL, n, done) for n, done in _prefills(longest, count, chunk)]
+    found = [Point(laws.PREFILL, n, done) for n, done in _prefills(extent, chunk)]
     for tier in info.tiers:
         for width in widths(info, extent.every_width):
             main = tier == info.tiers[0] and width == 1
@@ -79,13 +80,21 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
     return found + [Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]
 
 
-def _prefills(longest: int, count: int, chunk: int) -> list[tuple[int, int]]:
+def _prefills(extent: Extent, chunk: int) -> list[tuple[int, int]]:
     """
     Return (length, of which done) of prefills.
 
     Whole prompts of up to a chunk; behind more and more chunks a full one, and a third of one; and
-    one prompt of three chunks, so that their sum is checked and not assumed.
+    one prompt of three chunks, so that their sum is checked and not assumed. Where short prompts
+    are padded every one of their lengths, a shorter prompt that is filled up to it, and those
+    beyond.
     """
+    longest, count = extent.longest, extent.count
+    padded = [n for n in extent.padded if n <= longest]
+    if padded:
+        beyond = evenly(padded[-1] + 1, longest, count) if longest > padded[-1] else []
+        filled = [(shorter + n) // 2 for shorter, n in zip([0, *padded], padded)]
+        return [(n, 0) for n in sorted({*padded, *filled, *beyond})]
     if longest <= 2 * chunk:
         return [(n, 0) for n in evenly(_SHORTEST, longest, count)]
     found = {(n, 0) for n in evenly(_SHORTEST, chunk, count)}

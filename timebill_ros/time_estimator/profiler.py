@@ -32,6 +32,7 @@ class Target(Protocol):
     info: ModelInfo
     chunk_tokens: int
     predicts: bool
+    padded_lengths: list[int]       # to which short prompts are filled up; [] = they are not
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time to prefill the tokens from ``n_done`` on of a prompt of ``n_tokens``."""
@@ -166,7 +167,8 @@ class _Pilot:
         target, effort = self._target, self._effort
         longest = min(effort.max_tokens, target.info.max_context - effort.steps - 2)
         while True:
-            extent = Extent(longest, effort.points, effort.every_width, target.predicts)
+            extent = Extent(longest, effort.points, effort.every_width, target.predicts,
+                            tuple(target.padded_lengths))
             found = points(target.info, extent, self._chunk)
             cost_s = effort.rounds * sum(self.cost_s(point) for point in found)
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
@@ -199,7 +201,7 @@ def _fit(target: Target, samples: list[Sample]) -> TimingCoefficients:
     names = dict.fromkeys((each.law, each.tier, each.width) for each in samples)
     order = {tier: index for index, tier in enumerate(info.tiers)}
     fitted = [
-        fit_law(law, samples, tier, width, target.chunk_tokens)
+        fit_law(law, samples, tier, width, target.chunk_tokens, target.padded_lengths)
         for law, tier, width in sorted(names, key=lambda name: (
             laws.NAMES.index(name[0]), order.get(name[1], 0), name[2]))
         if law != laws.COLD]

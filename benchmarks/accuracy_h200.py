@@ -1,0 +1,45 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+How well times are predicted on a GPU: ``timebill bench accuracy`` on two shapes, random weights.
+
+    PYTHONPATH=. python3 benchmarks/accuracy_h200.py --out docs/measurements
+
+Needs torch only; writes accuracy-SHAPE-h200.json. With --dry the same on a CPU, in small.
+"""
+
+import argparse
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+SHAPES = {
+    'smollm2-135m': ['--queries', '150', '--load', '60', '--profile-s', '20'],
+    'qwen2.5-7b': ['--queries', '60', '--load', '30', '--profile-s', '30']}
+COMMON = ['--device', 'cuda', '--tiers', 'bf16,int8,int4', '--max-tokens', '32000']
+DRY = ['--device', 'cpu', '--max-tokens', '300', '--queries', '4', '--load', '3', '--profile-s',
+       '3', '--short-profile', '--responses', '4', '8']
+
+
+def main() -> int:
+    """Run both, the second also if the first fails; returns the number of failures."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--shapes', nargs='+', default=list(SHAPES))
+    parser.add_argument('--dry', action='store_true')
+    arguments = parser.parse_args()
+    failures = 0
+    for shape in arguments.shapes:
+        began_s = time.monotonic()
+        given = DRY if arguments.dry else [*COMMON, *SHAPES[shape]]
+        failures += subprocess.run([
+            sys.executable, '-m', 'timebill_ros.cli', 'bench', 'accuracy', '--shape', shape,
+            '--name', f'{shape} shape', '--out',
+            str(arguments.out / f'accuracy-{shape}-h200.json'), *given]).returncode != 0
+        print(f'{shape}: {time.monotonic() - began_s:.0f} s in all', flush=True)
+    return failures
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -257,7 +257,7 @@ def test_a_command_line_that_cannot_be_right(
     ('setting', 'named'),
     [
         ('alpha_max:=2.0', b'alpha_max'),
-        ('default_overrun:=skip_next', b'default_overrun'),
+        ('default_overrun:=never', b'default_overrun'),
         ('max_queue:=many', b'max_queue'),
         ('engine_python:=/no/such/python', b'/no/such/python'),
     ],

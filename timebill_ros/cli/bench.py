@@ -17,6 +17,7 @@ BENCHMARKS = {
     'evict': 'what an eviction costs, and what it saves beside what a lower precision saves',
     'tail': 'the slowest of thousands of steps, against their median',
     'memory': 'whether thousands of queries make the engine grow',
+    'load': 'deadlines met under recorded arrivals, against first come first served',
     'margin': 'how much of a budget the way to the client needs',
 }
 

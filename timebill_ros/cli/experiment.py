@@ -42,16 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     from timebill_ros.experiments.engine_host import EngineFailed
     from timebill_ros.experiments.recorder import OtherExperiment
     from timebill_ros.experiments.run import run as run_experiment
-    from timebill_ros.experiments.workbench import Settings
+    from timebill_ros.experiments.workbench import EngineKeeper, Settings
 
     settings = Settings(
         arguments.quick, arguments.model, arguments.device,
         tuple(each for each in arguments.tiers.split(',') if each), arguments.data, arguments.seed,
         arguments.items, arguments.ros, arguments.engine_python, arguments.cache_dir)
-    for name in EXPERIMENTS if arguments.name == 'all' else [arguments.name]:
-        try:
-            print(run_experiment(name, settings, arguments.out, arguments.limit), flush=True)
-        except (OtherExperiment, EngineFailed, OSError) as error:
-            print(f'timebill experiment {name}: {error}', file=sys.stderr)
-            return 1
+    names = list(EXPERIMENTS) if arguments.name == 'all' else [arguments.name]
+    with EngineKeeper(settings) as keeper:
+        for name in names:
+            try:
+                folder = run_experiment(name, settings, arguments.out, keeper, arguments.limit)
+            except (OtherExperiment, EngineFailed, OSError) as error:
+                print(f'timebill experiment {name}: {error}', file=sys.stderr)
+                return 1
+            print(folder, flush=True)
     return 0

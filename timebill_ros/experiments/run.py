@@ -12,13 +12,14 @@ from typing import Any
 from timebill_ros.cli.profile_progress import ProgressBar
 from timebill_ros.experiments.recorder import read_rows, Recorder, Row
 from timebill_ros.experiments.suite import module_of
-from timebill_ros.experiments.workbench import Bench, Settings
+from timebill_ros.experiments.workbench import Bench, EngineKeeper, Settings
 
 SUMMARY = 'summary.json'
 _DIGITS = 6     # of a number in a summary
 
 
-def run(name: str, settings: Settings, out: Path, limit_s: float = 0.0) -> Path:
+def run(name: str, settings: Settings, out: Path, keeper: EngineKeeper,
+        limit_s: float = 0.0) -> Path:
     """
     Run an experiment into ``out/name``, or go on with it; returns that folder.
 
@@ -29,11 +30,9 @@ def run(name: str, settings: Settings, out: Path, limit_s: float = 0.0) -> Path:
     module, folder = importlib.import_module(module_of(name)), out / name
     with ProgressBar() as bar:
         recorder = Recorder(folder, settings.header(name), bar, limit_s or inf)
-        bench = Bench(settings, recorder, bar)
         try:
-            module.measure(bench)
+            module.measure(Bench(settings, recorder, bar, keeper))
         finally:
-            bench.close()
             recorder.note_progress()
     summarise(folder, module)
     return folder

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Any
+from types import TracebackType
 
 import timebill_ros
 from timebill_ros import engine_probe
@@ -55,38 +55,62 @@ class Settings:
         return Path(self.data).expanduser() if self.data else None
 
 
+class EngineKeeper:
+    """The one engine of several experiments in a row, as a context; started when it is needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start nothing yet."""
+        self._settings = settings
+        self._host: EngineHost | None = None
+
+    def __enter__(self) -> 'EngineKeeper':
+        """Return it."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End the engine."""
+        self.close()
+
+    def close(self) -> None:
+        """End the engine, if it runs; the next ``host`` starts another."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    def host(self) -> EngineHost:
+        """Return the running engine, or a new one."""
+        if self._host is None:
+            settings = self._settings
+            self._host = EngineHost(
+                Load(settings.model, settings.device, tiers=list(settings.tiers),
+                     cache_dir=settings.cache_dir), settings.engine_python)
+        return self._host
+
+
 @dataclass
 class Bench:
-    """One experiment being run. Close it (or use it as a context) to end the engine."""
+    """One experiment being run."""
 
     settings: Settings
     recorder: Recorder
     bar: ProgressBar
-    _host: EngineHost | None = None
-    _load: Load | None = None
+    keeper: EngineKeeper
+    _noted: EngineHost | None = None
     _items: list[Item] = field(default_factory=list)
 
     def close(self) -> None:
-        """End the engine."""
-        if self._host is not None:
-            self._host.close()
-        self._host = None
+        """End the engine: somebody else needs the machine."""
+        self.keeper.close()
 
-    def host(self, **load: Any) -> EngineHost:
-        """Return the engine, started with these fields of ``Load``; notes what it is."""
-        wanted = self.load(**load)
-        if self._host is None or wanted != self._load:
-            self.close()
-            self.bar.say('starting the engine')
-            self._host, self._load = EngineHost(wanted, self.settings.engine_python), wanted
-            self.recorder.add(f'start/{time.time_ns()}', self._machine(self._host))
-        return self._host
-
-    def load(self, **load: Any) -> Load:
-        """Return the message that starts the engine."""
-        settings = self.settings
-        return Load(settings.model, settings.device, tiers=list(settings.tiers),
-                    cache_dir=settings.cache_dir, **load)
+    def host(self) -> EngineHost:
+        """Return the engine, and note what it is."""
+        self.bar.say('starting the engine')
+        host = self.keeper.host()
+        if host is not self._noted:
+            self.recorder.add(f'start/{time.time_ns()}', self._machine(host))
+            self._noted = host
+        return host
 
     def items(self, count: int, quick: int) -> list[Item]:
         """Return the questions: ``count`` in turn from all sets, ``quick`` short ones if quick."""

@@ -198,13 +198,13 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
         for length in (64, 2048):
             ids = list(range(length))
             kernels(f'prefill of {length}', lambda: bench_prefill.prefill_s(engine, ids))
-        seq = engine.open_sequence([1] * lengths[-1], lengths[-1] + 4)
         for alpha in (0.5, 0.95):
+            seq = engine.open_sequence([1] * lengths[-1], lengths[-1] + 4)
             engine.assume_prefilled(seq, lengths[-1])
-            seq.scores = None
-            engine._prompt_scores(seq)
-            kernels(f'eviction of {alpha} of {lengths[-1]}', lambda: engine.evict(seq, alpha))
-        engine.close(seq)
+            steps = iter((0.1, alpha))          # the first one warms up
+            kernels(f'eviction of {alpha} of {lengths[-1]}',
+                    lambda steps=steps, seq=seq: engine.evict(seq, next(steps)))
+            engine.close(seq)
     return report
 
 

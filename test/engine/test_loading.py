@@ -143,7 +143,7 @@ def test_loading_and_answering_opens_no_socket(
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(
         checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, 'available_bytes', lambda device: 1000)
+    monkeypatch.setattr(loading, 'usable_bytes', lambda device, fraction: 1000)
     with pytest.raises(OutOfMemory, match='weights need .* free on cpu'):
         Engine.load(Load(str(checkpoint), device='cpu'))
 

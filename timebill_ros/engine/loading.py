@@ -13,7 +13,7 @@ import torch
 from timebill_ros import __version__
 from timebill_ros.engine.config import ModelConfig, read_config
 from timebill_ros.engine.errors import ModelError, OutOfMemory
-from timebill_ros.engine.memory import available_bytes, gibibytes, out_of_memory_as_ours
+from timebill_ros.engine.memory import gibibytes, out_of_memory_as_ours, usable_bytes
 from timebill_ros.engine.source import find_model, ModelSource
 from timebill_ros.engine.text import TextCodec
 from timebill_ros.engine.threads import choose_threads, forbid_downloads
@@ -62,7 +62,7 @@ def load_model(load: Load, report: Report) -> LoadedModel:
     config = read_config(source.directory)
     codec = TextCodec(source.directory)
     dtype = choose_dtype(load.dtype, config, device)
-    _check_memory(config, dtype, device)
+    _check_memory(config, dtype, device, load.gpu_memory_fraction)
     with torch.inference_mode(), out_of_memory_as_ours('loading the weights', device):
         weights = load_weights(
             source.directory, config, device, dtype,
@@ -72,9 +72,11 @@ def load_model(load: Load, report: Report) -> LoadedModel:
                        _notes(load, source, config, codec, device))
 
 
-def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device,
+                  gpu_memory_fraction: float) -> None:
     """Raise OutOfMemory if the weights cannot fit: on a CPU the system would kill the process."""
-    need, have = config.n_parameters * dtype.itemsize, available_bytes(device)
+    need = config.n_parameters * dtype.itemsize
+    have = usable_bytes(device, gpu_memory_fraction)
     if need > have:
         raise OutOfMemory(f'the weights need {gibibytes(need)} in {dtype}; '
                           f'{gibibytes(have)} are free on {device}')

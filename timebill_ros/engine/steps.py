@@ -12,6 +12,7 @@ from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel
+from timebill_ros.engine.memory import usable_bytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.threads import step_threads
@@ -112,7 +113,9 @@ def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:
         made = cpu.make_tiers(load.tiers, model.config, model.weights, _compiled(load))
         return made, made.notes
     from timebill_ros.engine.cuda import setup as cuda
-    choice = cuda.choose_tiers(load.tiers, model.config, model.device, model.dtype)
+    free = usable_bytes(model.device, load.gpu_memory_fraction) - cuda.reserved_bytes(
+        model.config, model.dtype, model.max_context)
+    choice = cuda.choose_tiers(load.tiers, model.config, model.device, model.dtype, free)
     return cuda.make_tiers(choice.names, model.weights), choice.notes
 
 

@@ -10,7 +10,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
+from timebill_ros.engine.cuda.chunk_layers import choose_chunk, ChunkLayers
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WIDTHS
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.nvrtc import compile_cubins
@@ -24,12 +24,13 @@ from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, u
 from timebill_ros.engine.cuda.tuning import DEFAULT
 from timebill_ros.engine.cuda.variants import sources
 from timebill_ros.engine.errors import EngineError
-from timebill_ros.engine.kv_cache import KVCache
-from timebill_ros.engine.memory import available_bytes, gibibytes
+from timebill_ros.engine.kv_cache import KVCache, kv_bytes_per_token
+from timebill_ros.engine.memory import gibibytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import Weights
 
 _GRAPH_BUFFER_BYTES = 96 * 1024 ** 2    # keys and values of a short prompt on their way
+_LEAST_CACHE_TOKENS = 8192
 _MIN_CAPABILITY = (8, 0)         # bf16 on the tensor cores
 
 
@@ -42,9 +43,9 @@ class TierChoice:
 
 
 def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
-                 dtype: torch.dtype) -> TierChoice:
+                 dtype: torch.dtype, free_bytes: int) -> TierChoice:
     """
-    Tell which of the ``wanted`` tiers the kernels can serve and the memory can hold.
+    Tell which of the ``wanted`` tiers the kernels can serve and ``free_bytes`` can hold.
 
     bf16 comes without being asked for: its weights are there for the prefill; what the other tiers
     need comes on top of them. No names at all: the model decodes with plain tensor code.
@@ -53,12 +54,13 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
     if plain is not None:
         return TierChoice([], [f'decoding with plain tensor code: {plain}'])
     names, notes = ['bf16'], []
-    free = available_bytes(device)
+    free = free_bytes
     for name in wanted:
         if name == 'bf16':
             continue
         if name not in BITS:
-            raise EngineError(f'tier {name!r} is not one of {", ".join(BITS)}')
+            notes.append(f'tier {name} is left out: a GPU has {", ".join(BITS)}')
+            continue
         reason = _unserved(config, device, dtype, name)
         need = tier_bytes(name, config)
         if reason is None and need > free:
@@ -69,6 +71,13 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
         names.append(name)
         free -= need
     return TierChoice(names, notes)
+
+
+def reserved_bytes(config: ModelConfig, dtype: torch.dtype, max_context: int) -> int:
+    """Return the memory that no tier may take: a short chunk, and a cache to work with."""
+    _, chunk_bytes = choose_chunk(config, dtype.itemsize, 0)
+    tokens = min(max_context, _LEAST_CACHE_TOKENS)
+    return chunk_bytes + tokens * kv_bytes_per_token(config, dtype)
 
 
 def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype,

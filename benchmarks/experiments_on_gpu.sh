@@ -37,10 +37,10 @@ experiment() {
 }
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
 
-experiment budgets 130 --items "${ITEMS:-36}"
-experiment theta 60 --items "${ITEMS:-36}"
-experiment pessimism 40 --items "${ITEMS:-36}"
-experiment ete-accuracy 25
-experiment load 40
-experiment robot 60 --items 20
-experiment rlp-accuracy 30
+experiment budgets 130 --items "${ITEMS:-96}"
+experiment theta 70 --items "${ITEMS:-60}"
+experiment pessimism 35 --items "${ITEMS:-48}"
+experiment robot 45 --items 18
+experiment load 30
+experiment ete-accuracy 15
+experiment rlp-accuracy 20

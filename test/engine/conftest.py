@@ -15,6 +15,7 @@ prepare_environment()       # before torch is imported, as in the engine process
 os.environ['HF_HUB_OFFLINE'] = '1'
 
 MakeCheckpoint = Callable[..., Path]
+TAP_LAYER = 18      # that of the shipped probe
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -55,10 +56,11 @@ def byte_tokenizer(template: str = TEMPLATE) -> Any:
 
 @pytest.fixture(scope='session')
 def embedded() -> Any:
-    """Return an engine with the embedded model in float32."""
+    """Return an engine with the embedded model in float32, without a length predictor."""
     from timebill_ros.engine.engine import Engine
     from timebill_ros.executor.messages import Load
-    return Engine.load(Load('embedded', dtype='float32', max_context=2048))
+    return Engine.load(Load(
+        'embedded', dtype='float32', max_context=2048, predictor='', tap_layer=TAP_LAYER))
 
 
 @pytest.fixture(scope='session')

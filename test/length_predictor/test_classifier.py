@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from timebill_ros.length_predictor.classifier import shorten, slm_classifier
+from timebill_ros.length_predictor.classifier import slm_classifier
+from timebill_ros.length_predictor.shortening import shorten
 from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
 
 

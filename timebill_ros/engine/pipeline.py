@@ -214,10 +214,12 @@ class QueryRun:
         if not done:
             return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
         self._record.prefilled(self._prefill_s)
-        self._forecast.predict(sequence)
-        self._record.length_predicted(self._forecast)
+        if self._forecast.name:
+            self._forecast.predict(sequence)
+            self._record.length_predicted(self._forecast)
+            now_ns = self._clock()
         self.plan = made = plan(
-            self._plan_inputs(self._clock()), self._planning.estimator, self._planning.config,
+            self._plan_inputs(now_ns), self._planning.estimator, self._planning.config,
             self._planning.quality)
         self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)

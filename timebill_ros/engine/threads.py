@@ -12,9 +12,11 @@ def prepare_environment() -> None:
 
     OpenMP's threads spin between two products by default. On a machine with few cores that another
     process also uses, a spinning thread keeps the one it waits for off the core: steps were seen to
-    take 10 to 50 times as long. What the user has set is respected.
+    take 10 to 50 times as long. NumPy's products here are those of the length predictor, far too
+    small to be shared among threads. What the user has set is respected.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 

@@ -3,12 +3,16 @@
 """The timing record of one query, filled stage by stage: predicted beside measured."""
 
 from math import isnan
+from typing import TYPE_CHECKING
 
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, Planning
 from timebill_ros.budget.replan import changes
 from timebill_ros.query import DecodeStretch, Query, QueryTiming
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.length_forecast import LengthForecast
 
 _NS = 1_000_000_000
 
@@ -55,6 +59,13 @@ class TimingRecord:
     def prefilled(self, seconds: float) -> None:
         """Note that the prompt is in the cache."""
         self.timing.prefill = seconds
+
+    def length_predicted(self, forecast: 'LengthForecast') -> None:
+        """Note the predicted length; without a predictor there is nothing to note."""
+        timing = self.timing
+        if forecast.name:
+            timing.predictor, timing.n_predicted = forecast.name, forecast.n_predicted
+            timing.predict, timing.predicted_predict = forecast.seconds, forecast.predicted_s
 
     def planned(self, made: Plan, now_ns: int) -> None:
         """Note the plan."""

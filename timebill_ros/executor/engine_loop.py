@@ -18,9 +18,8 @@ import time
 from typing import Any, BinaryIO
 
 from timebill_ros.engine.engine import Engine
-from timebill_ros.executor import garbage
+from timebill_ros.executor import garbage, realtime
 from timebill_ros.executor.intake import Intake
-from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import (
     Alive, ChannelClosed, Finished, Load, LoadFailed, ProfileDone, ProfileProgress, read_message,
     RunProfile, Shutdown, Submit)
@@ -47,6 +46,9 @@ def serve(reader: BinaryIO, writer: BinaryIO) -> int:
         with report.pulse():
             started = start(load, report)
         garbage.settle()
+        note = realtime.claim(load.realtime_priority, started.engine.device.type)
+        if note:
+            _LOG.warning('%s', note)
         model = ModelThread(started, load, outbox)
         listener.take = model.intake.take
         outbox.send(started.ready())
@@ -107,7 +109,7 @@ class ModelThread:
         self._alive_ns = 0
         self.intake = Intake(
             started.engine, outbox, started.planning(), started.coefficients.key,
-            Learning(cache_dir(load.cache_dir), started.engine.info.key, predictor=''))
+            started.learning(cache_dir(load.cache_dir)))
 
     def run(self) -> None:
         """Work until the node wants the process to end; raises ChannelClosed when it is gone."""

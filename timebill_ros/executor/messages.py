@@ -37,10 +37,12 @@ class Load:
     n_max: int = 512                         # cap on any response
     max_batch: int = 4                       # sequences at once, 1..8; fewer where memory is short
     kv_memory_bytes: int = 0                 # memory for KV caches; 0 = what the machine has free
+    realtime_priority: int = 0               # SCHED_FIFO of a GPU's engine thread; 0 = off
     gpu_memory_fraction: float = 0.9         # share of a GPU's memory that the engine may take
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
     tiers: List[str] = field(default_factory=lambda: ['bf16'])  # on CUDA: bf16, int8, int4
-    tap_layer: int = 0                       # layers before the state for predictors; 0 = none
+    tap_layer: int = 0                       # layers before the state to read; a predictor sets it
+    predictor: str = 'default'               # of response lengths: a name or a path; "" = none
     allow_download: bool = False
     cache_dir: str = ''                      # models and profiles; "" = the user's cache directory
     policy: Dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig

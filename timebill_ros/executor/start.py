@@ -15,6 +15,8 @@ from timebill_ros.budget.quality_files import find_quality
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.meter import EngineMeter
+from timebill_ros.engine.predict_law import with_predict_law
+from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import Load, ProfileProgress, Ready, RunProfile
 from timebill_ros.paths import cache_dir
 from timebill_ros.time_estimator.coefficients import (
@@ -50,6 +52,16 @@ class Started:
         estimator = TimeEstimator(self.coefficients, self.engine.info.tiers[0])
         return Planning(estimator, self.config, self.source, self.quality)
 
+    def learning(self, directory: Path) -> Learning:
+        """Return what is learned about its responses; ``directory`` is the cache directory."""
+        predictor = self.engine.predictor
+        if predictor is None:
+            return Learning(directory, self.engine.info.key, '')
+        card = predictor.card
+        return Learning(
+            directory, self.engine.info.key, f'{card.kind} {card.sha256[:12]}',
+            card.metrics.get('ratios'))
+
     def ready(self) -> Ready:
         """Return the message that says so."""
         return Ready(
@@ -69,6 +81,7 @@ def start(load: Load, report: Callable[[str, float], None]) -> Started:
         coefficients, source = _stored(engine, load), FROM_FILE
         if coefficients is None:
             coefficients, source = _short_profile(engine, load, report), FROM_PROFILE
+        coefficients = with_predict_law(coefficients, engine)
     except (EngineError, ValueError, OSError) as error:
         raise StartFailed(str(error)) from error
     quality, note = find_quality(

@@ -73,26 +73,23 @@ def load_checkpoint(path: Path) -> 'tuple[Card, Dict[str, NDArray[np.float32]]]'
             stored = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f'predictor checkpoint {path} is corrupt: {error}') from error
-    if _KEY not in metadata:
-        raise CheckpointError(f'{path} is not a predictor checkpoint: it has no model card')
-    try:
-        raw = json.loads(metadata[_KEY])
-        known = raw.get('format_version') == FORMAT
-        card = Card(**raw) if known else None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f'predictor checkpoint {path} is corrupt: its model card is unreadable'
-        ) from error
-    if card is None:
-        raise CheckpointError(
-            f'predictor checkpoint {path} has format {raw.get("format_version")}, '
-            f'this version reads {FORMAT}'
-        )
+    card = _card(path, metadata)
     if _digest(stored) != card.sha256:
         raise CheckpointError(
             f'predictor checkpoint {path} is corrupt: its tensors do not match their checksum'
         )
     return card, {name: value.astype(np.float32) for name, value in stored.items()}
+
+
+def read_card(path: Path) -> Card:
+    """Read a checkpoint's card alone; its tensors are not looked at. Raises CheckpointError."""
+    from safetensors import safe_open, SafetensorError
+
+    try:
+        with safe_open(str(path), framework='numpy') as file:
+            return _card(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'predictor checkpoint {path} is corrupt: {error}') from error
 
 
 def check_fits(card: Card, path: Path, target_key: str, vocab_size: int, d_model: int) -> None:
@@ -113,6 +110,25 @@ def check_fits(card: Card, path: Path, target_key: str, vocab_size: int, d_model
             f'predictor checkpoint {path} reads states of width {card.d_model}, '
             f'the model has {d_model}'
         )
+
+
+def _card(path: Path, metadata: Dict[str, str]) -> Card:
+    if _KEY not in metadata:
+        raise CheckpointError(f'{path} is not a predictor checkpoint: it has no model card')
+    try:
+        raw = json.loads(metadata[_KEY])
+        known = raw.get('format_version') == FORMAT
+        card = Card(**raw) if known else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'predictor checkpoint {path} is corrupt: its model card is unreadable'
+        ) from error
+    if card is None:
+        raise CheckpointError(
+            f'predictor checkpoint {path} has format {raw.get("format_version")}, '
+            f'this version reads {FORMAT}'
+        )
+    return card
 
 
 def _digest(stored: Dict[str, NDArray[Any]]) -> str:

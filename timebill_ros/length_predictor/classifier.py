@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model with a classification head over prompts: the paper's, and the baselines."""
 
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, Tuple
 
 import torch
 from torch import nn, Tensor
@@ -93,18 +93,3 @@ def slm_classifier(
 def encoder_classifier(encoder: Any, n_out: int) -> PromptClassifier:
     """Return a classifier on an encoder's first token, all of it trained (ProxyModel, S3)."""
     return PromptClassifier(encoder, 'first', n_out)
-
-
-def shorten(ids: Sequence[int], limit: int) -> List[int]:
-    """
-    Shorten a prompt to ``limit`` tokens: half from its head, half (and the odd one) from its tail.
-
-    A prompt's head says who speaks and sets the task, its tail asks; what is dropped is the
-    middle.
-    """
-    if limit < 1:
-        raise ValueError(f'a prompt cannot be shortened to {limit} tokens')
-    if len(ids) <= limit:
-        return list(ids)
-    head = limit // 2
-    return list(ids[:head]) + list(ids[len(ids) - (limit - head) :])

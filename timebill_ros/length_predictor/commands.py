@@ -154,6 +154,7 @@ def _train_head_kind(
         config.head.input_noise, config.head.dropout = 0.0, 0.0
     trained = train_head(rows, split, cap, config, _say)
     card.metrics['held_out'] = measure(trained, rows, split, sources)
+    card.metrics['ratios'] = trained.ratios
     if rows.lengths.shape[1] > 1:
         held_out = rows.take(held_out_rows(rows.prompt_ids, split))
         card.metrics['label_noise'] = dict(

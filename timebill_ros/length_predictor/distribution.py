@@ -44,6 +44,17 @@ class LengthDistribution:
             return min(length, self.cap)
         return n_max if length >= self.cap else min(length, n_max)
 
+    def quantiles(
+        self, probabilities: Sequence[float], n_max: int
+    ) -> 'tuple[tuple[float, int], ...]':
+        """Return (q, ``quantile(q, n_max)``) for ascending probabilities, in one go."""
+        at = np.asarray(probabilities) - _ROUNDING
+        lengths = np.searchsorted(np.cumsum(self.pmf), at) + 1
+        return tuple(
+            (q, n_max if n >= self.cap else min(int(n), n_max))
+            for q, n in zip(probabilities, lengths)
+        )
+
     def n_hat(self, n_max: int) -> int:
         """
         Return N_hat = min(N_max, n * B): the upper edge of the median's bucket (TimeBill, eq. 4).
@@ -72,6 +83,12 @@ class LengthDistribution:
         return LengthDistribution(pmf, self.width)
 
 
+def upper_edges(pmf: NDArray[np.float64], width: int) -> NDArray[np.int64]:
+    """Return N_hat of each row of ``pmf`` [rows, cap], with the cap as N_max."""
+    median = (np.cumsum(pmf, 1) < 0.5 - _ROUNDING).sum(1) + 1
+    return np.minimum(-(-median // width) * width, pmf.shape[1])
+
+
 @dataclass
 class Calibration:
     """
@@ -87,19 +104,24 @@ class Calibration:
     within: NDArray[np.float64]
     knots: NDArray[np.float64]
 
+    def __post_init__(self) -> None:
+        """Keep what every prediction needs."""
+        self._class_of_length = _class_of_length(self.buckets)
+        self._grid = np.linspace(0.0, 1.0, len(self.knots))
+
     def pmf(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return [rows, cap] for class probabilities [rows, classes]."""
         raw = self.raw_pmf(probabilities)
         cumulated = np.concatenate([np.zeros((len(raw), 1)), np.cumsum(raw, 1)], 1)
         mapped = np.interp(
-            np.clip(cumulated, 0.0, 1.0), np.linspace(0.0, 1.0, len(self.knots)), self.knots
+            np.clip(cumulated, 0.0, 1.0), self._grid, self.knots
         )
         mapped[:, -1] = 1.0
         return np.diff(mapped, axis=1)
 
     def raw_pmf(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return [rows, cap] without the conformal correction."""
-        return probabilities[:, _class_of_length(self.buckets)] * self.within
+        return probabilities[:, self._class_of_length] * self.within
 
     def distribution(self, probabilities: NDArray[np.float64]) -> LengthDistribution:
         """Return the distribution for one row of class probabilities [classes]."""

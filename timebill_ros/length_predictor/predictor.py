@@ -25,8 +25,11 @@ class Predictor(Protocol):
     """Says how long an answer will be. Not thread-safe; one per engine."""
 
     name: str  # goes into QueryTiming.predictor
+    card: Card
     state_layer: int  # layer whose state at the last prompt token ``predict`` needs; 0 = none
     refine_layer: int  # layer whose newest state ``refine`` needs; 0 = it cannot refine
+    max_prompt_tokens: int  # most that it reads of a prompt; 0 = it reads none of it
+    beside: bool  # it may run in another thread while the target's prefill runs
 
     def predict(
         self, prompt_ids: Sequence[int], state: Optional[State] = None
@@ -35,8 +38,8 @@ class Predictor(Protocol):
         Return the distribution of the response length N for a prompt.
 
         ``state`` [d_model] is the target's state at the last prompt token after decoder layer
-        ``state_layer`` (counted from 1, before any norm; the number of layers means after the
-        final norm).
+        ``state_layer`` (counted from 1, before any norm). ``prompt_ids`` are shortened as the
+        caller sees fit, at most to ``max_prompt_tokens``.
         """
 
     def refine(self, state: State, n_generated: int, prompt_state: State) -> LengthDistribution:
@@ -53,6 +56,8 @@ class ProbePredictor:
 
     def __init__(self, card: Card, tensors: Dict[str, NDArray[np.float32]]) -> None:
         self.name = 'probe'
+        self.card = card
+        self.max_prompt_tokens, self.beside = 0, False
         self.state_layer = card.state_layer
         self.refine_layer = card.refine_layer
         self._d_model = card.d_model
@@ -69,9 +74,7 @@ class ProbePredictor:
             raise ValueError(
                 f'the probe needs the state of layer {self.state_layer}, [{self._d_model}]'
             )
-        return self._calibration.distribution(
-            self._head.probabilities(np.asarray(state, np.float32)[None])[0]
-        )
+        return self._calibration.distribution(self._head.of_one(np.asarray(state, np.float32)))
 
     def refine(self, state: State, n_generated: int, prompt_state: State) -> LengthDistribution:
         """See Predictor."""
@@ -84,9 +87,7 @@ class ProbePredictor:
             np.array([n_generated]),
             np.asarray(prompt_state, np.float32)[None],
         )
-        remaining = self._refine_calibration.distribution(
-            self._refine_head.probabilities(features)[0]
-        )
+        remaining = self._refine_calibration.distribution(self._refine_head.of_one(features[0]))
         return remaining.shift(n_generated)
 
 
@@ -95,6 +96,8 @@ class FixedPredictor:
 
     def __init__(self, card: Card, tensors: Dict[str, NDArray[np.float32]]) -> None:
         self.name = card.kind
+        self.card = card
+        self.max_prompt_tokens, self.beside = 0, False
         self.state_layer = self.refine_layer = 0
         self._head, self._calibration = _parts(tensors, '', Buckets(card.width, card.cap))
         self._uses_length = card.kind == 'length'

@@ -11,10 +11,11 @@ import torch
 
 from timebill_ros.length_predictor.buckets import Buckets
 from timebill_ros.length_predictor.checkpoint import Card, CheckpointError
-from timebill_ros.length_predictor.classifier import PromptClassifier, shorten, slm_classifier
+from timebill_ros.length_predictor.classifier import PromptClassifier, slm_classifier
 from timebill_ros.length_predictor.distribution import Calibration, LengthDistribution
 from timebill_ros.length_predictor.fit import predict_logits
 from timebill_ros.length_predictor.head import softmax
+from timebill_ros.length_predictor.shortening import shorten
 
 
 class SlmPredictor:
@@ -31,7 +32,11 @@ class SlmPredictor:
 
         self.name = 'slm'
         self.state_layer = self.refine_layer = 0
-        self.max_prompt_tokens = card.max_prompt_tokens  # lower it to what fits beside the prefill
+        self.card = card
+        self.max_prompt_tokens = card.max_prompt_tokens
+        # a stream of its own on a GPU; on a CPU both would fight for the same cores
+        self.beside = device.startswith('cuda')
+        self._stream = torch.cuda.Stream(device) if self.beside else None
         buckets = Buckets(card.width, card.cap)
         self._calibration = Calibration(
             buckets,
@@ -61,7 +66,8 @@ class SlmPredictor:
         self, prompt_ids: Sequence[int], state: Optional[NDArray[np.float32]] = None
     ) -> LengthDistribution:
         """See Predictor. A prompt beyond ``max_prompt_tokens`` is shortened."""
-        logits = predict_logits(self.model, [shorten(prompt_ids, self.max_prompt_tokens)])
+        with torch.cuda.stream(self._stream):       # does nothing without one
+            logits = predict_logits(self.model, [shorten(prompt_ids, self.max_prompt_tokens)])
         return self._calibration.distribution(softmax(logits.astype(np.float64))[0])
 
     def refine(

@@ -9,11 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timebill_ros.length_predictor.buckets import Buckets
-from timebill_ros.length_predictor.distribution import Calibration, fit_calibration, within_classes
+from timebill_ros.length_predictor.distribution import (
+    Calibration,
+    fit_calibration,
+    upper_edges,
+    within_classes,
+)
 from timebill_ros.length_predictor.fit_head import fit_head, HeadConfig, standardisation
 from timebill_ros.length_predictor.head import Head, join_heads
 from timebill_ros.length_predictor.metrics import evaluate_distribution
 from timebill_ros.length_predictor.split import Split
+
+
+RATIO_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 
 @dataclass
@@ -45,6 +53,7 @@ class TrainedHead:
 
     head: Head
     calibration: Calibration
+    ratios: Dict[str, Any]      # of N / N_hat on training prompts, by members that left them out
 
     def pmf(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the calibrated distributions [rows, cap]."""
@@ -91,7 +100,22 @@ def train_head(
         )
     within = within_classes(buckets, rows.lengths[used].ravel())
     calibration = fit_calibration(buckets, within, unseen, rows.lengths[used, 0], seed=config.seed)
-    return TrainedHead(join_heads(members), calibration)
+    n_hat = upper_edges(calibration.pmf(unseen), config.width)
+    return TrainedHead(
+        join_heads(members), calibration, ratio_quantiles(rows.lengths[used, 0], n_hat))
+
+
+def ratio_quantiles(lengths: NDArray[np.int64], n_hat: NDArray[np.int64]) -> Dict[str, Any]:
+    """
+    Return quantiles of N / N_hat on prompts unseen in training: what k has to cover.
+
+    An answer that reached the cap counts as as long as the cap.
+    """
+    ratios = lengths / n_hat
+    return {
+        'n': len(ratios),
+        'quantiles': {f'{q:.4g}': float(np.quantile(ratios, q)) for q in RATIO_QUANTILES},
+    }
 
 
 def soft_labels(buckets: Buckets, lengths: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ from timebill_ros.length_predictor.buckets import Buckets
 from timebill_ros.length_predictor.classifier import (
     encoder_classifier,
     PromptClassifier,
-    shorten,
     slm_classifier,
 )
 from timebill_ros.length_predictor.data import Prompt
@@ -22,6 +21,7 @@ from timebill_ros.length_predictor.distribution import fit_calibration, within_c
 from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
 from timebill_ros.length_predictor.head import softmax
 from timebill_ros.length_predictor.predictions import Predictions
+from timebill_ros.length_predictor.shortening import shorten
 from timebill_ros.length_predictor.split import Split
 from timebill_ros.length_predictor.target import Target
 from timebill_ros.length_predictor.train import soft_labels

@@ -93,12 +93,26 @@ _SPECS = (
         True,
     ),
     _Spec(
+        'realtime_priority',
+        0,
+        'SCHED_FIFO priority of the thread that drives a GPU, where the system allows it; 0 = off.',
+        (0, 99),
+        True,
+    ),
+    _Spec(
         'tiers',
         ['bf16'],
         'Precisions of the weights to keep, best first: bf16 (on a CPU the one that it computes '
         'in), int8, int4; one that does not fit is left out.',
         TIERS,
         True,
+    ),
+    _Spec(
+        'predictor',
+        'default',
+        'Predictor of response lengths: "default" (the shipped one for this model, if any), '
+        '"probe", "slm", a checkpoint or a directory with one; empty = none.',
+        read_only=True,
     ),
     _Spec(
         'prefill_chunk',
@@ -128,7 +142,7 @@ _SPECS = (
     ),
     _Spec(
         'policy',
-        'paper',
+        'joint',
         'What a budget is spent with: tier, eviction ratio and cap together (joint), the '
         'smallest eviction ratio that fits (paper), or one theta for every query (fixed).',
         POLICIES,
@@ -286,6 +300,7 @@ class ServerParameters:
     max_batch: int
     kv_memory_bytes: int
     gpu_memory_fraction: float
+    realtime_priority: int
     tiers: list[str]
     prefill_chunk: int
     allow_download: bool

@@ -1,0 +1,49 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The law of a length predictor's time, measured when the engine starts."""
+
+from dataclasses import replace
+import time
+from typing import List, TYPE_CHECKING
+
+import numpy as np
+
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.fit import fit_law, Sample
+from timebill_ros.time_estimator.laws import PREDICT
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.engine import Engine
+    from timebill_ros.length_predictor.predictor import Predictor
+
+_PROMPT_TOKENS = (16, 64, 128, 256, 512)    # of a predictor that reads prompts
+_ROUNDS = 3
+_STATE_ROUNDS = 30                          # of one that reads a state: each is well below 1 ms
+
+
+def with_predict_law(coefficients: TimingCoefficients, engine: 'Engine') -> TimingCoefficients:
+    """
+    Return the coefficients with the law of the engine's predictor in place of any other.
+
+    A stored profile may be from before the predictor, or of another; measuring it takes
+    milliseconds (of one that reads prompts: a second or two).
+    """
+    others = tuple(law for law in coefficients.laws if law.law != PREDICT)
+    if engine.predictor is None:
+        return replace(coefficients, laws=others)
+    law = fit_law(PREDICT, _samples(engine.predictor))
+    return replace(coefficients, laws=(*others, law))
+
+
+def _samples(predictor: 'Predictor') -> List[Sample]:
+    points = [n for n in _PROMPT_TOKENS if n <= predictor.max_prompt_tokens]
+    state = np.zeros(predictor.card.d_model, np.float32) if predictor.state_layer else None
+    each = [(0, _STATE_ROUNDS)] if not points else [(n, _ROUNDS) for n in points]
+    predictor.predict([1] * 16, state)      # the first one is slower
+    samples = []
+    for n_tokens, rounds in each:
+        for run in range(rounds):
+            began_s = time.perf_counter()
+            predictor.predict([1] * n_tokens, state)
+            samples.append(Sample(PREDICT, n_tokens, time.perf_counter() - began_s, run=run))
+    return samples

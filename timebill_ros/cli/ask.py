@@ -12,7 +12,7 @@ from unique_identifier_msgs.msg import UUID
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.client import Answer, TimeBillClient
 from timebill_ros.nodes.conversions import Identity, json_value, timing_msg
-from timebill_ros.query import Admission, Ending, Outcome, QueryTiming
+from timebill_ros.query import Admission, Ending, Outcome, Overrun, QueryTiming
 
 # 0 = an answer in time; 2 is a wrong command line.
 EXIT_STATUS = {
@@ -29,6 +29,12 @@ _ADMISSIONS = {
     'default': Admission.SERVER_DEFAULT,
     'best-effort': Admission.BEST_EFFORT,
     'guaranteed': Admission.GUARANTEED,
+}
+_OVERRUNS = {
+    'default': Overrun.SERVER_DEFAULT,
+    'kill': Overrun.KILL,
+    'skip-next': Overrun.SKIP_NEXT,
+    'soft-landing': Overrun.SOFT_LANDING,
 }
 
 
@@ -52,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-new-tokens', type=int, default=0, metavar='N', help='cap on the response'
     )
     parser.add_argument('--admission', choices=_ADMISSIONS, default='default')
+    parser.add_argument('--overrun', choices=_OVERRUNS, default='default')
+    parser.add_argument(
+        '--min-tier', default='', metavar='TIER', help='lowest precision allowed; empty = any'
+    )
     parser.add_argument(
         '--alpha-max', type=float, default=-1.0, metavar='A', help='largest eviction ratio, 0..0.95'
     )
@@ -90,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
                 system_prompt=arguments.system,
                 max_new_tokens=arguments.max_new_tokens,
                 admission=_ADMISSIONS[arguments.admission],
+                overrun=_OVERRUNS[arguments.overrun],
+                min_tier=arguments.min_tier,
                 alpha_max=arguments.alpha_max,
                 temperature=arguments.temperature,
                 seed=arguments.seed,

@@ -75,8 +75,6 @@ def table(result: dict[str, Any]) -> str:
         'end to end | above worst case |', '|---|---|---|---|---|---|---|---|---|']
     for phase, which_queries, rows in blocks(result['rows']):
         for which in COLUMNS:
-            if which == 'tracking' and phase == result['rows'][0]['phase']:
-                continue        # nothing drifts there
             found = figures(rows, which)
             shown = ' | '.join(_percent(found[name]) for name in (
                 'prefill', 'decode', 'evict', 'overhead', 'total', 'above_worst'))

@@ -111,7 +111,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         phases.append((f'{arguments.threads} threads', arguments.thread_queries,
                        lambda: accuracy.cpu_threads(arguments.threads)))
     accuracy.run_phases(asker, phases, _tell)
-    chunk = engine.chunk_tokens
     return {
         'meta': {
             'name': arguments.name or engine.info.name, 'device': engine.info.device,
@@ -127,8 +126,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         'rows': asker.rows,
         'batches': accuracy.batches(engine, base, 16, arguments.max_tokens, 3),
         'mixed': accuracy.mixed(engine, base, [
-            n for n in (chunk // 2, chunk, 2 * chunk, 3 * chunk, 4 * chunk)
-            if n <= arguments.max_tokens])}
+            arguments.max_tokens // share for share in (8, 4, 2, 1)])}
 
 
 def _random_engine(shape: str, load: Load) -> 'Engine':

@@ -106,6 +106,7 @@ class VirtualEngine:
     """Has the calls of ``Engine`` that a query makes; each lets the clock run on."""
 
     end_ids = (END,)
+    predictor = None        # nothing predicts the length of a virtual response
 
     def __init__(self, clock: VirtualClock, estimator: TimeEstimator, n_slots: int,
                  chunk_tokens: int, factor: Factor = as_the_laws_say) -> None:

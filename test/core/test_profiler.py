@@ -21,7 +21,6 @@ class Machine:
     """A machine whose laws are known; measuring moves its clock."""
 
     chunk_tokens = 256
-    predicts = False
     padded_lengths: list[int] = []
 
     def __init__(self, slowness: float = 1.0, spread: float = 0.01) -> None:
@@ -46,9 +45,6 @@ class Machine:
 
     def measure_reevict(self, n_prompt: int, alpha: float) -> float:
         return self._take('reevict', n_prompt, 0.001 + 1e-6 * n_prompt)
-
-    def measure_predict(self, n_tokens: int) -> float:
-        return self._take('predict', n_tokens, 0.0005)
 
     def measure_cold(self, idle_s: float) -> float:
         self.now_s += idle_s

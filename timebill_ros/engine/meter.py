@@ -35,8 +35,7 @@ class EngineMeter:
     def __init__(self, engine: Engine) -> None:
         """Measure with this engine; nobody else may use it meanwhile."""
         self.info = engine.info
-        self.chunk_tokens = engine.chunk_tokens
-        self.predicts = False
+        self.chunk_tokens = engine.prefill_tokens
         self.padded_lengths = engine.padded_lengths
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)

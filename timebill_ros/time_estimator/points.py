@@ -49,7 +49,6 @@ class Extent:
     longest: int            # tokens
     count: int              # points of the most important laws; half as many of the others
     every_width: bool       # of steps; else one sequence and the most only
-    predicts: bool          # a length predictor is loaded
     padded: tuple[int, ...] = ()    # lengths to which short prompts are filled up
 
 
@@ -74,8 +73,6 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
         for index, n in enumerate(evenly(2 * SNAPKV_WINDOW, longest, count))]
     found += [Point(laws.REEVICT, n, alpha=EVICT_ALPHAS[-1])
               for n in evenly(2 * SNAPKV_WINDOW, longest, fewer)]
-    if extent.predicts:
-        found += [Point(laws.PREDICT, n) for n in evenly(_SHORTEST, longest, fewer)]
     found += [Point(laws.COLD, n) for n in range(1, _COLD_POINTS + 1)]
     return found + [Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]
 

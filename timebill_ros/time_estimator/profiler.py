@@ -30,8 +30,7 @@ class Target(Protocol):
     """What can be measured: an engine that has nothing else to do. Times in seconds."""
 
     info: ModelInfo
-    chunk_tokens: int
-    predicts: bool
+    chunk_tokens: int               # that a prefill computes at once
     padded_lengths: list[int]       # to which short prompts are filled up; [] = they are not
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
@@ -46,9 +45,6 @@ class Target(Protocol):
 
     def measure_reevict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict up to ``alpha`` where a smaller share was evicted before."""
-
-    def measure_predict(self, n_tokens: int) -> float:
-        """Return the time to predict the response's length from ``n_tokens`` of the prompt."""
 
     def measure_overhead(self, n_tokens: int) -> float:
         """Return the time around the model for a response of ``n_tokens``."""
@@ -167,8 +163,8 @@ class _Pilot:
         target, effort = self._target, self._effort
         longest = min(effort.max_tokens, target.info.max_context - effort.steps - 2)
         while True:
-            extent = Extent(longest, effort.points, effort.every_width, target.predicts,
-                            tuple(target.padded_lengths))
+            extent = Extent(
+                longest, effort.points, effort.every_width, tuple(target.padded_lengths))
             found = points(target.info, extent, self._chunk)
             cost_s = effort.rounds * sum(self.cost_s(point) for point in found)
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
@@ -186,8 +182,6 @@ def _measure(target: Target, point: Point, effort: Effort, run: int) -> list[Sam
         times = [target.measure_evict(n, point.alpha)]
     elif point.law == laws.REEVICT:
         times = [target.measure_reevict(n, point.alpha)]
-    elif point.law == laws.PREDICT:
-        times = [target.measure_predict(n)]
     elif point.law == laws.COLD:
         times = [target.measure_cold(effort.idle_s)]
     else:

@@ -4,6 +4,7 @@
 
 from dataclasses import replace
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cpu import build
 from timebill_ros.engine.cpu.matrices import BFLOAT16, BLOCK, FLOAT32, INT4, INT8, LANES, Packer
+from timebill_ros.engine.cpu.prefill import CompiledPrefill
 from timebill_ros.engine.cpu.setup import make_tiers
 from timebill_ros.engine.cpu.steps import CompiledSteps
 from timebill_ros.engine.cpu.tiers import build_tiers, tier_bytes
@@ -19,6 +21,7 @@ from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.kv_cache import allocate
 from timebill_ros.engine.rope import rope_table
+from timebill_ros.engine.snapkv import QueryWindow
 from timebill_ros.engine.weights import LayerWeights, Weights
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
@@ -107,8 +110,8 @@ def test_rounding_stays_within_half_a_step_and_the_scales_rounding(library):
 
 def random_weights(config, kind='float32'):
     def matrix(rows, columns):
-        if kind == 'float32':
-            return torch.randn(rows, columns) * 0.08
+        if kind in ('float32', 'bfloat16'):
+            return (torch.randn(rows, columns) * 0.08).to(getattr(torch, kind)).float()
         return on_grid(rows, columns, kind)
 
     def vector(size, offset=0.0):
@@ -238,7 +241,7 @@ def test_processors_without_this_ones_instructions_compute_the_same(library, tmp
 @pytest.mark.skipif(shutil.which('aarch64-linux-gnu-g++') is None, reason='no cross compiler')
 @pytest.mark.parametrize('processor', ['armv8-a', 'armv8.2-a+dotprod', 'armv8.6-a+i8mm'])
 def test_it_compiles_for_arm(processor, tmp_path):
-    options = ['-std=c++17', '-O1', '-fPIC', '-shared', '-pthread', f'-march={processor}']
+    options = ['-std=c++17', '-O0', '-fPIC', '-shared', '-pthread', f'-march={processor}']
     build.compile_steps('aarch64-linux-gnu-g++', build.sources(), options, tmp_path / 'arm.so')
 
 
@@ -286,3 +289,48 @@ def test_silu_and_softmax_hold_for_large_numbers(library):
         [1], torch.tensor([9]))
     assert torch.isfinite(logits).all()
     assert F.cosine_similarity(logits, expected).item() > 1 - 1e-6
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('kind', ['q4_1', 'q8_0', 'bfloat16'])
+def test_a_compiled_prefill_leaves_what_the_decoder_leaves(library, shape, kind):
+    config = SHAPES[shape]
+    weights = random_weights(config, kind)
+    tiers, _ = build_tiers(Packer(library), weights, config, ['fp32'])
+    cache = allocate(config, 2, 512, torch.float32, CPU)
+    other = copied(cache)
+    steps = compiled(library, config, weights, tiers, cache, threads=3)
+    assert steps.can_prefill
+    decoder = Decoder(config, weights, rope_table(config, 1024, CPU), other, 1)
+    window = QueryWindow(config.n_layers, config.n_heads, config.head_dim, torch.float32, CPU)
+    seq = SimpleNamespace(
+        slot=1, prompt=torch.randint(0, config.vocab_size, (219,)).tolist(), n_prefilled=0,
+        window=QueryWindow(config.n_layers, config.n_heads, config.head_dim, torch.float32, CPU))
+    seq.n_prompt = len(seq.prompt)
+    for chunk in (1, 7, 150, 40, 21):                # the last one is shorter than the window
+        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + chunk]
+        last = seq.n_prefilled + chunk == seq.n_prompt
+        expected = decoder.prefill_chunk(1, torch.tensor(ids), window, last)
+        seq.n_prefilled += CompiledPrefill(steps, config, chunk).advance(seq)
+    assert seq.n_prefilled == seq.n_prompt and cache.length == other.length == [0, 219]
+    for got, wanted in ((seq.logits, expected), (seq.prompt_state, decoder.tap[0]),
+                        (seq.window.queries, window.queries),
+                        (cache.k[:, 1, :, :219], other.k[:, 1, :, :219]),
+                        (cache.v[:, 1, :, :219], other.v[:, 1, :, :219])):
+        assert (got - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_a_prompt_in_chunks_is_the_same_prompt(library):
+    weights = random_weights(CONFIG, 'q4_1')
+    tiers, _ = build_tiers(Packer(library), weights, CONFIG, ['fp32'])
+    ids = torch.randint(0, CONFIG.vocab_size, (300,)).tolist()
+    logits = []
+    for chunks, threads in (((300,), 1), ((256, 44), 2), ((100, 100, 99, 1), 4)):
+        cache = allocate(CONFIG, 1, 512, torch.float32, CPU)
+        steps, done = compiled(library, CONFIG, weights, tiers, cache, threads), 0
+        for chunk in chunks:
+            last, _ = steps.prefill(0, ids[done:done + chunk], None, done + chunk == 300)
+            done += chunk
+        logits.append(last)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits[2], logits[0], rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel, prefill_chunk
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
+from timebill_ros.engine.steps import PlainSteps, Steps
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 
@@ -80,3 +81,13 @@ def make_prefill(model: LoadedModel, load: Load, chunk_tokens: int, rope: RopeTa
         model.notes.append(f'prefill and eviction with plain tensor code: {reason}')
     return setup.make_prefill(
         model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer, kernels)
+
+
+def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_tokens: int) -> Prefill:
+    """Return the prefill of the code that the steps were compiled from, if it can; else that."""
+    if model.device.type == 'cpu' and not isinstance(steps, PlainSteps):
+        from timebill_ros.engine.cpu.prefill import CompiledPrefill
+        from timebill_ros.engine.cpu.steps import CompiledSteps
+        if isinstance(steps, CompiledSteps) and steps.can_prefill:
+            return CompiledPrefill(steps, model.config, chunk_tokens)
+    return prefill

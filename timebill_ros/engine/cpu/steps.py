@@ -1,59 +1,22 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Decode steps in one call into compiled code, for all tiers, over the engine's KV cache."""
+"""Decode steps and prefill chunks, each one call into compiled code, over the KV cache."""
 
 import ctypes
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cpu.matrices import MatrixC
-from timebill_ros.engine.cpu.tiers import CpuTier, PRODUCTS
+from timebill_ros.engine.cpu.structures import (
+    BatchC, check_sizes, ChunkC, is_packed, MAX_BATCH, ModelC, tier_c, TierC)
+from timebill_ros.engine.cpu.tiers import CpuTier
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.rope import RopeTable, sign_sin
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.engine.weights import LayerWeights, Weights
-
-MAX_BATCH = 8                    # step.cpp
-
-
-class _LayerC(ctypes.Structure):
-    """Step.cpp, Layer."""
-
-    _fields_ = [*((name, ctypes.c_void_p)
-                  for name in ('input_norm', 'post_norm', 'q_norm', 'k_norm')),
-                *((name, MatrixC) for name in PRODUCTS)]
-
-
-class _TierC(ctypes.Structure):
-    """Step.cpp, Tier."""
-
-    _fields_ = [('layers', ctypes.POINTER(_LayerC)), ('final_norm', ctypes.c_void_p),
-                ('head', MatrixC), ('int8_activations', ctypes.c_int32)]
-
-
-class _ModelC(ctypes.Structure):
-    """Step.cpp, Model."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in (
-            'n_layers', 'd_model', 'n_heads', 'n_kv_heads', 'head_dim', 'd_ff', 'vocab_size',
-            'tap_layer')),
-        ('norm_eps', ctypes.c_float), ('scale', ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ('embed', 'cos', 'signed_sin', 'keys', 'values')),
-        ('n_slots', ctypes.c_int64), ('capacity', ctypes.c_int64), ('tap', ctypes.c_void_p)]
-
-
-class _BatchC(ctypes.Structure):
-    """Step.cpp, Batch."""
-
-    _fields_ = [*((name, ctypes.c_int32 * MAX_BATCH)
-                  for name in ('slots', 'tokens', 'lengths', 'positions')),
-                ('logits', ctypes.c_void_p), ('count', ctypes.c_int32)]
-
+from timebill_ros.engine.weights import Weights
 
 class CompiledSteps:
     """
@@ -66,7 +29,7 @@ class CompiledSteps:
                  tiers: List[CpuTier], rope: RopeTable, cache: KVCache, tap_layer: int,
                  threads: int) -> None:
         """Hand the addresses over; everything named here is kept alive with the steps."""
-        _check_sizes(library)
+        check_sizes(library)
         self.tiers = [tier.name for tier in tiers]
         self._cache = cache
         self._logits = torch.empty((MAX_BATCH, config.vocab_size))
@@ -74,17 +37,22 @@ class CompiledSteps:
         self._count = 0
         tables = (rope.cos.contiguous(), sign_sin(rope.sin).contiguous())
         self._kept = (weights, tiers, tables)
-        self._tier: Dict[str, _TierC] = {tier.name: _tier_c(tier, weights) for tier in tiers}
-        self._batch = _BatchC(logits=self._logits.data_ptr())
-        self._model = _ModelC(
+        self._tier: Dict[str, TierC] = {tier.name: tier_c(tier, weights) for tier in tiers}
+        self._batch = BatchC(logits=self._logits.data_ptr())
+        self._model = ModelC(
             config.n_layers, config.d_model, config.n_heads, config.n_kv_heads, config.head_dim,
             config.d_ff, config.vocab_size, tap_layer, config.norm_eps,
             float(config.head_dim ** -0.5), weights.embed.data_ptr(), tables[0].data_ptr(),
             tables[1].data_ptr(), cache.k.data_ptr(), cache.v.data_ptr(), cache.n_slots,
             cache.capacity, None if self._tap is None else self._tap.data_ptr())
         self._run = library.timebill_step
-        self._run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_TierC), ctypes.POINTER(_BatchC)]
+        self._run.argtypes = [ctypes.c_void_p, ctypes.POINTER(TierC), ctypes.POINTER(BatchC)]
         library.timebill_create.restype = ctypes.c_void_p
+        self._run_chunk = library.timebill_prefill
+        self._run_chunk.argtypes = [
+            ctypes.c_void_p, ctypes.POINTER(TierC), ctypes.POINTER(ChunkC)]
+        # a chunk is computed in full precision, so that any tier may follow
+        self.can_prefill = tiers[0].name == 'fp32' and is_packed(tiers[0])
         self._destroy = library.timebill_destroy
         self._destroy.argtypes = [ctypes.c_void_p]
         self._handle = library.timebill_create(ctypes.byref(self._model), threads)
@@ -93,6 +61,26 @@ class CompiledSteps:
         """End the threads."""
         if getattr(self, '_handle', None):
             self._destroy(self._handle)
+
+    def prefill(self, slot: int, ids: List[int], window: Optional[Tensor],
+                last: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """
+        Run the next ``ids`` of a slot's prompt in full precision, if ``can_prefill``.
+
+        ``window`` [n_layers, n_heads, WINDOW, head_dim] gets the queries of the last tokens, at its
+        end. Returns the logits [vocab_size] and the tapped state [d_model] of the last token, if
+        it is the prompt's ``last`` and, for the second, if there is a tap.
+        """
+        cache, model = self._cache, self._model
+        logits = torch.empty(model.vocab_size) if last else None
+        tap = torch.empty(model.d_model) if last and model.tap_layer else None
+        numbers = (ctypes.c_int32 * len(ids))(*ids)
+        addresses = [None if each is None else each.data_ptr() for each in (logits, tap, window)]
+        chunk = ChunkC(ctypes.addressof(numbers), *addresses, cache.length[slot],
+                       cache.position[slot], len(ids), slot)
+        self._run_chunk(self._handle, ctypes.byref(self._tier['fp32']), ctypes.byref(chunk))
+        cache.advance(slot, len(ids))
+        return logits, tap
 
     @property
     def tap(self) -> Optional[Tensor]:
@@ -135,32 +123,3 @@ class CompiledSteps:
         for slot in slots:
             cache.advance(slot, 1)
         return self._logits[:count]
-
-
-def _tier_c(tier: CpuTier, weights: Weights) -> _TierC:
-    layers = (_LayerC * len(tier.layers))()
-    for to, matrices, layer in zip(layers, tier.layers, weights.layers):
-        for name in ('input_norm', 'post_norm', 'q_norm', 'k_norm'):
-            vector = getattr(layer, name)
-            setattr(to, name, None if vector is None else vector.data_ptr())
-        for name, bias in _biases(layer).items():
-            setattr(to, name, matrices[name].for_c(bias))
-    return _TierC(layers, weights.final_norm.data_ptr(), tier.head.for_c(None),
-                  int(tier.name != 'fp32'))
-
-
-def _biases(layer: LayerWeights) -> Dict[str, Optional[Tensor]]:
-    gate: Optional[Tensor] = None
-    up: Optional[Tensor] = None
-    if layer.gate_up_bias is not None:
-        gate, up = layer.gate_up_bias.chunk(2)          # views: the whole is kept alive
-    return {'qkv': layer.qkv_bias, 'o': layer.o_bias, 'gate': gate, 'up': up,
-            'down': layer.down_bias}
-
-
-def _check_sizes(library: ctypes.CDLL) -> None:
-    sizes = (ctypes.c_int64 * 5)()
-    library.timebill_sizes(sizes)
-    declared = [ctypes.sizeof(kind) for kind in (MatrixC, _LayerC, _TierC, _ModelC, _BatchC)]
-    if list(sizes) != declared:
-        raise EngineError(f'compiled structures have {list(sizes)} bytes, expected {declared}')

@@ -38,17 +38,23 @@ class Pool {
       workers_.emplace_back([this, thread] { work(thread); });
   }
 
-  ~Pool() {
+  ~Pool() { stop(); }
+
+  // End the threads: before anything goes that a latecomer of a walk may still look at.
+  void stop() {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       ended_ = true;
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
   }
 
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return (int)workers_.size() + 1; }
 
   // Wait for latecomers of the last walk: before anything that they look at is changed.
   void settle() const {

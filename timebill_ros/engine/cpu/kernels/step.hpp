@@ -4,38 +4,15 @@
 // A whole decode step for up to 8 sequences in one call: norms, products, rotation, append to the
 // cache, attention, gated SiLU, logits. Everything that is small is done by every thread for
 // itself, so that threads meet five times a layer.
-#include <cmath>
+#pragma once
+
 #include <vector>
 
 #include "attention.hpp"
-#include "matvec.hpp"
+#include "model.hpp"
 #include "pool.hpp"
 
-namespace {
-
 constexpr int MAX_BATCH = 8;
-
-struct Layer {
-  const float *input_norm, *post_norm, *q_norm, *k_norm;       // the last two may be null
-  Matrix qkv, o, gate, up, down;
-};
-
-struct Tier {
-  const Layer* layers;
-  const float* final_norm;
-  Matrix head;
-  int32_t int8_activations;
-};
-
-struct Model {
-  int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size;
-  int32_t tap_layer;           // its output goes to ``tap``; 0 = no tap
-  float norm_eps, scale;
-  const float *embed, *cos, *signed_sin;       // [vocab_size, d_model], [positions, head_dim] each
-  float *keys, *values;        // [n_layers, n_slots, n_kv_heads, capacity, head_dim]
-  int64_t n_slots, capacity;
-  float* tap;                  // [count, d_model] of the newest step
-};
 
 struct Batch {
   int32_t slots[MAX_BATCH], tokens[MAX_BATCH], lengths[MAX_BATCH], positions[MAX_BATCH];
@@ -43,45 +20,13 @@ struct Batch {
   int32_t count;
 };
 
-enum Kind { QKV, ATTENTION, OUTPUT, GATE_UP, DOWN, KINDS, HEAD };
-
 // Groups of 16 rows in a piece: enough to outweigh taking it, few enough to share evenly.
 constexpr int64_t OUTPUT_GROUPS = 2, GATE_UP_GROUPS = 3, HEAD_GROUPS = 16;
 
-struct Stretch { int row, kv_head, index; };
-
-inline int64_t groups(const Matrix& m) { return (m.rows + LANES - 1) / LANES; }
-inline int pieces_of(int64_t count, int64_t per_piece) {
-  return (int)((count + per_piece - 1) / per_piece);
-}
-
-void normalise(const float* x, const float* weight, int64_t n, float eps, float* out) {
-  Floats squares{};
-  for (int64_t i = 0; i < n; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
-  const float factor = 1.0f / std::sqrt(sum_of(squares) / (float)n + eps);
-  for (int64_t i = 0; i < n; i += LANES)
-    store(out + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
-}
-
-void to_int8(const float* x, int64_t n, int8_t* values, float* scales, float* sums) {
-  typedef int8_t Bytes __attribute__((vector_size(16)));
-  for (int64_t block = 0; block < n / BLOCK; ++block) {
-    const Floats a = load<Floats>(x + block * BLOCK), b = load<Floats>(x + block * BLOCK + LANES);
-    const float most = largest_of(larger(larger(a, -a), larger(b, -b)));
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    const Floats whole_a = (a * inverse + ROUND) - ROUND, whole_b = (b * inverse + ROUND) - ROUND;
-    const Bytes bytes[2] = {__builtin_convertvector(whole_a, Bytes),
-                            __builtin_convertvector(whole_b, Bytes)};
-    memcpy(values + block * BLOCK, bytes, BLOCK);
-    scales[block] = most / 127.0f;
-    sums[block] = scales[block] * sum_of(whole_a + whole_b);
-  }
-}
-
 class Step final : public Pool::Walk {
  public:
-  Step(const Model& model, int threads)
-      : m_(model), pool_(threads), threads_((size_t)threads),
+  Step(const Model& model, Pool& pool)
+      : m_(model), pool_(pool), threads_((size_t)pool.threads()),
         parts_((size_t)MAX_BATCH * m_.n_heads * MAX_STRETCHES) {
     const int64_t width = (int64_t)m_.n_heads * m_.head_dim;
     const int64_t widest = std::max({(int64_t)m_.d_model, width, (int64_t)m_.d_ff});
@@ -164,6 +109,9 @@ class Step final : public Pool::Walk {
   }
 
  private:
+  enum Kind { QKV, ATTENTION, OUTPUT, GATE_UP, DOWN, KINDS, HEAD };
+  struct Stretch { int row, kv_head, index; };
+
   // What a thread has for itself.
   struct Thread {
     std::vector<float> floats, scales, sums, head, scores;
@@ -227,28 +175,19 @@ class Step final : public Pool::Walk {
       const float* weight = head < m_.n_heads ? l.q_norm : head < n_rotated ? l.k_norm : nullptr;
       if (weight != nullptr) normalise(from, weight, width, m_.norm_eps, from);
       if (head < m_.n_heads)
-        rotate(from, row, q_.data() + ((int64_t)row * m_.n_heads + head) * width);
+        rotate(m_, from, batch_->positions[row],
+               q_.data() + ((int64_t)row * m_.n_heads + head) * width);
       else if (head < n_rotated)
-        rotate(from, row, entry(m_.keys, at, row, head - m_.n_heads, batch_->lengths[row]));
+        rotate(m_, from, batch_->positions[row],
+               entry(m_.keys, at, row, head - m_.n_heads, batch_->lengths[row]));
       else
         memcpy(entry(m_.values, at, row, head - n_rotated, batch_->lengths[row]), from,
                sizeof(float) * width);
     }
   }
 
-  void rotate(const float* from, int row, float* to) const {
-    const int64_t width = m_.head_dim, half = width / 2;
-    const float* cosine = m_.cos + batch_->positions[row] * width;
-    const float* sine = m_.signed_sin + batch_->positions[row] * width;
-    for (int64_t i = 0; i < half; ++i) {
-      to[i] = from[i] * cosine[i] + from[i + half] * sine[i];
-      to[i + half] = from[i + half] * cosine[i + half] + from[i] * sine[i + half];
-    }
-  }
-
   float* entry(float* cache, int at, int row, int kv_head, int64_t index) const {
-    const int64_t slot = (int64_t)at * m_.n_slots + batch_->slots[row];
-    return cache + ((slot * m_.n_kv_heads + kv_head) * m_.capacity + index) * m_.head_dim;
+    return cache_entry(m_, cache, at, batch_->slots[row], kv_head, index);
   }
 
   void attend(Thread& t, int at, const Stretch& s) {
@@ -285,11 +224,8 @@ class Step final : public Pool::Walk {
     for (int64_t group = piece * GATE_UP_GROUPS; group < last; ++group) {
       rows(t, l.gate, group, gates);
       rows(t, l.up, group, ups);
-      for (int row = 0; row < batch_->count; ++row) {
-        const Floats bounded = larger(gates[row], splat(-80.0f));
-        store(gated_.data() + (int64_t)row * m_.d_ff + group * LANES,
-              gates[row] / (exponential(-bounded) + 1.0f) * ups[row]);
-      }
+      for (int row = 0; row < batch_->count; ++row)
+        store(gated_.data() + (int64_t)row * m_.d_ff + group * LANES, gated(gates[row], ups[row]));
     }
   }
 
@@ -315,7 +251,7 @@ class Step final : public Pool::Walk {
   }
 
   const Model m_;
-  Pool pool_;
+  Pool& pool_;
   const Tier* tier_ = nullptr;
   const Batch* batch_ = nullptr;
   std::vector<Thread> threads_;
@@ -324,22 +260,3 @@ class Step final : public Pool::Walk {
   std::vector<Stretch> stretches_;
   int pieces_[HEAD + 1] = {};
 };
-
-}  // namespace
-
-extern "C" {
-
-// The sizes of the structures, so that the caller's declarations can be checked.
-void timebill_sizes(int64_t* sizes) {
-  sizes[0] = sizeof(Matrix), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Tier);
-  sizes[3] = sizeof(Model), sizes[4] = sizeof(Batch);
-}
-
-void* timebill_create(const Model* model, int threads) { return new Step(*model, threads); }
-void timebill_destroy(void* step) { delete (Step*)step; }
-
-void timebill_step(void* step, const Tier* tier, const Batch* batch) {
-  ((Step*)step)->run(*tier, *batch);
-}
-
-}

@@ -1,0 +1,76 @@
+// Copyright 2026 timebill_ros contributors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Products of many vectors with 32 rows at a time: the rows are unpacked once into a panel of
+// float32, column after column, and every vector is then multiplied with the panel. A result is a
+// sum over the columns in their order, whatever the other vectors are.
+#pragma once
+
+#include <algorithm>
+
+#include "matvec.hpp"
+
+constexpr int PANEL = 2 * LANES;
+constexpr int TILE = 12;                 // vectors at a time: 24 sums in 32 registers
+
+// Unpack group ``group`` of a packed matrix into half a panel: ``to`` [columns][PANEL].
+inline void unpack(const Matrix& m, int64_t group, float* to) {
+  const int64_t blocks = m.columns / BLOCK;
+  if (m.format == BFLOAT16) {
+    const uint16_t* data = (const uint16_t*)m.data + group * m.columns * LANES;
+    for (int64_t column = 0; column < m.columns; ++column)
+      store(to + column * PANEL, bfloats_to_floats(data + column * LANES));
+    return;
+  }
+  const bool four = m.format == INT4;
+  const char* data = (const char*)m.data + group * blocks * (four ? INT4_BYTES : INT8_BYTES);
+  const uint16_t* scales = m.scales + group * blocks * (four ? 2 * LANES : LANES);
+  for (int64_t block = 0; block < blocks; ++block, to += BLOCK * PANEL) {
+    const Floats scale = halves_to_floats(scales);
+    const Floats minimum = four ? halves_to_floats(scales + LANES) : scale * -128.0f;
+    if (four) {
+      for (int i = 0; i < 4; ++i)
+        for (int nibble = 0; nibble < 8; ++nibble)
+          store(to + (8 * i + nibble / 2 + 4 * (nibble % 2)) * PANEL,
+                scale * nibbles_to_floats(load<Words>(data + 64 * i), nibble) + minimum);
+    } else {
+      for (int i = 0; i < 8; ++i)
+        for (int byte = 0; byte < 4; ++byte)
+          store(to + (4 * i + byte) * PANEL,
+                scale * to_floats((load<Words>(data + 64 * i) >> (8 * byte)) & 255u) + minimum);
+    }
+    data += four ? INT4_BYTES : INT8_BYTES;
+    scales += four ? 2 * LANES : LANES;
+  }
+}
+
+// The sums of ``T`` vectors, handed to ``take(vector, first half, second half)``.
+template <int T, class Take>
+inline void multiply_tile(const float* x, int64_t stride, const float* panel, int64_t columns,
+                          int64_t first, const Take& take) {
+  Floats sums[T][2] = {};
+  for (int64_t column = 0; column < columns; ++column) {
+    const Floats low = load<Floats>(panel + column * PANEL);
+    const Floats high = load<Floats>(panel + column * PANEL + LANES);
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) {
+      const float value = x[t * stride + column];
+      sums[t][0] += low * value;
+      sums[t][1] += high * value;
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < T; ++t) take(first + t, sums[t][0], sums[t][1]);
+}
+
+// All ``count`` vectors x [count][stride] with a panel.
+template <class Take>
+inline void multiply(const float* x, int64_t count, int64_t stride, const float* panel,
+                     int64_t columns, const Take& take) {
+  int64_t at = 0;
+  for (; at + TILE <= count; at += TILE)
+    multiply_tile<TILE>(x + at * stride, stride, panel, columns, at, take);
+  for (; at + 4 <= count; at += 4)
+    multiply_tile<4>(x + at * stride, stride, panel, columns, at, take);
+  for (; at < count; ++at) multiply_tile<1>(x + at * stride, stride, panel, columns, at, take);
+}

@@ -21,6 +21,7 @@ from typing import Any, Callable, Dict, List
 import torch
 import torch.nn.functional as F
 
+from timebill_ros.engine import engine as engine_module
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
@@ -167,6 +168,8 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     with torch.inference_mode():
         model = random_model(Path(tempfile.mkdtemp()), shape, device, dtype, arguments.max_context)
     made_s = time.monotonic()
+    if arguments.plain_steps:
+        engine_module.make_tiers = lambda model, load: ([], ['decoding with plain tensor code'])
     engine = Engine(model, Load(shape, tiers=arguments.tiers, max_batch=8))
     report = {**engine_bench.head(engine, 'engine'), 'shape': shape,
               'max_batch': engine.info.max_batch}
@@ -195,6 +198,10 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
             note(name)
             print(engine_bench.table(report[name]), flush=True)
     if arguments.details and device.type == 'cuda':
+        for length in (4500, 4501, 5200, 9001, 20001, 20002):       # lengths never seen before
+            if length <= lengths[-1]:
+                note(f'first prefill of {length}: '
+                     f'{1e3 * sum(bench_prefill.prefill_s(engine, [1] * length)):.1f} ms')
         for length in (64, 2048):
             ids = list(range(length))
             kernels(f'prefill of {length}', lambda: bench_prefill.prefill_s(engine, ids))
@@ -223,11 +230,13 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=10000)
     parser.add_argument('--queries', type=int, default=2000)
     parser.add_argument('--details', action='store_true')
+    parser.add_argument('--attention', action='store_true', help="torch's kernels for attention")
+    parser.add_argument('--plain-steps', action='store_true', help='no decode kernels')
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.bandwidth = engine_bench.read_bandwidth(torch.device(arguments.device))
     note(f'read {arguments.bandwidth / 1e12:.3f} TB/s')
-    if arguments.details and arguments.device != 'cpu':
+    if arguments.attention:
         attention_kernels(torch.device(arguments.device))
         torch.cuda.empty_cache()
     for shape in arguments.shapes:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does not fit is refused before any work, and the next query is answered."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,30 @@ def test_calls_in_the_wrong_order_are_refused(engine: Engine) -> None:
         with pytest.raises(EngineError, match='closed'):
             call(seq)
     assert len(answers(engine)) == 4
+
+
+def test_many_queries_of_mixed_lengths_leave_nothing_behind(engine: Engine) -> None:
+    def query(number: int) -> None:
+        n_prompt = 1 + 37 * number % 200
+        seq = engine.open_sequence(list(range(n_prompt)), n_prompt + 8)
+        if number % 5:                                  # every fifth is canceled in the prefill
+            while not engine.prefill_chunk(seq):
+                pass
+            engine.next_token(seq)
+            engine.evict(seq, 0.5)
+            engine.decode_step([seq])
+            engine.evict(seq, 0.8)
+        engine.close(seq)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    for number in range(20):
+        query(number)
+    before, address = tensors(), engine._cache.k.data_ptr()
+    for number in range(200):
+        query(number)
+    assert tensors() == before and engine._cache.k.data_ptr() == address
+    assert engine.has_room(256) and not engine._memory._held
+    assert len(engine._free_slots) == engine.info.max_batch

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 import random
 import time
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(engine: Engine, model: LoadedModel, lengths: list[int],
             repeats: int) -> list[bench.Row]:
-    """Return a row per length: ours and theirs taken in turns, and our longest uninterrupted call."""
+    """Return a row per length: both taken in turns, and our longest uninterrupted call."""
     theirs = peer(model)
     rows = []
     for length in lengths:

@@ -15,8 +15,8 @@ import torch
 
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import choose_device, load_model, LoadedModel
-from timebill_ros.experiments.random_model import random_model, SHAPES
 from timebill_ros.executor.messages import Load
+from timebill_ros.experiments.random_model import random_model, SHAPES
 
 Row = dict[str, Any]
 _READ_BYTES = {'cuda': 8 * 1024 ** 3, 'cpu': 512 * 1024 ** 2}
@@ -106,5 +106,3 @@ def table(rows: list[Row]) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths))
                      for row in cells)
-
-

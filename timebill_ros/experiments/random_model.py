@@ -45,7 +45,8 @@ def write_directory(directory: Path, shape: str) -> None:
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<end>').save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token='<end>').save_pretrained(directory)
 
 
 def random_model(directory: Path, shape: str, device: torch.device, dtype: torch.dtype,

@@ -12,6 +12,7 @@ from rclpy.signals import SignalHandlerOptions
 from timebill_ros.experiments.recorder import Row
 from timebill_ros.experiments.ros_host import RosHost
 from timebill_ros.experiments.tasks import Item
+from timebill_ros.query import Overrun
 
 PERIOD_S = 1.0
 MakeRow = Callable[[Item, Row], Row]
@@ -39,7 +40,8 @@ class Robot(Node):
         if self._ticks:
             item, budget_s = self._ticks.pop(0)
             # Blocking is fine: the client does not need this node's executor.
-            self.rows.append(self._make_row(item, self._host.ask(item, budget_s)))
+            self.rows.append(self._make_row(
+                item, self._host.ask(item, budget_s, overrun=Overrun.SOFT_LANDING)))
 
 
 def ask_through_node(

@@ -56,7 +56,8 @@ def _picks(picks: Sequence[Row]) -> Drawing:
             axes.bar(labels, shares, bottom=bottoms, label=theta)
             bottoms = [low + share for low, share in zip(bottoms, shares)]
         axes.set(xlabel='budget', ylabel='share of queries', ylim=(0, 1), title=method)
-        axes.legend(fontsize=6)
+        if thetas:
+            axes.legend(fontsize=6)
     return Drawing('theta-picks', figure, (
         'Which θ was in force at the end of each query, over budgets; what is missing to 1 ended '
         f'before its plan. {max(row["n"] for row in picks)} questions per bar.'))

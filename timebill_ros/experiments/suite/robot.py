@@ -5,7 +5,8 @@ A planner in the loop: it ticks at 1 Hz, asks what to do next, and acts on a def
 
 Budgets come from a schedule between 0.5 and 5 s. A question that is still open at the next tick
 blocks it, as it would block a robot. Against ours: the same loop around ``generate`` of
-transformers with ``max_time``, with the same margin taken off.
+transformers with ``max_time``, with the same margin taken off. Both may act on an answer that was
+cut off in time: ours asks for a soft landing.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from timebill_ros.experiments.statistics import group_by, IN_TIME, interval, mea
 from timebill_ros.experiments.suite.budgets import scored
 from timebill_ros.experiments.tasks import generated, Item
 from timebill_ros.experiments.workbench import Bench
+from timebill_ros.query import Overrun
 
 TITLE = 'A planner that ticks at 1 Hz'
 PERIOD_S = 1.0
@@ -49,7 +51,9 @@ def measure(bench: Bench) -> None:
     else:
         host.use(ours.policy)
         cases = [(f'{ours.label}/{start}', batch) for start, batch in batches]
-        bench.recorder.run(cases, lambda batch: loop(ours.label, batch, host.ask))
+        bench.recorder.run(cases, lambda batch: loop(
+            ours.label, batch, lambda item, budget_s: host.ask(
+                item, budget_s, overrun=Overrun.SOFT_LANDING)))
         bench.close()
     plain = [(f'{PLAIN}/{start}', batch) for start, batch in batches]
     if any(True for _ in bench.recorder.todo(plain)):

@@ -72,6 +72,7 @@ class CompiledSteps:
         it is the prompt's ``last`` and, for the second, if there is a tap.
         """
         cache, model = self._cache, self._model
+        self._check_ids(ids)
         logits = torch.empty(model.vocab_size) if last else None
         tap = torch.empty(model.d_model) if last and model.tap_layer else None
         numbers = (ctypes.c_int32 * len(ids))(*ids)
@@ -112,6 +113,7 @@ class CompiledSteps:
         count = len(slots)
         if not 1 <= count <= MAX_BATCH:
             raise EngineError(f'a step is of 1 to {MAX_BATCH} sequences, not {count}')
+        self._check_ids(tokens)
         batch, cache = self._batch, self._cache
         batch.count = self._count = count
         for row, slot in enumerate(slots):
@@ -123,3 +125,8 @@ class CompiledSteps:
         for slot in slots:
             cache.advance(slot, 1)
         return self._logits[:count]
+
+    def _check_ids(self, ids: List[int]) -> None:
+        """Raise EngineError for a token that the embedding has no row for."""
+        if min(ids) < 0 or max(ids) >= self._model.vocab_size:
+            raise EngineError(f'a token id is not in the vocabulary of {self._model.vocab_size}')

@@ -9,7 +9,7 @@ took beside the profile, what the published coefficients say of it, and the shar
 took longer than their worst case at the length that really came out, twice: with the coefficients
 that each query was planned with, and with the profile alone, as if nothing tracked it.
 
-    python benchmarks/drift_under_load.py [--queries 40] [--out results.jsonl]
+    python benchmarks/drift_under_load.py [--queries 40] [--out drift-NAME.json]
 
 (in the environment of ``build/<distro>/env.sh``)
 """
@@ -18,11 +18,9 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-import json
 import os
 from pathlib import Path
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,15 +33,15 @@ from rclpy.node import Node
 
 from timebill_ros.cli.server_process import ServerProcess
 from timebill_ros.client import TimeBillClient
+from timebill_ros.experiments import drift_report
+from timebill_ros.experiments.bench_accuracy import to_json
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_from_msg
 from timebill_ros.paths import cache_dir
 from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
-from timebill_ros.time_estimator.tracking import samples_of
 
-BLOCK = 10
 BUDGET_S = 120.0            # never binding: what is studied is the estimate, not the deadline
 RESPONSE_TOKENS = 24
 WORDS = ('robot', 'corridor', 'lamp', 'door', 'battery', 'table', 'left', 'slowly', 'camera', 'map')
@@ -112,63 +110,29 @@ def ask(client: TimeBillClient, listener: Listener, phase: str, queries: int,
     return answered
 
 
-def ratio_to(base: TimingCoefficients, law: str, timing: QueryTiming) -> float | None:
-    """Return measured / profiled of one law in one query."""
-    for sample in samples_of(timing):
-        if sample.law == law:
-            return sample.measured_s / sample.seconds(base.law(law, sample.tier))
-    return None
-
-
-def underestimated(timing: QueryTiming, coefficients: TimingCoefficients) -> bool:
-    """Tell whether the query's work took longer than its worst case at the real length."""
-    found = samples_of(timing)
-    worst_s = sum(each.worst_s(coefficients.law(each.law, each.tier)) for each in found)
-    return sum(each.measured_s for each in found) > worst_s
-
-
-def print_table(answered: list[Answered], base: TimingCoefficients) -> None:
-    """Print a line for each block of queries."""
-    print('| phase | queries | prefill, measured / profile | decode, measured / profile | '
-          'published decode level | underestimated, tracking | underestimated, profile alone |')
-    print('|---|---|---|---|---|---|---|')
-    for phase in dict.fromkeys(each.phase for each in answered):
-        of_phase = [each for each in answered if each.phase == phase]
-        for first in range(0, len(of_phase), BLOCK):
-            block = of_phase[first:first + BLOCK]
-            medians = [statistics.median(ratio for each in block if (
-                ratio := ratio_to(base, law, each.timing)) is not None)
-                for law in ('prefill', 'decode_step')]
-            step = block[-1].planned_with.law('decode_step', block[-1].timing.tier)
-            level = step.seconds(100) / base.law('decode_step', block[-1].timing.tier).seconds(100)
-            shares = [sum(underestimated(each.timing, planned) for each, planned in pairs)
-                      / len(block) for pairs in (
-                          [(each, each.planned_with) for each in block],
-                          [(each, base) for each in block])]
-            print(f'| {phase} | {first + 1}–{first + len(block)} | {medians[0]:.2f} | '
-                  f'{medians[1]:.2f} | {level:.2f} | {shares[0]:.0%} | {shares[1]:.0%} |')
-
-
 def main() -> int:
     """Run the experiment; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument('--queries', type=int, default=40, help='of each phase')
-    parser.add_argument('--out', type=Path, help='also write every query as a line of JSON')
+    parser.add_argument('--out', type=Path, help='also write the queries as JSON')
     arguments = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
         # a profile and a state of its own; the converted model is that of the user
         models = cache_dir() / 'models'
         models.mkdir(parents=True, exist_ok=True)
         (Path(made) / 'models').symlink_to(models)
         answered, base = experiment(arguments.queries, made)
-    print(f'{base.key}\n{time.strftime("%Y-%m-%d")}, {os.cpu_count()} cores\n')
-    print_table(answered, base)
+    result = {
+        'meta': {
+            'date': time.strftime('%Y-%m-%d'), 'key': base.key, 'cores': os.cpu_count(),
+            'load_average': load, 'command': ' '.join(
+                ['python benchmarks/drift_under_load.py', *sys.argv[1:]])},
+        'rows': [drift_report.row_of(each.phase, each.timing, each.planned_with, base)
+                 for each in answered]}
+    print(drift_report.table(result))
     if arguments.out:
-        with arguments.out.open('w', encoding='utf-8') as out:
-            for each in answered:
-                print(json.dumps({'phase': each.phase, 'outcome': 'COMPLETED', **{
-                    name: None if value != value else value
-                    for name, value in vars(each.timing).items()}}), file=out)
+        arguments.out.write_text(to_json(result), encoding='utf-8')
     return 0
 
 

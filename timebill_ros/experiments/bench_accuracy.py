@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--shape', default='', help='random weights of this shape instead: '
                         'qwen2.5-7b, qwen2.5-0.5b or smollm2-135m')
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--tiers', default='', help='comma-separated; empty = the engine\'s')
+    parser.add_argument('--tiers', default='', help='comma-separated; empty = as by default')
     parser.add_argument('--max-batch', type=int, default=4)
     parser.add_argument('--max-tokens', type=int, default=4096, help='longest prompt')
     parser.add_argument('--responses', type=int, nargs=2, default=(8, 64), metavar=('FROM', 'TO'))

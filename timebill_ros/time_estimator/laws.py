@@ -176,7 +176,9 @@ class Law:
         fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
         seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(
             self.pieces, rounded_up(self.knots, last))
-        return seconds + full * value_at(self.pieces, rounded_up(self.knots, chunk)) if full else seconds
+        if full:
+            seconds += full * value_at(self.pieces, rounded_up(self.knots, chunk))
+        return seconds
 
 
 def _floats(values: list[Any]) -> tuple[float, ...]:

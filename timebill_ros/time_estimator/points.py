@@ -53,7 +53,7 @@ class Extent:
 
 
 def widths(info: ModelInfo, every: bool) -> list[int]:
-    """Return the numbers of sequences whose steps have a law: 1, the most, powers of two between."""
+    """Return for how many sequences steps have a law: 1, the most, powers of two between."""
     between = [width for width in (2, 4, 8, 16) if width < info.max_batch] if every else []
     return sorted({1, *between, info.max_batch})
 

@@ -35,7 +35,7 @@ from timebill_ros.time_estimator.coefficients import (
 from timebill_ros.time_estimator.estimator import (
     spread_of_mean, TimeEstimator, worst_factor)
 from timebill_ros.time_estimator.laws import (
-    COLD, DECODE_STEP, EVICT, Law, Name, OVERHEAD, PREDICT, PREFILL)
+    COLD, DECODE_STEP, EVICT, Law, Name, OVERHEAD, PREFILL)
 
 MAD_TO_SIGMA = 1.4826           # of a normal distribution
 PRIOR_SAMPLES = 3               # samples "as profiled" that every law starts with
@@ -189,8 +189,8 @@ class DriftTracker:
             base = self.base.law(sample.law, sample.tier, sample.width)
             track = self._tracks.get(base.name)
             expected_s = sample.seconds(base)
-            if track is None or base.width != sample.width or not 1.0 / LAST_RATIO < sample.measured_s / max(
-                    expected_s, 1e-12) < LAST_RATIO:
+            if track is None or base.width != sample.width or not _is_measurement(
+                    sample.measured_s, expected_s):
                 continue
             promised = self.law(base) if planned_with is None else (
                 planned_with.law(sample.law, sample.tier, sample.width))
@@ -288,6 +288,10 @@ class DriftTracker:
             track = self._tracks.get((law, tier, width))
             if track is not None:
                 track.restore(fields)
+
+
+def _is_measurement(measured_s: float, expected_s: float) -> bool:
+    return 1.0 / LAST_RATIO < measured_s / max(expected_s, 1e-12) < LAST_RATIO
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

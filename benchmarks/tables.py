@@ -1,0 +1,46 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writes the tables of accuracy and drift into the docs, from the JSON of their measurements.
+
+    python benchmarks/tables.py
+
+Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of
+docs/measurements without its ending. A table whose file is not there stays as it is.
+"""
+
+import json
+from pathlib import Path
+import re
+import sys
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from timebill_ros.experiments import accuracy_report, drift_report  # noqa: E402, I100
+
+MEASUREMENTS = ROOT / 'docs' / 'measurements'
+PAGES = ('docs/estimator.md', 'docs/calibration.md')
+_TABLE = re.compile(r'(<!-- table (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
+
+
+def table(match: re.Match[str]) -> str:
+    """Return a table made anew, with its marks; as it was where there is no measurement."""
+    path = MEASUREMENTS / f'{match["name"]}.json'
+    if not path.is_file():
+        print(f'{path} is not there: its table stays as it is', file=sys.stderr)
+        return match[0]
+    result = json.loads(path.read_text(encoding='utf-8'))
+    make = drift_report.table if match['name'].startswith('drift') else accuracy_report.table
+    return f'{match[1]}{make(result)}{match[3]}'
+
+
+def main() -> int:
+    """Rewrite the pages; returns the exit status."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(_TABLE.sub(table, page.read_text(encoding='utf-8')), encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

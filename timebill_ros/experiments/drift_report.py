@@ -1,0 +1,80 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the drift experiment makes of its queries: a line for each block of them."""
+
+from collections.abc import Sequence
+from math import isfinite
+from statistics import median
+from typing import Any
+
+from timebill_ros.query import QueryTiming
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
+from timebill_ros.time_estimator.tracking import samples_of
+
+BLOCK = 10
+_AT_TOKENS = 100        # cached tokens at which published and profiled steps are compared
+
+
+def row_of(phase: str, timing: QueryTiming, planned_with: TimingCoefficients,
+           base: TimingCoefficients) -> dict[str, Any]:
+    """Return what the report needs of one query."""
+    found = samples_of(timing)
+    ratios = {}
+    for each in found:
+        law = base.law(each.law, each.tier, each.width)
+        ratios[each.law] = each.measured_s / each.seconds(law)
+    tier = timing.tier
+    published_s = planned_with.law(DECODE_STEP, tier).seconds(_AT_TOKENS)
+    return {
+        'phase': phase, 'n_prompt': timing.n_prompt, 'n': timing.n_generated, 'tier': tier,
+        'prefill': _known(ratios.get(PREFILL)), 'decode': _known(ratios.get(DECODE_STEP)),
+        'level': round(published_s / base.law(DECODE_STEP, tier).seconds(_AT_TOKENS), 4),
+        'late': underestimated(timing, planned_with), 'late_alone': underestimated(timing, base)}
+
+
+def underestimated(timing: QueryTiming, coefficients: TimingCoefficients) -> bool:
+    """Tell whether the query's work took longer than its worst case at the real length."""
+    found = samples_of(timing)
+    cold_s = TimeEstimator(coefficients).cold_s()
+    worst_s = sum(
+        each.worst_s(coefficients.law(each.law, each.tier, each.width), cold_s) for each in found)
+    return sum(each.measured_s for each in found) > worst_s
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the table of one experiment, in Markdown."""
+    meta = result['meta']
+    lines = [
+        f'{meta["date"]}, {meta["key"]}, {meta["cores"]} cores, load average before '
+        f'{meta["load_average"]:.1f}: `{meta["command"]}`.', '',
+        '| phase | queries | prefill, measured / profile | decode, measured / profile | '
+        'published decode level | underestimated, tracking | underestimated, profile alone |',
+        '|---|---|---|---|---|---|---|']
+    rows = result['rows']
+    for phase in dict.fromkeys(row['phase'] for row in rows):
+        of_phase = [row for row in rows if row['phase'] == phase]
+        for first in range(0, len(of_phase), BLOCK):
+            block = of_phase[first:first + BLOCK]
+            lines.append(
+                f'| {phase} | {first + 1}–{first + len(block)} | {_median(block, "prefill")} | '
+                f'{_median(block, "decode")} | {block[-1]["level"]:.2f} | '
+                f'{_share(block, "late")} | {_share(block, "late_alone")} |')
+    late, alone = (sum(row[name] for row in rows) for name in ('late', 'late_alone'))
+    lines += ['', f'In all {late} of {len(rows)} queries were underestimated with tracking, '
+              f'{alone} would have been with the profile alone.']
+    return '\n'.join(lines) + '\n'
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not isfinite(value) else round(value, 4)
+
+
+def _median(block: Sequence[dict[str, Any]], name: str) -> str:
+    known = [row[name] for row in block if row[name] is not None]
+    return f'{median(known):.2f}' if known else '–'
+
+
+def _share(block: Sequence[dict[str, Any]], name: str) -> str:
+    return f'{sum(row[name] for row in block) / len(block):.0%}'

@@ -26,6 +26,7 @@ from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.rope import rope_table
+from timebill_ros.executor import garbage
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import (
     bench_decode, bench_evict, bench_memory, bench_prefill, bench_tail, engine_bench)
@@ -50,9 +51,12 @@ engine.next_token(seq)
 for tier in engine.info.tiers:
     engine.decode_step([seq], tier)
 import json, torch
-peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+cuda = torch.cuda.is_available()
+peak, now = [f() if cuda else 0 for f in (
+    torch.cuda.max_memory_allocated, torch.cuda.memory_allocated)]
 print(json.dumps({'loaded_s': loaded_s, 'first_answer_s': time.monotonic() - began_s,
-                  'peak_bytes': peak, 'tiers': engine.info.tiers, 'notes': engine.notes,
+                  'peak_bytes': peak, 'allocated_bytes': now,
+                  'tiers': engine.info.tiers, 'notes': engine.notes,
                   'max_batch': engine.info.max_batch}))
 """
 
@@ -183,6 +187,8 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     if 'check' in parts:
         report['check'] = check(engine, model)
         print(engine_bench.table(report['check']), flush=True)
+    if 'tail' in parts:
+        garbage.settle()
     for name, measure in {
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
             'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),

@@ -21,7 +21,8 @@ ESTIMATOR = TimeEstimator(TimingCoefficients(
         Law('decode_step', 'affine', (1e-5, 0.03), worst_ratio=1.5, correlation=0.1),
         Law('evict', 'affine', (1e-6, 0.002), worst_ratio=1.1),
         Law('overhead', 'affine', (1e-4, 0.001)))))
-PAPER = PlannerConfig()
+PAPER = PlannerConfig('paper')
+EXPECTED = PlannerConfig('paper', worst_case_times=False)
 
 
 def inputs(**changes: float) -> PlanInputs:
@@ -58,7 +59,7 @@ def test_feasible_says_exactly_whether_the_worst_case_fits() -> None:
             n_prompt=rng.randrange(0, 4000), cap=rng.randrange(1, 500),
             budget_left_s=rng.uniform(0, 20), alpha_max=rng.uniform(0, 0.95),
             n_predicted=rng.choice([0, rng.randrange(1, 200)]))
-        for config in (PAPER, PlannerConfig('fixed', 0.5), PlannerConfig(worst_case_times=False)):
+        for config in (PAPER, PlannerConfig('fixed', 0.5), EXPECTED):
             made = plan(asked, ESTIMATOR, config)
             # By text, because NaN (no alpha asked for) does not equal itself.
             assert repr(made) == repr(plan(asked, ESTIMATOR, config))
@@ -74,7 +75,7 @@ def test_more_budget_never_evicts_more() -> None:
 
 
 def test_worst_case_times_are_longer_than_the_papers_expected_ones() -> None:
-    expected = plan(inputs(), ESTIMATOR, PlannerConfig(worst_case_times=False))
+    expected = plan(inputs(), ESTIMATOR, PlannerConfig('paper', worst_case_times=False))
     worst = plan(inputs(), ESTIMATOR, PAPER)
     assert expected.predicted_decode_worst_s == pytest.approx(ESTIMATOR.decode_s(2000, 199))
     ratio = worst.predicted_decode_worst_s / expected.predicted_decode_worst_s
@@ -89,7 +90,7 @@ def test_fixed_evicts_its_share_but_never_more_than_the_client_allows() -> None:
 
 
 def test_with_a_prediction_the_worst_case_is_k_times_it() -> None:
-    made: Plan = plan(inputs(n_predicted=10), ESTIMATOR, PlannerConfig(pessimistic_factor=3.0))
+    made: Plan = plan(inputs(n_predicted=10), ESTIMATOR, replace(PAPER, pessimistic_factor=3.0))
     assert made.n_worst == 30 and made.cap == 200
     assert made.predicted_decode_s == pytest.approx(ESTIMATOR.decode_s(2000, 9))
     assert [worst_length(n, 5.0, 100) for n in (0, 1, 10, 20, 50)] == [100, 5, 50, 100, 100]

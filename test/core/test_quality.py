@@ -66,8 +66,9 @@ def test_files_are_read_back_and_damage_is_named(tmp_path: Path) -> None:
 
 def test_ones_own_measurement_comes_before_the_shipped_one(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = tmp_path / 'shipped.json'
-    monkeypatch.setattr(quality_files, 'config_file', lambda name: shipped)
+    monkeypatch.setattr(
+        quality_files, 'config_file', lambda name: tmp_path / name.rpartition('-')[2])
+    shipped = tmp_path / 'cpu.json'
     found, note = find_quality(tmp_path, 'key', 'Name', 'cpu')
     assert found is NOMINAL and 'profile --quality' in note
     save(shipped, replace(PROFILE, model='Name'), {})
@@ -78,6 +79,18 @@ def test_ones_own_measurement_comes_before_the_shipped_one(
     own.write_text('damaged', encoding='utf-8')
     found, note = find_quality(tmp_path, 'key', 'Name', 'cpu')
     assert found.model == 'Name' and own.name in note
+
+
+def test_on_another_kind_of_device_only_evictions_losses_hold(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        quality_files, 'config_file', lambda name: tmp_path / name.rpartition('-')[2])
+    save(tmp_path / 'cpu.json', replace(PROFILE, model='Name', losses={
+        'fp32': PROFILE.losses['bf16'], 'int4': PROFILE.losses['int8']}), {})
+    found, note = find_quality(tmp_path, 'key', 'Name', 'cuda')
+    assert 'measured on cpu' in note
+    assert found.loss('bf16', 0.5, 100) == pytest.approx(0.1)
+    assert found.loss('int4', 0.0, 100) == pytest.approx(NOMINAL_TIER_LOSS['int4'])
 
 
 def test_every_shipped_profile_can_be_read() -> None:

@@ -31,7 +31,7 @@ POLICIES = ('joint', 'paper', 'fixed')
 class PlannerConfig:
     """The server's planning parameters (``Load.policy``)."""
 
-    policy: str = 'paper'               # one of POLICIES
+    policy: str = 'joint'               # one of POLICIES
     fixed_alpha: float = 0.0            # eviction ratio of the policy "fixed", 0..0.95
     pessimistic_factor: float = 5.0     # k >= 1: worst-case length / predicted length (paper: 5)
     worst_case_times: bool = True       # plan with worst-case times; False = expected (the paper)

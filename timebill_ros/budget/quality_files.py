@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where quality profiles are kept: one's own beside the timing profiles, shipped ones in config."""
 
+from dataclasses import replace
 import hashlib
 from pathlib import Path
 import re
@@ -9,6 +10,8 @@ import re
 from timebill_ros.budget.quality import load, NOMINAL, QualityError, QualityProfile
 from timebill_ros.paths import config_file
 
+DEVICES = ('cpu', 'cuda')
+_HOW = 'timebill profile --quality'
 _READABLE = 60      # characters of the key that the file's name shows
 
 
@@ -30,25 +33,38 @@ def find_quality(
     """
     Return the profile to plan with, and what the operator should know of it.
 
-    One's own measurement, else the one that is shipped, else ``NOMINAL``.
+    One's own measurement, else the one that is shipped, else one of the same model on another kind
+    of device, of which only eviction's losses hold here, else ``NOMINAL``.
     """
-    notes = []
-    own = quality_path(cache_dir, model_key, device)
-    for path, wanted in ((own, model_key), (_shipped(model_name, device), model_name)):
-        try:
-            if path is None:
+    notes: list[str] = []
+    for kind in (device, *(each for each in DEVICES if each != device)):
+        own = quality_path(cache_dir, model_key, kind)
+        for path, wanted in ((own, model_key), (_shipped(model_name, kind), model_name)):
+            profile = None if path is None else _read(path, wanted, notes)
+            if profile is None:
                 continue
-            profile = load(path)
-            if profile.model == wanted:
-                return profile, '; '.join(notes)
-            notes.append(f'{path} is of {profile.model}, not of {wanted}')
-        except FileNotFoundError:
-            continue
-        except QualityError as error:
-            notes.append(str(error))
+            if kind != device:
+                profile = replace(profile, losses=dict(list(profile.losses.items())[:1]))
+                notes.append(f'the quality lost by eviction was measured on {kind}, that of tiers '
+                             f'is assumed ({_HOW})')
+            return profile, '; '.join(notes)
     notes.append('the quality lost by tiers and eviction was not measured for this model and is '
-                 'assumed (timebill profile --quality)')
+                 f'assumed ({_HOW})')
     return NOMINAL, '; '.join(notes)
+
+
+def _read(path: Path, wanted: str, notes: list[str]) -> QualityProfile | None:
+    try:
+        profile = load(path)
+    except FileNotFoundError:
+        return None
+    except QualityError as error:
+        notes.append(str(error))
+        return None
+    if profile.model != wanted:
+        notes.append(f'{path} is of {profile.model}, not of {wanted}')
+        return None
+    return profile
 
 
 def _shipped(model_name: str, device: str) -> Path | None:

@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     namespace = f'demo_{os.getpid()}'
     print('Starting a server; the first time, its model is converted and measured ...', flush=True)
     started_s = time.monotonic()
-    given = ['--model', arguments.model, '--device', arguments.device, '--namespace', namespace]
+    # The paper's policy, because "joint" would not miss: it caps what does not fit.
+    given = ['--model', arguments.model, '--device', arguments.device, '--namespace', namespace,
+             '--param', 'policy:=paper']
     with ServerProcess(given, show=True) as server, TimeBillClient(namespace=namespace) as client:
         if not _wait_for(server, client):
             print('timebill demo: the server did not start; see its log above', file=sys.stderr)

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, and print a table or one JSON object."""
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     namespace = f'bench_{os.getpid()}'
-    given = ['--namespace', namespace, '--no-calibration', '--device', arguments.device]
+    given = ['--namespace', namespace, '--no-calibration', '--device', arguments.device,
+             '--param', 'policy:=paper']        # "joint" would cap what is to miss
     with ServerProcess(given), TimeBillClient(namespace=namespace, late_wait_s=5.0) as client:
         if not client.wait_for_server(START_TIMEOUT_S):
             raise RuntimeError('the server did not start; see "timebill serve"')

@@ -302,6 +302,7 @@ class ServerParameters:
     gpu_memory_fraction: float
     realtime_priority: int
     tiers: list[str]
+    predictor: str
     prefill_chunk: int
     allow_download: bool
     cache_dir: str

@@ -84,7 +84,7 @@ def brute_force(
             for horizon in horizons:
                 if times.needed_s(n_kept, horizon) > at.budget_left_s:
                     break
-                tail = beyond(at.quantiles, horizon) if at.may_cap else 0.0
+                tail = beyond(at.quantiles, horizon) if at.may_cap and horizon < at.cap else 0.0
                 loss = curve.at(alpha) + weights.truncation_loss * tail
                 best = loss if best is None else min(best, loss)
     return best

@@ -250,7 +250,9 @@ def _horizons(at: Situation, quality: QualityProfile) -> list[tuple[int, float]]
     """
     if not (at.may_cap and quality.measured and at.quantiles):
         return [(at.n_worst, 0.0)]
-    found = [(at.n_worst, beyond(at.quantiles, at.n_worst))]
+    # A response that reaches the query's own cap is whole.
+    tail = 0.0 if at.n_worst >= at.cap else beyond(at.quantiles, at.n_worst)
+    found = [(at.n_worst, tail)]
     shortest = at.n_worst
     for probability, tokens in reversed(at.quantiles):
         if at.n_generated <= tokens < shortest:     # of equal lengths the last one counts
@@ -287,7 +289,7 @@ def _cheapest(
     cap, cut = at.cap, 1.0
     if at.may_cap:
         cap = options[index].longest(kept, at.n_generated, at.n_worst)
-        cut = beyond(at.quantiles, cap) if trades else 1.0
+        cut = beyond(at.quantiles, cap) if trades and cap < at.cap else float(cap < at.n_worst)
     loss = curves[index].at(_alpha(at, kept)) + weights.truncation_loss * cut
     return Theta(options[index].tier, kept, min(cap, at.n_worst), cap, loss, False)
 

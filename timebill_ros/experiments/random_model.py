@@ -85,8 +85,8 @@ def write_weights(directory: Path, weights: Weights, config: ModelConfig) -> Non
     files: dict[str, str] = {}
 
     def write(file: str, tensors: dict[str, Tensor]) -> None:
-        save_file({name: each.contiguous().cpu() for name, each in tensors.items()},
-                  directory / file)
+        copies = {name: each.to('cpu', copy=True).contiguous() for name, each in tensors.items()}
+        save_file(copies, directory / file)
         files.update(dict.fromkeys(tensors, file))
 
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim

@@ -30,14 +30,14 @@ def hopeful_server(ros_domain: int, tmp_path_factory: pytest.TempPathFactory) ->
         pass  # leaves a profile behind, if there was none
     cache = hopeful_cache(tmp_path_factory.mktemp('hopeful') / 'cache')
     with running_server(
-        'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S, policy='paper'
+        'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S, max_batch=1, policy='paper'
     ) as running:
         yield running
 
 
 @pytest.fixture(scope='module')
 def answers(hopeful_server: Server) -> list[Answer]:
-    """Ask many tight queries, two at a time, so that the second waits for the first."""
+    """Ask many tight queries, two at a time, so that the second waits for the one slot."""
     seeded = random.Random(7)
     found: list[Answer] = []
     for number in range(ROUNDS):

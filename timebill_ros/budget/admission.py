@@ -17,7 +17,7 @@ class Needs:
 
     n_prompt: int            # tokens
     least_s: float           # expected: prefill and one token
-    prefill_worst_s: float   # worst case: prefill
+    prefill_worst_s: float   # worst case: prefill, and the prediction of the length after it
     cheapest: Plan           # the plan that ends soonest in the worst case
     unit_s: float            # worst case: the longest piece of work that cannot be stopped
 
@@ -37,8 +37,8 @@ def needs(
     step_s = estimator.decode_s(n_prompt + cheapest.n_worst, 1, worst)
     return Needs(
         n_prompt, least_s=estimator.prefill_s(n_prompt) + estimator.overhead_s(1),
-        prefill_worst_s=estimator.prefill_s(n_prompt, worst), cheapest=cheapest,
-        unit_s=max(chunk_s, step_s))
+        prefill_worst_s=estimator.prefill_s(n_prompt, worst) + estimator.predict_s(n_prompt, worst),
+        cheapest=cheapest, unit_s=max(chunk_s, step_s))
 
 
 def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig) -> Plan:

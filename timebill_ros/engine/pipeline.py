@@ -72,7 +72,8 @@ class QueryRun:
         self.latest_end_ns = query.plan_deadline_ns    # as predicted, worst case
         self.plan: Plan | None = None
         self.next_unit = Unit.OPEN
-        self.n_prefilled = 0                            # tokens of the prompt
+        self.n_prefilled = 0                            # tokens of the prompt, in whole chunks
+        self.chunk_spent_s = 0.0                        # on the chunk that is not whole yet
         self._engine = engine
         self._prompt_ids = prompt_ids
         self._cap = cap
@@ -209,8 +210,11 @@ class QueryRun:
         done = self._engine.prefill_chunk(sequence)
         token = self._engine.next_token(sequence) if done else -1
         now_ns = self._clock()
+        took_s = (now_ns - began_ns) / _NS
+        whole = sequence.n_prefilled > self.n_prefilled     # a chunk can take several calls
+        self.chunk_spent_s = 0.0 if whole else self.chunk_spent_s + took_s
         self.n_prefilled = sequence.n_prefilled
-        self._prefill_s += (now_ns - began_ns) / _NS
+        self._prefill_s += took_s
         if not done:
             return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
         self._record.prefilled(self._prefill_s)
@@ -370,8 +374,10 @@ class QueryRun:
             at_risk, now_ns)
 
     def _rest_in_prefill_s(self) -> float:
-        return rest_in_prefill_s(
-            self._planning, self._plan_inputs(self._clock()), self.n_prefilled)
+        chunk_began_ns = self._clock() - round(self.chunk_spent_s * _NS)
+        rest_s = rest_in_prefill_s(
+            self._planning, self._plan_inputs(chunk_began_ns), self.n_prefilled)
+        return max(0.0, rest_s - self.chunk_spent_s)
 
     def _rest_in_decode_s(self) -> float:
         made = self._made

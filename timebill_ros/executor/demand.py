@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timebill_ros.engine.pipeline import QueryRun
 
 _NS = 1_000_000_000
+_LEAST_UNIT_S = 1e-6        # what is no decode step is never taken for one
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,17 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
     """Return what a query still needs that has begun."""
     estimator, config = run.planning.estimator, run.planning.config
     if run.plan is None:
-        worst, done = config.worst_case_times, run.n_prefilled
+        worst, done, spent_s = config.worst_case_times, run.n_prefilled, run.chunk_spent_s
         until = min(needs.n_prompt, done + chunk_tokens)
+        predict_s = estimator.predict_s(needs.n_prompt, worst)
+        left_s = max(0.0, estimator.prefill_s(needs.n_prompt, worst, done) - spent_s)
         return replace(
             demand_of_waiting(needs),
-            before_s=(estimator.prefill_s(needs.n_prompt, worst, done)
-                      + needs.cheapest.predicted_evict_s),
-            unit_s=estimator.prefill_s(until, worst, done),
-            likely_before_s=estimator.prefill_s(needs.n_prompt, False, done))
+            before_s=left_s + predict_s + needs.cheapest.predicted_evict_s,
+            unit_s=(min(estimator.prefill_s(until, worst, done), left_s) + predict_s
+                    + _LEAST_UNIT_S),
+            likely_before_s=max(
+                0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s))
     evict_s = run.plan.predicted_evict_s if run.evicts_next else 0.0
     n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
     steps = max(0, run.n_left)

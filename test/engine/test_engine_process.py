@@ -84,7 +84,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     models = cache_dir() / 'models'
     models.mkdir(parents=True, exist_ok=True)
     (own / 'models').symlink_to(models)
-    return Load('embedded', max_context=1024, cache_dir=str(own), max_batch=1)
+    return Load('embedded', max_context=1024, cache_dir=str(own), max_batch=1,
+                policy={'policy': 'paper'})
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ What a query still needs of the engine, and how long that takes: the numbers of 
 predicted length, or with the worst-case length where no predictor ran.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from timebill_ros.budget.admission import Needs
@@ -39,9 +39,12 @@ class Demand:
 
     def after_unit(self) -> 'Demand':
         """Return what is left after its next unit."""
+        # not ``replace``, which costs five times as much
         if not self.decodes:
-            return replace(self, before_s=max(0.0, self.before_s - self.unit_s))
-        return Demand(      # not ``replace``, which costs five times as much
+            return Demand(
+                max(0.0, self.before_s - self.unit_s), self.unit_s, self.likely_before_s,
+                self.n_cached, self.steps, self.likely_steps, self.tier)
+        return Demand(
             self.before_s, self.unit_s, self.likely_before_s, self.n_cached + 1,
             max(0, self.steps - 1), max(0, self.likely_steps - 1), self.tier)
 
@@ -115,15 +118,16 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
     if run.plan is None:
         worst, done, spent_s = config.worst_case_times, run.n_prefilled, run.chunk_spent_s
         until = min(needs.n_prompt, done + chunk_tokens)
+        cheapest, steps = needs.cheapest, max(0, needs.cheapest.n_worst - 1)
         predict_s = estimator.predict_s(needs.n_prompt, worst)
         left_s = max(0.0, estimator.prefill_s(needs.n_prompt, worst, done) - spent_s)
-        return replace(
-            demand_of_waiting(needs),
-            before_s=left_s + predict_s + needs.cheapest.predicted_evict_s,
+        return Demand(
+            before_s=left_s + predict_s + cheapest.predicted_evict_s,
             unit_s=(min(estimator.prefill_s(until, worst, done), left_s) + predict_s
                     + _LEAST_UNIT_S),
             likely_before_s=max(
-                0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s))
+                0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s),
+            n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier)
     evict_s = run.plan.predicted_evict_s if run.evicts_next else 0.0
     n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
     steps = max(0, run.n_left)

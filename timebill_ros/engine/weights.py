@@ -56,6 +56,14 @@ class Weights:
             tensors += [value for value in values if value is not None]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def drop_matrices(self) -> None:
+        """Give the memory of all products back, for who computes with copies of their own."""
+        nothing = self.embed.new_empty(0)
+        for layer in self.layers:
+            layer.qkv = layer.o = layer.gate_up = layer.down = nothing
+        if self.head is not self.embed:
+            self.head = nothing
+
 
 def load_weights(directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype,
                  report: Callable[[float], None] = lambda fraction: None) -> Weights:

@@ -20,6 +20,7 @@ from timebill_ros.engine.threads import choose_threads
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import engine_bench as bench
 from timebill_ros.experiments.llama_cpp_peer import LlamaCpp, prompt, REQUIREMENT, version
+from timebill_ros.experiments.tier_text import read_text
 from timebill_ros.query import Sampling
 
 CACHED = (64, 512, 4096)
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cached', type=int, nargs='+', default=CACHED, metavar='N')
     parser.add_argument('--prompts', type=int, nargs='*', default=PROMPTS, metavar='N')
     parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--text', type=Path, help='a text to be foretold by every tier as well')
     parser.add_argument('--steps', type=int, default=32, help='decode steps per round')
 
 
@@ -55,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
                             for row in decode(engine, peer, length, arguments)]
         report['prefill'] = [row for length in arguments.prompts
                              for row in prefill(engine, peer, length, arguments.rounds)]
+    if arguments.text:
+        report['text'] = read_text(engine, arguments.text.read_text(), longest)
     return bench.show(report, arguments.json)
 
 

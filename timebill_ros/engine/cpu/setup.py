@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a loaded model to compiled steps on a CPU: compile, pack, choose the threads."""
 
+import contextlib
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cpu.build import library, NoCompiler
 from timebill_ros.engine.cpu.matrices import INT4, INT8, Packer
 from timebill_ros.engine.cpu.steps import CompiledSteps
+from timebill_ros.engine.cpu.structures import is_packed
 from timebill_ros.engine.cpu.tiers import build_tiers, CpuTier, tier_bytes, TIERS, unsupported
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
@@ -59,7 +61,16 @@ def make_tiers(wanted: Sequence[str], config: ModelConfig, weights: Weights,
         return CpuTiers([], [f'decoding with plain tensor code: {reason}{left_out}'])
     names, notes = _that_fit(others, config, weights.embed.device)
     tiers, more = build_tiers(Packer(compiled), weights, config, names)
+    if is_packed(tiers[0]):
+        weights.drop_matrices()         # prefill and steps have all they need
+        _return_free_memory()
     return CpuTiers(tiers, notes + more, compiled)
+
+
+def _return_free_memory() -> None:
+    """Have the C library give free memory back to the system, where it has a way."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _that_fit(others: List[str], config: ModelConfig,

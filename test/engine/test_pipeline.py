@@ -10,10 +10,10 @@ import pytest
 from timebill_ros.budget.kept import kept_tokens
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.pipeline import Message, QueryRun
+from timebill_ros.engine.pipeline import decode_together, Message, QueryRun, Unit
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
-    ErrorCode, FinishReason, Outcome, Query, QueryTiming, Sampling, Stage, Turn)
+    ErrorCode, FinishReason, Outcome, Overrun, Query, QueryTiming, Sampling, Stage, Turn)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law
@@ -218,3 +218,67 @@ def test_a_query_that_fails_frees_its_place_and_the_engine_goes_on(
     assert last.ending.error_code == ErrorCode.ENGINE_ERROR and last.ending.error_msg
     assert '\n' not in last.ending.error_msg
     assert finish(run)[0].text == 'The capital of France is Paris.'
+
+
+def test_queries_that_share_their_steps_answer_as_each_alone(engine: Engine, clock: Clock) -> None:
+    alone = [finish(start(engine, clock, text, cap=12))[0].text for text in (CAPITAL, LONG)]
+    runs = [start(engine, clock, text, cap=12) for text in (CAPITAL, LONG)]
+    texts: dict[int, str] = {}
+    for run in runs:
+        while run.next_unit is not Unit.STEP:
+            run.advance()
+    while not all(run.done for run in runs):
+        for each in decode_together(runs):
+            if isinstance(each, Finished):
+                texts[len(texts)] = each.text
+    assert sorted(texts.values()) == sorted(alone)
+    stretches = [each for run in runs for each in run.timing.stretches]
+    assert {each.width for each in stretches} >= {2}
+    for run in runs:
+        steps = sum(each.steps for each in run.timing.stretches)
+        assert steps == run.timing.n_generated - 1
+        assert sum(each.seconds for each in run.timing.stretches) == pytest.approx(
+            run.timing.decode)
+
+
+def test_who_is_dropped_leaves_the_shared_step_and_the_others_go_on(
+        engine: Engine, clock: Clock) -> None:
+    stays, leaves = (start(engine, clock, cap=6) for _ in range(2))
+    for run in (stays, leaves):
+        while run.next_unit is not Unit.STEP:
+            run.advance()
+    decode_together([stays, leaves])
+    leaves.drop()
+    messages = decode_together([stays, leaves])
+    ended = [each for each in messages if isinstance(each, Finished)]
+    assert [each.ending.outcome for each in ended] == [Outcome.CANCELED]
+    assert stays.timing.stretches[-1].width == 1 and not stays.done
+    finish(stays)
+
+
+def test_a_soft_landing_cuts_at_a_sentence_before_the_deadline(
+        engine: Engine, clock: Clock) -> None:
+    slow = planning(step_s=0.5)
+    run = start(engine, clock, 'Tell me a story.', within_s=20.0, cap=200, plan_with=slow,
+                overrun=Overrun.SOFT_LANDING)
+    messages: list[Message] = []
+    while not run.done:
+        messages += run.advance()
+        clock.now_ns += S // 2      # a step takes as long as the law says
+    last = messages[-1]
+    assert isinstance(last, Finished) and last.ending.outcome == Outcome.TRUNCATED
+    assert last.ending.finish_reason == FinishReason.LANDED
+    assert last.text.rstrip()[-1] in '.!?"'
+    assert shown(messages).startswith(last.text)
+
+
+def test_a_late_answer_under_skip_next_is_whole_and_a_miss(engine: Engine, clock: Clock) -> None:
+    run = start(engine, clock, cap=4, overrun=Overrun.SKIP_NEXT, overrun_ns=900 * S)
+    run.advance()
+    run.advance()
+    clock.now_ns += 700 * S
+    last, messages = finish(run)
+    assert last.ending.outcome == Outcome.DEADLINE_MISSED and last.timing.n_generated == 4
+    assert last.ending.finish_reason == FinishReason.SERVER_CAP
+    assert 'too late' in last.ending.error_msg
+    assert all(each.stage == Stage.LATE for each in messages if isinstance(each, Progress))

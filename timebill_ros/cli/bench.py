@@ -10,6 +10,7 @@ BENCHMARKS = {
     'node': 'what the node adds to the model: overhead per query, start-up, memory',
     'accuracy': 'how well times are predicted, on queries that nobody profiled',
     'plan': 'what one planning decision costs',
+    'length': 'what predicting the response length adds to the critical path',
     'pessimism': 'whether the learned pessimistic factor keeps its target, on replayed lengths',
     'prefill': 'prompts of several lengths, against transformers in the same run',
     'decode': 'steps per precision and batch width, beside what reading their bytes must take',

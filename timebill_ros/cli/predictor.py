@@ -10,6 +10,9 @@ from typing import Any
 
 from timebill_ros.paths import cache_dir, config_file
 
+_SHIPPED = (
+    Path(__file__).parents[1] / 'length_predictor/checkpoints/smollm2-135m-probe.safetensors')
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
@@ -41,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument('--json', action='store_true')
     _add_data(evaluate)
     _add_target(evaluate)
+    tables = steps.add_parser('tables', help='every table of the documentation, in minutes')
+    tables.add_argument('--checkpoint', type=Path, default=_SHIPPED, help='of the probe')
+    tables.add_argument(
+        '--predictions', type=Path, nargs='*', help='files that "train --predictions" wrote')
+    tables.add_argument('--real-lengths', type=Path, help='real lengths of other models, JSON')
+    tables.add_argument('--real-states', type=Path, help='states of their prompts')
+    tables.add_argument('--out', type=Path, required=True, help='JSON; Markdown goes beside it')
+    tables.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
+    _add_data(tables)
 
 
 def run(arguments: argparse.Namespace) -> int:

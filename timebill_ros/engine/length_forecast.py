@@ -38,6 +38,7 @@ class LengthForecast:
         self.n_predicted = 0                # N_hat, tokens; 0 = not predicted
         self.quantiles: Quantiles = ()      # of the whole response's length
         self.n_left = 0                     # refined: expected tokens to come; 0 = not refined
+        self.n_given = 0                    # N_p: tokens of the prompt that the predictor reads
         self.seconds = 0.0                  # that the prediction added
         self.predicted_s = 0.0              # what it was expected to take
         self._engine = engine
@@ -49,14 +50,13 @@ class LengthForecast:
         predictor = self._predictor
         if predictor is None:
             return
-        n_given = 0
         if predictor.max_prompt_tokens:
-            n_given = prompt_tokens_that_fit(
+            self.n_given = prompt_tokens_that_fit(
                 len(prompt_ids), predictor.max_prompt_tokens, estimator.predict_s,
                 estimator.prefill_s(len(prompt_ids)))
-            self._given = shorten(prompt_ids, n_given)
+            self._given = shorten(prompt_ids, self.n_given)
         # beside the prefill nothing is left to wait for: N_p was chosen so
-        self.predicted_s = 0.0 if predictor.beside else estimator.predict_s(n_given)
+        self.predicted_s = 0.0 if predictor.beside else estimator.predict_s(self.n_given)
 
     @property
     def name(self) -> str:
@@ -98,10 +98,15 @@ class LengthForecast:
             if self.n_left > 1:
                 self.n_left -= 1
             return
-        newest = self._engine.newest_state(sequence) if n_generated > 1 else None
-        if newest is None:
+        if n_generated > 1:
+            self.look_again(sequence, n_generated)
+
+    def look_again(self, sequence: 'Sequence', n_generated: int) -> None:
+        """Refine now, from the state of the newest decode step."""
+        newest = self._engine.newest_state(sequence)
+        if self._predictor is None or newest is None or self._prompt_state is None:
             return
-        said = predictor.refine(newest.cpu().numpy(), n_generated - 1, self._prompt_state)
+        said = self._predictor.refine(newest.cpu().numpy(), n_generated - 1, self._prompt_state)
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)
         whole = min(round(said.mean()), self._cap)
         self.n_left = max(1, whole - n_generated)

@@ -128,6 +128,14 @@ def evaluate(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optiona
     return result
 
 
+def tables(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Make every table of the documentation."""
+    from timebill_ros.length_predictor.tables_command import make_tables
+
+    command = ' '.join(['timebill predictor', *_shown(sys.argv)])
+    return make_tables(arguments, _head_training(settings.get('train', {})), command, _say)
+
+
 def _train_head_kind(
     arguments: argparse.Namespace,
     settings: Dict[str, Any],

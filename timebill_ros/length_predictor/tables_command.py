@@ -1,0 +1,124 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``timebill predictor tables``: every table of docs/length-predictor.md from files."""
+
+import argparse
+from datetime import datetime, timezone
+import json
+import platform
+from typing import Any, Callable, Dict, List, Sequence
+
+from timebill_ros.length_predictor import tables
+from timebill_ros.length_predictor.checkpoint import read_card
+from timebill_ros.length_predictor.collect import read_lengths
+from timebill_ros.length_predictor.data import read_prompts
+from timebill_ros.length_predictor.predictions import Predictions
+from timebill_ros.length_predictor.predictor import load_predictor
+from timebill_ros.length_predictor.real_lengths import read_real_lengths, real_length_table
+from timebill_ros.length_predictor.split import split_prompts
+from timebill_ros.length_predictor.states_file import StatesFile
+from timebill_ros.length_predictor.train import HeadTraining
+
+_DECIMALS = 4
+
+# What a table shows, in order: heading and where it is in a row.
+_COLUMNS: Dict[str, Sequence[str]] = {
+    'comparison': ('predictor', 'n', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95', 'ms'),
+    'sources': ('predictor', 'source', 'pit_below_0.95'),
+    'bucket widths': ('B', 'mae', 'mae_upper_edge', 'r2', 'spearman', 'pit_below_0.95'),
+    'layers': ('layer', 'mae', 'rmse', 'r2', 'spearman'),
+    'shortened': ('predictor', 'N_p', 'mae', 'rmse', 'r2', 'spearman'),
+    'refinement': ('generated', 'n', 'mae_from_prompt', 'mae', 'rmse_from_prompt', 'rmse', 'r2'),
+    'leave one out': (
+        'source', 'trained on', 'rows', 'mae', 'coverage 0.95', 'beyond_n_hat', 'pit_below_0.95'),
+    'real lengths': ('target', 'features', 'examples', 'spearman', 'r2_log', 'mae'),
+}
+
+
+def make_tables(
+    arguments: argparse.Namespace, training: HeadTraining, command: str,
+    say: Callable[[str], None],
+) -> Dict[str, Any]:
+    """Make all tables, write them as JSON and as Markdown, and return where they are."""
+    prompts = read_prompts(arguments.prompts)
+    run = read_lengths(arguments.lengths[0])
+    target = str(run.header['target'])
+    card = read_card(arguments.checkpoint)
+    made: Dict[str, Any] = {
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'), 'command': command,
+        'machine': platform.processor() or platform.machine(), 'target': target,
+        'sampling': card.sampling, 'cap': card.cap}
+    material = tables.Material(
+        prompts, split_prompts(prompts), run,
+        [read_lengths(path, target) for path in arguments.lengths[1:]],
+        StatesFile.load(arguments.states),
+        load_predictor(arguments.checkpoint, target, card.vocab_size, card.d_model),
+        [Predictions.load(path) for path in arguments.predictions or []], training, say)
+    made['comparison'] = tables.comparison(material)
+    made['sources'] = [
+        {'predictor': row['predictor'], 'source': source, 'pit_below_0.95': share}
+        for row in made['comparison']
+        for source, share in row.pop('pit_below_0.95_by_source', {}).items()]
+    if arguments.real_lengths is not None:
+        made['real lengths'] = real_length_table(
+            read_real_lengths(arguments.real_lengths), StatesFile.load(arguments.real_states))
+        say('real lengths')
+    made['refinement'] = tables.refinement(material)
+    made['shortened'] = tables.shortened(material)
+    made['leave one out'] = tables.leave_one_out(material)
+    made['bucket widths'] = tables.bucket_widths(material)
+    made['layers'] = tables.layers(material)
+    made = _rounded(made)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(_json(made), encoding='utf-8')
+    text = arguments.out.with_suffix('.md')
+    text.write_text(markdown(made), encoding='utf-8')
+    return {'json': str(arguments.out), 'markdown': str(text)}
+
+
+def markdown(made: Dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    lines: List[str] = []
+    for name, columns in _COLUMNS.items():
+        if not made.get(name):
+            continue
+        lines += [f'### {name}', '', '| ' + ' | '.join(columns) + ' |', '|---' * len(columns) + '|']
+        for row in made[name]:
+            lines.append('| ' + ' | '.join(_cell(row, column) for column in columns) + ' |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def _cell(row: Dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if column.startswith('coverage '):
+        value = row.get('coverage', {}).get(column.split()[1])
+    if value is None:
+        return ''
+    if not isinstance(value, float):
+        return f'{value:,}' if isinstance(value, int) else str(value)
+    if column.startswith(('mae', 'rmse')):
+        return f'{value:.1f}'
+    if column.startswith(('pit', 'coverage', 'beyond')):
+        return f'{100 * value:.1f} %'
+    return f'{value:.3f}'
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DECIMALS)
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _json(made: Dict[str, Any]) -> str:
+    """Return JSON with one row of a table a line."""
+    parts = []
+    for name, value in made.items():
+        if isinstance(value, list):
+            rows = ',\n'.join(f'    {json.dumps(row)}' for row in value)
+            parts.append(f'  {json.dumps(name)}: [\n{rows}\n  ]')
+        else:
+            parts.append(f'  {json.dumps(name)}: {json.dumps(value)}')
+    return '{\n' + ',\n'.join(parts) + '\n}\n'

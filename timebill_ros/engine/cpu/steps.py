@@ -18,6 +18,7 @@ from timebill_ros.engine.rope import RopeTable, sign_sin
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.weights import Weights
 
+
 class CompiledSteps:
     """
     Steps of 1 to 8 sequences of any lengths (``engine.steps.Steps``).
@@ -92,6 +93,9 @@ class CompiledSteps:
     def logits(self) -> Tensor:
         """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
         return self._logits[:self._count]
+
+    def begin(self, seq: Sequence) -> None:
+        """Nothing to do: the first token is read from the sequence."""
 
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""

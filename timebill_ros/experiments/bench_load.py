@@ -97,7 +97,7 @@ def _real(arguments: argparse.Namespace) -> tuple[Planning, Play, str]:
     from timebill_ros.executor.start import start
     started = start(Load(
         arguments.model, arguments.device, tiers=arguments.tiers, max_batch=arguments.max_batch,
-        max_context=arguments.max_context), lambda what, done: None)
+        max_context=arguments.max_context, predictor=''), lambda what, done: None)
     planning = planning_for(started.coefficients)
     engine = EndlessEngine(started.engine)
 
@@ -122,6 +122,6 @@ def _table(report: dict[str, Any]) -> str:
         for row in swept['rows']:
             fifo, ours = row['fifo'], row['ours']
             lines.append(
-                f'{row["load"]:4.1f}   {fifo["share_met"]:8.1%}  {fifo["tokens_per_s"]:8.1f}    '
+                f'{row["load"]:4.2f}   {fifo["share_met"]:8.1%}  {fifo["tokens_per_s"]:8.1f}    '
                 f'{ours["share_met"]:8.1%}  {ours["tokens_per_s"]:8.1f}')
     return '\n'.join(lines)

@@ -228,6 +228,7 @@ class Engine:
         token = seq.sampler.choose(seq.logits)
         seq.logits = None
         seq.tokens.append(token)
+        self._steps.begin(seq)
         return token
 
     def prompt_state(self, seq: Sequence) -> Optional[Tensor]:
@@ -264,7 +265,8 @@ class Engine:
     def force(self, seq: Sequence, token: int) -> None:
         """Have the next step take in ``token``, whatever was chosen; for measuring."""
         _check_open(seq)
-        seq.tokens[:] = [token]     # a response of one token starts anew, on CUDA as well
+        seq.tokens[:] = [token]
+        seq.begun = False
 
     @torch.inference_mode()
     def evict(self, seq: Sequence, alpha: float) -> int:

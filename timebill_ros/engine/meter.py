@@ -7,13 +7,16 @@ from contextlib import contextmanager, ExitStack
 import os
 import time
 
+from timebill_ros.budget.forecast import rest_in_decode_s
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.executor.messages import Finished, ModelInfo, write_message
-from timebill_ros.query import Outcome, Query, QueryTiming, Sampling, Turn
+from timebill_ros.engine.text import ResponseText
+from timebill_ros.executor.messages import (
+    encode, Finished, ModelInfo, Progress, write_message)
+from timebill_ros.query import Outcome, Query, QueryTiming, Sampling, Stage, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
@@ -63,12 +66,20 @@ class EngineMeter:
                          for _ in range(width)]
             for sequence in sequences:
                 sequence.tokens.append(sequence.prompt[-1])
-            self._engine.decode_step(sequences, tier)       # a response's first step sets up
+            texts = [self._engine.response_text([]) for _ in sequences]
+            tokens = self._engine.decode_step(sequences, tier)  # a response's first step sets up
             for _ in range(repeats):
+                self._between_steps(texts, tokens, n_cached)
                 began_s = time.perf_counter()
-                self._engine.decode_step(sequences, tier)
+                tokens = self._engine.decode_step(sequences, tier)
                 times.append(time.perf_counter() - began_s)
         return times
+
+    def _between_steps(self, texts: list[ResponseText], tokens: list[int], n_cached: int) -> None:
+        """Do what a server does between two steps: after it the processor's caches are cold."""
+        for text, token in zip(texts, tokens):
+            left_s = rest_in_decode_s(self._planning, n_cached, self.info.n_max)
+            encode(Progress('0' * 32, Stage.DECODE, text.push(token), 1, round(left_s), False, 0))
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""

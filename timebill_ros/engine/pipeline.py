@@ -216,7 +216,10 @@ class QueryRun:
         self.n_prefilled = sequence.n_prefilled
         self._prefill_s += took_s
         if not done:
-            return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
+            # within a chunk nothing new is known, and there may be fifty slices
+            rest_s = self._rest_in_prefill_s() if whole else max(
+                0.0, (self.latest_end_ns - now_ns) / _NS)
+            return [self._progress(Stage.PREFILL, '', rest_s)]
         self._record.prefilled(self._prefill_s)
         if self._forecast.name:
             self._forecast.predict(sequence)

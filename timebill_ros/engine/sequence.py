@@ -38,6 +38,7 @@ class Sequence:
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     prompt_state: Optional[Tensor] = None    # float32 [d_model], see ``Engine.prompt_state``
     tokens: List[int] = field(default_factory=list)    # the response so far
+    begun: bool = False                      # a device that keeps its own state knows of it
     closed: bool = False
 
     @property

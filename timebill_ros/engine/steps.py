@@ -47,6 +47,9 @@ class Steps(Protocol):
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
 
+    def begin(self, seq: Sequence) -> None:
+        """Take note that the first token of a response was chosen; part of the prefill's time."""
+
     def moved(self, slot: int) -> None:
         """Take note that a slot's entries have changed: some were evicted."""
 
@@ -65,6 +68,9 @@ class PlainSteps:
     def tap(self) -> Optional[Tensor]:
         """Return the tap, as ``Steps`` says."""
         return self._decoder.tap
+
+    def begin(self, seq: Sequence) -> None:
+        """Nothing to do: the first token is read from the sequence."""
 
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
@@ -94,6 +100,11 @@ class GraphSteps:
         """Return the logits, as ``Steps`` says."""
         return self._runner.logits
 
+    def begin(self, seq: Sequence) -> None:
+        """Tell the device where the response starts, and what it has seen: its whole prompt."""
+        self._runner.start(seq.slot, seq.tokens[0], seq.sampler.sampling, seq.prompt)
+        seq.begun = True
+
     def moved(self, slot: int) -> None:
         """Tell the device how long the slot is now."""
         self._runner.move(slot)
@@ -101,8 +112,8 @@ class GraphSteps:
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run a step, as ``Steps`` says."""
         for seq in seqs:
-            if len(seq.tokens) == 1:
-                self._runner.start(seq.slot, seq.tokens[0], seq.sampler.sampling, seq.prompt)
+            if not seq.begun:
+                self.begin(seq)
         return self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
 
 

@@ -193,7 +193,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
             'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),
             'worth': lambda: bench_evict.worth(
-                engine, [n for n in lengths if n >= 2048] or lengths, 256, 10),
+                engine, model.config, [n for n in lengths if n >= 2048] or lengths, 256, 10),
             'decode': lambda: bench_decode.measure(
                 engine, model.config, arguments.bandwidth, lengths, [1, 4], 30),
             'tail': lambda: [bench_tail.measure(engine, tier, min(2048, lengths[-1]),
@@ -245,7 +245,7 @@ def main() -> None:
     if arguments.attention:
         attention_kernels(torch.device(arguments.device))
         torch.cuda.empty_cache()
-    for shape in arguments.shapes:
+    for shape in arguments.shapes if set(arguments.parts) != {'start'} else ():
         try:
             report = run_parts(shape, arguments)
             report['read_bytes_per_s'] = arguments.bandwidth

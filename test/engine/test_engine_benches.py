@@ -38,14 +38,25 @@ def test_every_benchmark_gives_rows(loaded: tuple[Engine, LoadedModel]) -> None:
     rows = bench_decode.measure(engine, model.config, 1e9, [40], [1, 2], 3)
     assert len(rows) == 2 * len(tiers) and all(row['floor_ms'] > 0 for row in rows)
     assert len(bench_evict.evictions(engine, [100], 1)) == len(bench_evict.ALPHAS)
-    worth, = bench_evict.worth(engine, [100], 20, 3)
-    assert worth['tokens'] == 100 and 'saved_by_alpha_0.95_s' in worth
+    worth, = bench_evict.worth(engine, model.config, [100], 20, 3)
+    assert worth['tokens'] == 100 and 'saved_by_alpha_0.95_ms' in worth
     tail = bench_tail.measure(engine, tiers[0], 40, 30)
     assert tail['0.5'] <= tail['0.99'] <= tail['1']
     rows = bench_memory.measure(engine, 20, 100)
     assert len(rows) == 10 and rows[-1]['queries'] == 20
     assert engine_bench.table(rows).count('\n') == 10
     json.dumps([*rows, tail, worth])
+
+
+def test_worth_is_steps_saved_less_the_eviction() -> None:
+    steps = [{'tier': tier, 'width': 1, 'cached_tokens': n, 'ms': base + 0.001 * n}
+             for tier, base in (('bf16', 4.0), ('int8', 2.0)) for n in (100, 1000, 5000)]
+    evicted = [{'tokens': 2000, 'alpha': alpha, 'ms': 0.5} for alpha in bench_evict.ALPHAS]
+    row, = bench_evict.worth_rows(steps, evicted, [2000], 101)
+    assert row['bf16_ms'] == pytest.approx(100 * (4.0 + 0.001 * 2050.5), abs=0.1)
+    assert row['saved_by_alpha_0.5_ms'] == pytest.approx(100 * 1.0 - 0.5, abs=0.1)
+    assert row['saved_by_alpha_0.95_ms'] == pytest.approx(100 * 1.9 - 0.5, abs=0.1)
+    assert row['saved_by_int8_ms'] == pytest.approx(200.0, abs=0.1)
 
 
 def test_bytes_of_a_step_are_those_of_the_matrices_it_reads(

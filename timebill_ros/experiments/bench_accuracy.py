@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             'versions': _versions(), 'command': _command(), 'longest': arguments.max_tokens,
             'responses': list(arguments.responses), 'profile_s': round(profile_s, 2),
             'profiled_tokens': max(each.n_tokens for each in samples), 'samples': len(samples),
-            'points': len({(each.law, each.tier, each.width, each.n_tokens, each.n_done)
+            'points': len({(each.law, each.tier, each.width, each.point, each.n_done)
                            for each in samples}), 'load_average': os.getloadavg()},
         'laws': [{**law, 'mape': None if isnan(law['mape']) else law['mape']}
                  for law in accuracy.laws_of(base)],

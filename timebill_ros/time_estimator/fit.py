@@ -62,6 +62,7 @@ class Sample:
     tier: str = ''          # precision tier it was measured on; '' = the law has no tiers
     width: int = 1          # decode steps only: sequences in one step
     run: int = 0            # samples of one run were taken in a row
+    point: int = 0          # the length that was meant, where n_tokens is a fresh one beside it
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,11 @@ class _Data:
     done: Array
     t: Array
     run: Array
+    point: Array
 
     def where(self, chosen: Mask) -> '_Data':
-        return _Data(self.n[chosen], self.done[chosen], self.t[chosen], self.run[chosen])
+        return _Data(self.n[chosen], self.done[chosen], self.t[chosen], self.run[chosen],
+                     self.point[chosen])
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,14 @@ def fit_law(
     """
     chosen = [each for each in samples if (each.law, each.tier, each.width) == (name, tier, width)]
     data = _Data(*(np.array([getattr(sample, column) for sample in chosen], float)
-                   for column in ('n_tokens', 'n_done', 'seconds', 'run')))
+                   for column in ('n_tokens', 'n_done', 'seconds', 'run', 'point')))
+    data = replace(data, point=np.where(data.point > 0.0, data.point, data.n))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
-    if mape > max(GOOD_FIT, NOISE_SIGMA * _noise(data)):
-        padded = [length for length in padded if length <= data.n.max()]
+    if mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
+        padded = [length for length in padded if length <= data.point.max()]
         others = [(_unseen_error(name, each, data), each)
                   for each in _other_shapes(name, chunk_tokens, tuple(padded))]
         least, best = min(others, key=lambda each: each[0])
@@ -174,17 +178,18 @@ def _seconds(law: Law, data: _Data) -> Array:
 
 
 def _points(data: _Data) -> Array:
-    return np.unique(np.stack([data.n, data.done], axis=1), axis=0)
+    return np.unique(np.stack([data.point, data.done], axis=1), axis=0)
 
 
-def _noise(data: _Data) -> float:
+def _noise(name: str, shape: _Shape, data: _Data) -> float:
     """Return the typical relative error of a point's median; inf = no point has enough samples."""
     errors: list[float] = []
-    for n, done in _points(data):
-        times = data.t[(data.n == n) & (data.done == done)]
-        if len(times) > 2:
-            deviation = float(np.median(np.abs(times / np.median(times) - 1.0)))
-            errors.append(SIGMA_OF_MAD * deviation / len(times) ** 0.5)
+    ratios = data.t / _seconds(_fit(shape, data).law(name), data)
+    for point, done in _points(data):
+        own = ratios[(data.point == point) & (data.done == done)]
+        if len(own) > 2:
+            deviation = float(np.median(np.abs(own / np.median(own) - 1.0)))
+            errors.append(SIGMA_OF_MAD * deviation / len(own) ** 0.5)
     return float(np.median(errors)) if errors else inf
 
 
@@ -197,12 +202,12 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     if shape.floor:     # where the floor ends is searched once, with all points
         end = _fit(shape, data).knots
     errors: list[float] = []
-    for n, done in inner:
-        unseen = (data.n == n) & (data.done == done)
+    for point, done in inner:
+        unseen = (data.point == point) & (data.done == done)
         rest = data.where(~unseen)
         law = (_fit_form(shape.form, rest, end) if shape.floor else _fit(shape, rest)).law(name)
-        typical = float(np.median(data.t[unseen]))
-        errors.append(abs(law.seconds(n, done) - typical) / typical)
+        left_out = data.where(unseen)
+        errors.append(abs(float(np.median(_seconds(law, left_out) / left_out.t)) - 1.0))
     return float(np.mean(errors)) if errors else nan
 
 

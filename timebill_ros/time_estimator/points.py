@@ -11,6 +11,7 @@ several sequences, all together hold the longest context that one has alone.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+import random
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.executor.messages import ModelInfo
@@ -23,6 +24,7 @@ EVICT_ALPHAS = (0.25, 0.5, 0.9)
 _OVERHEAD_TOKENS = (1, 6, 24)
 _SHORTEST = 16
 _COLD_POINTS = 3
+_FRESH_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,13 @@ def _prefills(extent: Extent, chunk: int) -> list[tuple[int, int]]:
 
     Whole prompts of up to a chunk; behind more and more chunks a full one, and a third of one; and
     one prompt of three chunks, so that their sum is checked and not assumed. Where short prompts
-    are padded every one of their lengths, a shorter prompt that is filled up to it, and those
-    beyond.
+    are padded every one of their lengths, and those beyond.
     """
     longest, count = extent.longest, extent.count
     padded = [n for n in extent.padded if n <= longest]
     if padded:
         beyond = evenly(padded[-1] + 1, longest, count) if longest > padded[-1] else []
-        filled = [(shorter + n) // 2 for shorter, n in zip([0, *padded], padded)]
-        return [(n, 0) for n in sorted({*padded, *filled, *beyond})]
+        return [(n, 0) for n in (*padded, *beyond)]
     if longest <= 2 * chunk:
         return [(n, 0) for n in evenly(_SHORTEST, longest, count)]
     found = {(n, 0) for n in evenly(_SHORTEST, chunk, count)}
@@ -107,8 +107,26 @@ def evenly(first: int, last: int, count: int) -> list[int]:
     return sorted({min(last, round(first * ratio ** i)) for i in range(count)})
 
 
+def fresh(point: Point, chunk: int, padded: tuple[int, ...], order: random.Random) -> int:
+    """
+    Return a length beside the point's that was hardly met before, never above it.
+
+    Libraries remember what they worked out for a length, and real prompts have a new one each. Of
+    those that are padded to the same length, any; full chunks stay full.
+    """
+    n, length = point.n_tokens, point.n_tokens - point.n_done
+    if point.law not in (laws.PREFILL, laws.DECODE_STEP, laws.EVICT, laws.REEVICT):
+        return n
+    if point.law == laws.PREFILL and n in padded:
+        below = max([each for each in padded if each < n], default=0)
+        return order.randint(below + 1, n)
+    if point.law == laws.PREFILL and length % chunk == 0:
+        return n
+    return order.randint(n - int(_FRESH_SHARE * length), n)
+
+
 def missing(samples: Iterable[Sample], wanted: Iterable[Point]) -> set[Name]:
     """Return the laws that have not been measured at LEAST_POINTS of their points."""
-    seen = {(each.law, each.tier, each.width, each.n_tokens, each.n_done) for each in samples}
+    seen = {(each.law, each.tier, each.width, each.point, each.n_done) for each in samples}
     counts = Counter(key[:3] for key in seen)
     return {each.name for each in wanted if counts[each.name] < LEAST_POINTS}

@@ -20,7 +20,7 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
 from timebill_ros.time_estimator.laws import CONSTANT, Law
 from timebill_ros.time_estimator.points import (
-    EVICT_ALPHAS, Extent, missing, Point, points, widths)
+    EVICT_ALPHAS, Extent, fresh, missing, Point, points, widths)
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
@@ -125,7 +125,8 @@ def profile(
                 if point.name not in rest:
                     continue
             runs += 1
-            samples += _measure(target, point, effort, runs)
+            n = fresh(point, target.chunk_tokens, tuple(target.padded_lengths), order)
+            samples += _measure(target, point, n, effort, runs)
         round_s = clock_s() - round_began_s
     return _fit(target, samples), samples
 
@@ -172,8 +173,7 @@ class _Pilot:
             longest //= 2
 
 
-def _measure(target: Target, point: Point, effort: Effort, run: int) -> list[Sample]:
-    n = point.n_tokens
+def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> list[Sample]:
     if point.law == laws.PREFILL:
         times = [target.measure_prefill(n, point.n_done)]
     elif point.law == laws.DECODE_STEP:
@@ -186,8 +186,10 @@ def _measure(target: Target, point: Point, effort: Effort, run: int) -> list[Sam
         times = [target.measure_cold(effort.idle_s)]
     else:
         times = [target.measure_overhead(n)]
-    return [Sample(point.law, n, t, point.n_done, point.alpha, point.tier, point.width, run)
-            for t in times]
+    return [
+        Sample(point.law, n, t, point.n_done, point.alpha, point.tier, point.width, run,
+               point.n_tokens)
+        for t in times]
 
 
 def _fit(target: Target, samples: list[Sample]) -> TimingCoefficients:

@@ -52,6 +52,7 @@ class Situation:
     evicted: bool = False   # an eviction from here on is a later one (law REEVICT)
     n_paid: int = 0         # response tokens whose overhead is paid
     slowdown: float = 1.0   # measured over expected decode steps so far
+    margin: float = 1.0     # share of the distance from expected to worst case that is allowed for
     width: int = 1          # sequences in each decode step
     window: int = SNAPKV_WINDOW
 
@@ -161,13 +162,13 @@ class TierTimes:
         The worst case already allows for steps that are slow together; what was measured counts
         where it is slower still, and then what one step strays from the next comes on top.
         """
-        slowdown = self._at.slowdown
+        slowdown, margin = self._at.slowdown, self._at.margin
         if not self._worst:
             return max(1.0, slowdown)
-        worst = worst_factor(self._step, steps)
+        worst = 1.0 + margin * (worst_factor(self._step, steps) - 1.0)
         if slowdown > 1.0:
-            worst = max(worst, slowdown * (
-                1.0 + (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5))
+            apart = (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5
+            worst = max(worst, slowdown * (1.0 + margin * apart))
         return self._factor * worst
 
     def _of_one(self, factor: float) -> float:

@@ -3,11 +3,12 @@
 """
 Changing theta while decoding: pure functions of where a query stands and how fast its steps were.
 
-Tighten (evict further, drop a tier, shorten the cap) as soon as the worst case of what is left no
-longer fits; relax (a better tier, a longer cap; what was evicted cannot come back) only when it
-would fit with ``RELAX_MARGIN`` to spare and ``HOLD_STEPS`` steps have passed since the last change,
-so that noise cannot make it flap. A cap is moved only when it is about to bind: until then nothing
-depends on it. Policies other than ``joint`` plan once.
+Tighten (evict further, drop a tier, shorten the cap) once half of the margin between expected and
+worst-case times is used up: a plan often fills its budget to the brim, and then the first slow step
+is no reason to evict what cannot come back. What is chosen then fits the whole worst case. Relax (a
+better tier, a longer cap) only when it would fit with ``RELAX_MARGIN`` to spare and ``HOLD_STEPS``
+steps have passed since the last change, so that noise cannot make it flap. A cap is moved only
+when it is about to bind: until then nothing depends on it. Policies other than ``joint`` plan once.
 """
 
 from collections import deque
@@ -21,6 +22,7 @@ from timebill_ros.budget.planner import Plan, PlanInputs, Planning
 
 REPLAN_STEPS = 8        # decode steps between two looks
 HOLD_STEPS = 32         # steps after a change before anything is relaxed
+TIGHTEN_MARGIN = 0.5    # share of the margin to the worst case that has to be left
 RELAX_MARGIN = 0.1      # share of the time left that a relaxed theta must leave over
 _BINDS_WITHIN = 2 * REPLAN_STEPS    # tokens: a cap no farther away is about to bind
 _LEAST_EXTENSION = 4    # tokens: a cap is not moved up for less
@@ -72,13 +74,16 @@ def replan(state: RunState, planning: Planning) -> Replanned:
     config, plan = planning.config, state.plan
     at = _situation(state, config.pessimistic_factor, config.window)
     now = TierTimes(planning.estimator, plan.tier, at, config.weights)
-    fits = now.needed_s(state.n_kept, at.n_worst) <= at.budget_left_s
     if config.policy != 'joint':
-        return Replanned(None, not fits)
-    if fits:
+        return Replanned(None, now.needed_s(state.n_kept, at.n_worst) > at.budget_left_s)
+    likely = TierTimes(
+        planning.estimator, plan.tier, replace(at, margin=TIGHTEN_MARGIN), config.weights)
+    if likely.needed_s(state.n_kept, at.n_worst) <= at.budget_left_s:
         better = _better_tier(at, state, planning)
         return better or _cap_about_to_bind(at, state, now)
     tiers = state.inputs.tiers or (planning.estimator.tier,)
+    if plan.tier in tiers:      # this is no time for a better one
+        tiers = tiers[tiers.index(plan.tier):]
     theta = choose(at, planning.estimator, tiers, planning.quality, config.weights)
     at_risk = not theta.worst_fits
     if (theta.tier, theta.n_kept) == (plan.tier, state.n_kept):

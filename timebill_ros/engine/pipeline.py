@@ -248,7 +248,7 @@ class QueryRun:
 
         ``width`` queries shared the step, with ``n_cached`` tokens cached each on average.
         """
-        if self._tier and tier != self._tier:
+        if self._tier and tier not in (self._tier, self._made.tier):
             self._record.changed(self._clock(), 'tier', self._tier, tier, 'shared step')
         self._tier, self._width = tier, width
         self._record.step(step_s, tier, width, n_cached)

@@ -72,14 +72,24 @@ def _top_k(scores: Tensor, top_k: int) -> Tensor:
 
 
 def _top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Keep the least set of best tokens whose probabilities sum up to ``top_p``; at least one."""
+    """
+    Keep the least set of best tokens whose probabilities sum up to ``top_p``; at least one.
+
+    Of ``n`` candidates, those of at most (1 - top_p) / n together have no more than 1 - top_p, so
+    they are excluded without being sorted: few are left, where sorting all takes milliseconds.
+    """
     if top_p >= 1.0:
         return scores
     candidates = _candidates(scores)
-    ordered, order = scores[candidates].sort()
-    excluded = ordered.softmax(-1).cumsum(-1) <= 1.0 - top_p
-    excluded[-1] = False
-    return scores.index_fill(0, candidates[order[excluded]], -torch.inf)
+    probabilities = scores[candidates].softmax(-1)
+    unlikely = probabilities <= (1.0 - top_p) / len(candidates)
+    likely = candidates[~unlikely]
+    order = scores[likely].argsort()
+    below = probabilities[unlikely].sum()
+    excluded = probabilities[~unlikely][order].cumsum(-1) + below <= 1.0 - top_p
+    excluded[-1:] = False
+    scores = scores.index_fill(0, candidates[unlikely], -torch.inf)
+    return scores.index_fill(0, likely[order[excluded]], -torch.inf)
 
 
 def _candidates(scores: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import gzip
 import json
 from math import exp
 from pathlib import Path
-from statistics import fmean
 import time
 from typing import Any
 
@@ -83,5 +82,5 @@ def _cell(readings: list[Reading], tier: str, length: int, alpha: float) -> list
 
 
 def _mean(cell: list[Reading], name: str) -> float:
-    weights = [each.tokens for each in cell]
-    return fmean((getattr(each, name) for each in cell), weights)
+    total = sum(each.tokens * float(getattr(each, name)) for each in cell)
+    return total / sum(each.tokens for each in cell)

@@ -3,7 +3,7 @@
 """
 Writes the tables of accuracy and drift into the docs, from the JSON of their measurements.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py [--check]
 
 Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of
 docs/measurements without its ending. A table whose file is not there stays as it is.
@@ -35,11 +35,16 @@ def table(match: re.Match[str]) -> str:
 
 
 def main() -> int:
-    """Rewrite the pages; returns the exit status."""
+    """Rewrite the pages, or only tell whether that would change one; returns the exit status."""
+    changed = False
     for name in PAGES:
         page = ROOT / name
-        page.write_text(_TABLE.sub(table, page.read_text(encoding='utf-8')), encoding='utf-8')
-    return 0
+        before = page.read_text(encoding='utf-8')
+        after = _TABLE.sub(table, before)
+        changed |= after != before
+        if '--check' not in sys.argv:
+            page.write_text(after, encoding='utf-8')
+    return int(changed and '--check' in sys.argv)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,68 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the accuracy and drift measurements make of their rows, and the tables in the docs."""
+
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+
+from timebill_ros.experiments import accuracy_report, drift_report
+from timebill_ros.query import DecodeStretch, QueryTiming
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.laws import Law
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = TimingCoefficients(1, 'd', 'm', 'float32', '1', (
+    Law('prefill', 'affine', (1e-3, 0.0), worst_ratio=1.1),
+    Law('decode_step', 'affine', (0.0, 0.02), worst_ratio=1.1)))
+
+
+def row(phase: str, measured: float, predicted: float, worst: float) -> dict[str, object]:
+    """Return a query that decoded only; tracking predicts exactly."""
+    return {'phase': phase, 'stages': {
+        'decode': [measured, predicted, worst, measured, measured, 10],
+        'prefill': [1.0, 1.0, 1.0, 1.0, 1.0, 1]}}
+
+
+def test_errors_and_shares_come_from_the_rows() -> None:
+    rows = [row('idle', 1.0, 1.1, 1.2), row('idle', 2.0, 1.6, 1.8)]
+    found = accuracy_report.figures(rows, 'profile')
+    assert found['decode'] == pytest.approx((0.1 + 0.2) / 2)
+    assert found['total'] == pytest.approx((0.1 / 2 + 0.4 / 3) / 2)
+    assert found['above_worst'] == 0.5 and found['prefill'] == 0.0
+    assert accuracy_report.figures(rows, 'tracking')['decode'] == 0.0
+
+
+def test_where_it_drifts_the_first_queries_stand_apart() -> None:
+    rows = [row('idle', 1, 1, 1)] * 30 + [row('loaded', 2, 1, 1)] * 50
+    assert [(phase, which, len(own)) for phase, which, own in accuracy_report.blocks(rows)] == [
+        ('idle', '1-30', 30), ('loaded', '1-20', 20), ('loaded', '21-50', 30)]
+
+
+def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile_alone() -> None:
+    timing = QueryTiming(n_prompt=100, n_generated=11, prefill=0.15, tier='fp32', stretches=[
+        DecodeStretch('fp32', 1, 100.0, 10, 0.3)])
+    slow = TimingCoefficients(2, 'd', 'm', 'float32', '1', tuple(
+        law.scaled(1.5) for law in BASE.laws))
+    found = drift_report.row_of('busy', timing, slow, BASE)
+    assert (found['late'], found['late_alone']) == (False, True)
+    assert found['prefill'] == found['decode'] == found['level'] == 1.5
+    table = drift_report.table({'rows': [found] * 12, 'meta': {
+        'date': '', 'key': '', 'cores': 2, 'load_average': 0.0, 'command': ''}})
+    assert '| busy | 1–10 | 1.50 | 1.50 | 1.50 | 0% | 100% |' in table
+    assert '0 of 12' in table and '12 would have been' in table
+
+
+def test_the_tables_in_the_docs_are_those_of_the_measurements() -> None:
+    subprocess.run([sys.executable, ROOT / 'benchmarks' / 'tables.py', '--check'], check=True)
+
+
+def test_laws_are_evaluated_in_one_place() -> None:
+    inside = re.compile(r'\.(coefficients|knots|pieces)\[')
+    elsewhere = [
+        path for path in (ROOT / 'timebill_ros').rglob('*.py')
+        if 'time_estimator' not in path.parts and inside.search(path.read_text(encoding='utf-8'))]
+    assert elsewhere == []

@@ -60,8 +60,10 @@ class PrefillGraphs:
 
     def capture(self) -> None:
         """
-        Capture the lengths whose graph is faster than the plain code is for the shortest prompt
-        that they serve; the first that is not ends it. Takes a second at most.
+        Capture the lengths that are worth it; takes a second at most.
+
+        That is, whose graph is faster than the plain code is for the shortest prompt that they
+        serve; the first that is not ends it.
         """
         pool = torch.cuda.graph_pool_handle()
         shorter = 1

@@ -26,7 +26,7 @@ from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.rope import rope_table
-from timebill_ros.executor import garbage
+from timebill_ros.executor import garbage, realtime
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import (
     bench_decode, bench_evict, bench_memory, bench_prefill, bench_tail, engine_bench)
@@ -188,6 +188,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
         report['check'] = check(engine, model)
         print(engine_bench.table(report['check']), flush=True)
     if 'tail' in parts:
+        note(f'real-time: {realtime.claim(arguments.realtime_priority, device.type) or "as asked"}')
         garbage.settle()
     for name, measure in {
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument('--max-context', type=int, default=33792)
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--steps', type=int, default=10000)
+    parser.add_argument('--realtime-priority', type=int, default=0)
     parser.add_argument('--queries', type=int, default=2000)
     parser.add_argument('--details', action='store_true')
     parser.add_argument('--attention', action='store_true', help="torch's kernels for attention")

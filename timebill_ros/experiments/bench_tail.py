@@ -6,7 +6,7 @@ import argparse
 
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.meter import EngineMeter
-from timebill_ros.executor import garbage
+from timebill_ros.executor import garbage, realtime
 from timebill_ros.experiments import engine_bench as bench
 
 SHARES = (0.5, 0.99, 0.999, 1.0)
@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     bench.add_arguments(parser)
     parser.add_argument('--steps', type=int, default=10000)
+    parser.add_argument(
+        '--realtime-priority', type=int, default=0, help='SCHED_FIFO, as for "timebill serve"')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     engine, _ = bench.open_engine(arguments)
     report = bench.head(engine, 'tail')
     lengths = bench.lengths(arguments, engine, (2048,), _STEPS_OF_ONE + 8)
+    report['note'] = realtime.claim(arguments.realtime_priority, engine.device.type)
     garbage.settle()
     report['rows'] = [measure(engine, tier, length, arguments.steps)
                       for tier in engine.info.tiers for length in lengths]

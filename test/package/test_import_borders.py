@@ -20,7 +20,8 @@ NODE_SIDE = (
 # The last two make the traffic beside which "timebill bench" measures the node, and the robot of
 # "timebill experiment".
 ROS_SIDE = (
-    'nodes', 'client.py', 'cli', 'experiments/topic_load.py', 'experiments/robot_node.py')
+    'nodes', 'client.py', 'cli', 'experiments/bare_action.py', 'experiments/topic_load.py',
+    'experiments/robot_node.py')
 ROS_MODULES = {'rclpy', 'rcl_interfaces', 'builtin_interfaces', 'action_msgs', 'diagnostic_msgs',
                'unique_identifier_msgs', 'std_msgs', 'ament_index_python', 'launch', 'launch_ros'}
 GENERATED = {'timebill_ros.msg', 'timebill_ros.action'}

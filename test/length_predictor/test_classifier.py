@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from timebill_ros.length_predictor.classifier import slm_classifier
-from timebill_ros.length_predictor.shortening import shorten
 from timebill_ros.length_predictor.fit import fit, FitConfig, predict_logits
+from timebill_ros.length_predictor.shortening import shorten
 
 
 def _toy_task(count=240):

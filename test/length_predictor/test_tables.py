@@ -69,7 +69,7 @@ def test_real_lengths_are_predicted_out_of_fold():
     first = [row for row in table if row['target'] == TARGETS[0]]
     by_state = next(row for row in first if row['features'] == f'layer {LAYER}')
     assert by_state['n'] == 119 and by_state['spearman'] > 0.8
-    assert next(row for row in first if 'own answer' in row['features'])['spearman'] > 0.99
+    assert next(row for row in first if 'the answer of' in row['features'])['spearman'] > 0.99
 
 
 def _file(name, header, rows):
@@ -118,7 +118,8 @@ def test_one_command_makes_every_table(tmp_path):
     assert rows['probe']['n'] == rows['proxy, likeliest']['n'] == len(held_out)
     assert [row['B'] for row in tables['bucket widths']] == [16, 32, 64]
     assert [row['generated'] for row in tables['refinement']] == [0, 4, 16]
-    assert len(tables['layers']) == 4 and len(tables['leave one out']) == 6
+    assert len(tables['training prompts']) == len(tables['layers']) == 4
+    assert len(tables['leave one out']) == 6
     text = open(made['markdown']).read()
     assert '### comparison' in text and '| probe | ' in text and tables['command'] == 'the command'
 
@@ -128,7 +129,7 @@ def test_ratios_of_unseen_prompts_are_told(tmp_path):
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, CAP + 1, 300)
     ids = [str(i) for i in range(300)]
-    split = Split({i: 'train' for i in ids}, {i: i for i in ids})
+    split = Split(dict.fromkeys(ids, 'train'), dict(zip(ids, ids)))
     trained = train_head(Rows(
         rng.normal(size=(300, D)).astype(np.float32), lengths[:, None], ids), split, CAP, QUICK)
     quantiles = list(trained.ratios['quantiles'].values())

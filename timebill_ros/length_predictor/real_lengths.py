@@ -55,7 +55,7 @@ def real_length_table(data: Dict[str, Any], states: StatesFile) -> List[Dict[str
             for other, values in known.items() if other != target
             for both in [kept & np.isfinite(values)]}
         best = max(others, key=lambda other: others[other])
-        table.append({'target': target, 'features': f'the length of {best}\'s own answer',
+        table.append({'target': target, 'features': f'the length of the answer of {best}',
                       'spearman': others[best]})
     return table
 

@@ -23,8 +23,8 @@ from timebill_ros.length_predictor.predictor import length_features, Predictor
 from timebill_ros.length_predictor.split import Split
 from timebill_ros.length_predictor.states_file import StatesFile
 from timebill_ros.length_predictor.train import (
-    held_out_rows,
     HeadTraining,
+    held_out_rows,
     Rows,
     train_head,
     TrainedHead,
@@ -159,6 +159,21 @@ def layers(m: Material) -> Table:
     return table
 
 
+def training_prompts(m: Material, shares: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> Table:
+    """Return the probe's measures when it is trained on a part of the prompts."""
+    rows = m.rows(m.probe.state_layer)
+    trained_on = np.setdiff1d(np.arange(len(m.lengths)), m.held_out)
+    order = np.random.default_rng(0).permutation(trained_on)
+    table = []
+    for share in shares:
+        part = order[:round(share * len(order))]
+        trained = _train(m, rows.take(part))
+        table.append({'prompts': len(part),
+                      **_measured(m, trained, m.held_out, m.training.width)})
+        m.say(f'{len(part)} prompts')
+    return table
+
+
 def shortened(m: Material) -> Table:
     """Return slm's errors against N_p, the tokens that the prompt was shortened to."""
     table = []
@@ -248,4 +263,3 @@ def _measured(
     measured = evaluate_distribution(pmf, m.lengths[at], None, width)
     measured['beyond_n_hat'] = float((m.lengths[at] > upper_edges(pmf, width)).mean())
     return measured
-

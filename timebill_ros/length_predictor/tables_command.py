@@ -27,6 +27,7 @@ _COLUMNS: Dict[str, Sequence[str]] = {
     'sources': ('predictor', 'source', 'pit_below_0.95'),
     'bucket widths': ('B', 'mae', 'mae_upper_edge', 'r2', 'spearman', 'pit_below_0.95'),
     'layers': ('layer', 'mae', 'rmse', 'r2', 'spearman'),
+    'training prompts': ('prompts', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95'),
     'shortened': ('predictor', 'N_p', 'mae', 'rmse', 'r2', 'spearman'),
     'refinement': ('generated', 'n', 'mae_from_prompt', 'mae', 'rmse_from_prompt', 'rmse', 'r2'),
     'leave one out': (
@@ -64,6 +65,7 @@ def make_tables(
             read_real_lengths(arguments.real_lengths), StatesFile.load(arguments.real_states))
         say('real lengths')
     made['refinement'] = tables.refinement(material)
+    made['training prompts'] = tables.training_prompts(material)
     made['shortened'] = tables.shortened(material)
     made['leave one out'] = tables.leave_one_out(material)
     made['bucket widths'] = tables.bucket_widths(material)

@@ -7,7 +7,7 @@ from pathlib import Path
 import subprocess
 from typing import Iterable, Tuple
 
-from timebill_ros.engine.cuda.variants import source
+from timebill_ros.engine.cuda.variants import emulator_source
 
 
 class EmulatedKernels:
@@ -17,13 +17,13 @@ class EmulatedKernels:
         """Compile the kernels with the host's C++ compiler."""
         emulator = (Path(__file__).parent / 'cuda_emulator.hpp').read_text(encoding='utf-8')
         code, library = directory / 'kernels.cpp', directory / 'kernels.so'
-        code.write_text(source(variants, replace_primitives=emulator), encoding='utf-8')
+        code.write_text(emulator_source(variants, emulator), encoding='utf-8')
         subprocess.run(
             ['g++', '-std=c++17', '-O1', '-w', '-shared', '-fPIC', str(code), '-o', str(library)],
             check=True)
         self._library = ctypes.CDLL(str(library))
 
     def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
-               arguments: ctypes.Structure) -> None:
+               arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """Run one kernel to its end."""
         getattr(self._library, name)(*grid, shared_bytes, ctypes.byref(arguments))

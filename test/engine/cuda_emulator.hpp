@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Runs the CUDA kernels on a CPU, slowly, one fiber per CUDA thread, so that their arithmetic and
-// indexing are tested where there is no GPU. It takes the place of kernels/primitives.cuh.
-// A fiber yields where CUDA threads wait for each other. Asynchronous copies happen at the wait
-// that completes them, so that a missing wait shows; shared memory starts as garbage.
+// indexing are tested where there is no GPU. It takes the place of kernels/primitives.cuh. A fiber
+// yields where CUDA threads wait for each other; all blocks of a launch run side by side, so that
+// they may wait for each other too. Asynchronous copies happen at the wait that completes them, so
+// that a missing wait shows; shared memory starts as garbage.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -39,20 +40,30 @@ struct Fiber
   jmp_buf place;
   std::vector<char> stack;
   bool started, done;
+  Index3 thread, block;
   std::vector<PendingCopy> open;
   std::deque<std::vector<PendingCopy>> groups;
 };
 
+struct Barrier { unsigned arrived = 0, generation = 0; };
+
+struct Block
+{
+  std::vector<u8> memory;
+  u8 * shared;
+  Barrier whole;
+  std::vector<Barrier> warps;
+  std::vector<u64> exchange;              // [thread][8]
+};
+
 struct Emulator
 {
-  u8 * shared;
-  std::vector<u8> memory;
+  u8 * shared;                            // of the block that runs
+  Block * block;
+  std::vector<Block> blocks;
   std::vector<Fiber> fibers;
   jmp_buf scheduler;
   unsigned current = 0;
-  unsigned arrived_block = 0, generation_block = 0;
-  std::vector<unsigned> arrived_warp, generation_warp;
-  std::vector<u64> exchange;              // [thread][8]
   void (* body)(void *) = nullptr;
   void * closure = nullptr;
 
@@ -79,93 +90,91 @@ struct Emulator
   }
 
   template<class Function>
-  void run(int gx, int gy, int gz, int threads, int bytes, Function function)
+  void run(unsigned gx, unsigned gy, unsigned gz, unsigned threads, int bytes, Function function)
   {
-    gridDim = {(unsigned)gx, (unsigned)gy, (unsigned)gz};
-    blockDim = {(unsigned)threads, 1, 1};
+    gridDim = {gx, gy, gz};
+    blockDim = {threads, 1, 1};
     closure = &function;
     body = [](void * f) {(*(Function *)f)();};
-    for (int z = 0; z < gz; ++z) {
-      for (int y = 0; y < gy; ++y) {
-        for (int x = 0; x < gx; ++x) {
-          blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z};
-          run_block(threads, bytes);
-        }
+    blocks.assign(gx * gy * gz, Block());
+    fibers.resize(gx * gy * gz * threads);
+    for (unsigned i = 0; i < blocks.size(); ++i) {
+      Block & own = blocks[i];
+      own.memory.assign(bytes + 128, 0xA5);
+      own.shared = own.memory.data() + (128 - (u64)own.memory.data() % 128);
+      own.warps.resize(threads / 32);
+      own.exchange.assign(threads * 8, 0);
+      for (unsigned thread = 0; thread < threads; ++thread) {
+        prepare(fibers[i * threads + thread], thread, {i % gx, i / gx % gy, i / gx / gy});
       }
     }
-  }
-
-  void run_block(unsigned threads, int bytes)
-  {
-    memory.assign(bytes + 128, 0xA5);
-    shared = memory.data() + (128 - (u64)memory.data() % 128);
-    fibers.resize(threads);
-    arrived_block = 0;
-    arrived_warp.assign(threads / 32, 0);
-    generation_warp.assign(threads / 32, 0);
-    exchange.assign(threads * 8, 0);
-    for (auto & fiber : fibers) {
-      fiber.stack.resize(48 * 1024);
-      fiber.started = fiber.done = false;
-      fiber.open.clear();
-      fiber.groups.clear();
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Emulator::enter, 0);
-    }
-    unsigned left = threads;
-    while (left > 0) {
-      for (current = 0; current < threads; ++current) {
+    for (unsigned left = fibers.size(); left > 0; ) {
+      for (current = 0; current < fibers.size(); ++current) {
         if (fibers[current].done) {continue;}
-        threadIdx = {current, 0, 0};
+        threadIdx = fibers[current].thread;
+        blockIdx = fibers[current].block;
+        block = &blocks[current / threads];
+        shared = block->shared;
         resume();
         if (fibers[current].done) {--left;}
       }
     }
   }
 
-  void wait(unsigned & arrived, unsigned & generation, unsigned count)
+  static void prepare(Fiber & fiber, unsigned thread, Index3 block)
   {
-    const unsigned mine = generation;
-    if (++arrived == count) {arrived = 0; ++generation; return;}
-    while (generation == mine) {yield();}
+    fiber.stack.resize(48 * 1024);
+    fiber.started = fiber.done = false;
+    fiber.thread = {thread, 0, 0};
+    fiber.block = block;
+    fiber.open.clear();
+    fiber.groups.clear();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Emulator::enter, 0);
+  }
+
+  void wait(Barrier & barrier, unsigned count)
+  {
+    const unsigned mine = barrier.generation;
+    if (++barrier.arrived == count) {barrier.arrived = 0; ++barrier.generation; return;}
+    while (barrier.generation == mine) {yield();}
   }
 };
 
 Emulator emulator;
 
-inline void __syncthreads()
+inline void __syncthreads() { emulator.wait(emulator.block->whole, blockDim.x); }
+inline void warp_barrier() { emulator.wait(emulator.block->warps[threadIdx.x / 32], 32); }
+inline void add_to_barrier(u32 * counter) { ++*counter; }
+inline void wait_for_barrier(const u32 * counter, u32 target)
 {
-  emulator.wait(emulator.arrived_block, emulator.generation_block, emulator.fibers.size());
-}
-inline void warp_barrier()
-{
-  const unsigned warp = emulator.current / 32;
-  emulator.wait(emulator.arrived_warp[warp], emulator.generation_warp[warp], 32);
+  while (*(volatile const u32 *)counter < target) {emulator.yield();}
 }
 inline void __threadfence() {}
 
 template<class T> T from_lane(T value, int lane)
 {
-  const unsigned warp = emulator.current / 32;
+  u64 * const warp = &emulator.block->exchange[threadIdx.x / 32 * 32 * 8];
   u64 bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  emulator.exchange[emulator.current * 8] = bits;
+  warp[threadIdx.x % 32 * 8] = bits;
   warp_barrier();
-  bits = emulator.exchange[(warp * 32 + lane) * 8];
+  bits = warp[lane * 8];
   warp_barrier();
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
+template<class T> T __shfl_sync(u32, T value, int lane) { return from_lane(value, lane % 32); }
 template<class T> T __shfl_xor_sync(u32, T value, int distance)
 {
-  return from_lane(value, (emulator.current % 32) ^ distance);
+  return from_lane(value, (int)(threadIdx.x % 32) ^ distance);
 }
 template<class T> T __shfl_up_sync(u32, T value, int distance)
 {
-  const int lane = emulator.current % 32;
+  const int lane = threadIdx.x % 32;
   return from_lane(value, lane >= distance ? lane - distance : lane);
 }
 inline bool __any_sync(u32, bool value)
@@ -189,6 +198,7 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector)
 inline float bits_to_float(u32 bits) { float f; std::memcpy(&f, &bits, 4); return f; }
 inline u32 float_to_bits(float value) { u32 u; std::memcpy(&u, &value, 4); return u; }
 inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline float two_to_the(float x) { return std::exp2(x); }
 inline u32 one_bf16(float value)
 {
@@ -198,32 +208,38 @@ inline u32 one_bf16(float value)
 }
 inline u32 pack_bf16(float low, float high) { return one_bf16(low) | (one_bf16(high) << 16); }
 inline float half_of(u32 pair, int high) { return bits_to_float(high ? pair & 0xFFFF0000u : pair << 16); }
-inline u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
-inline u32 fma_bf16x2(u32 a, u32 b, u32 c)
-{
-  return pack_bf16(
-    std::fma(half_of(a, 0), half_of(b, 0), half_of(c, 0)),
-    std::fma(half_of(a, 1), half_of(b, 1), half_of(c, 1)));
-}
 
-inline void multiply_accumulate(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+// What the lanes of a warp hand to a product; c as in kernels/primitives.cuh. `product` multiplies
+// the k-th entries of a word of a and one of b.
+template<class Sum, class Product>
+void multiply_fragments(Sum (&c)[4], const u32 (&operands)[6], int depth, Product product)
 {
-  u64 * const mine = &emulator.exchange[emulator.current * 8];
-  const u32 operands[6] = {a0, a1, a2, a3, b0, b1};
-  for (int i = 0; i < 6; ++i) {mine[i] = operands[i];}
+  u64 * const warp = &emulator.block->exchange[threadIdx.x / 32 * 32 * 8];
+  for (int i = 0; i < 6; ++i) {warp[threadIdx.x % 32 * 8 + i] = operands[i];}
   warp_barrier();
-  const u64 * const warp = &emulator.exchange[emulator.current / 32 * 32 * 8];
-  const int g = emulator.current % 32 / 4, t = emulator.current % 4;
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, in_word = depth / 8;
   for (int i = 0; i < 4; ++i) {
     const int row_high = i / 2, column = 2 * t + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const int owner = k % 8 / 2, upper = k / 8;
+    for (int k = 0; k < depth; ++k) {
+      const int owner = k % (depth / 2) / in_word, upper = k / (depth / 2);
       const u32 a = (u32)warp[(g * 4 + owner) * 8 + row_high + 2 * upper];
       const u32 b = (u32)warp[(column * 4 + owner) * 8 + 4 + upper];
-      c[i] += half_of(a, k % 2) * half_of(b, k % 2);
+      c[i] += product(a, b, k % in_word);
     }
   }
   warp_barrier();
+}
+inline void multiply_accumulate(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+{
+  multiply_fragments(c, {a0, a1, a2, a3, b0, b1}, 16, [](u32 a, u32 b, int k) {
+      return half_of(a, k) * half_of(b, k);
+    });
+}
+inline void multiply_accumulate(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+{
+  multiply_fragments(c, {a0, a1, a2, a3, b0, b1}, 32, [](u32 a, u32 b, int k) {
+      return (int)(signed char)(a >> (8 * k)) * (int)(signed char)(b >> (8 * k));
+    });
 }
 
 struct alignas(16) Vector16 { u32 word[4]; };
@@ -239,7 +255,10 @@ inline void copy_async(void * to, const void * from, int bytes, bool valid)
   emulator.fibers[emulator.current].open.push_back({to, from, bytes, valid});
 }
 inline void copy_async_16(void * to, const void * from, bool valid) { copy_async(to, from, 16, valid); }
-inline void copy_async_8(void * to, const void * from, bool valid) { copy_async(to, from, 8, valid); }
+inline void copy_async_8_if(void * to, const void * from, bool wanted)
+{
+  if (wanted) {copy_async(to, from, 8, true);}
+}
 inline void copy_async_commit()
 {
   Fiber & fiber = emulator.fibers[emulator.current];
@@ -258,6 +277,4 @@ template<int PENDING> void copy_async_wait()
     fiber.groups.pop_front();
   }
 }
-inline void let_next_kernel_start() {}
-inline void wait_for_previous_kernel() {}
-inline void prefetch(const void *) {}
+inline void prefetch(const void * address) { (void)*(volatile const char *)address; }

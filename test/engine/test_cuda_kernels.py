@@ -13,17 +13,16 @@ import pytest
 import torch
 
 from timebill_ros.engine.cuda import launch
-from timebill_ros.engine.cuda.quantize import dequantize, matrix_bytes, quantize
+from timebill_ros.engine.cuda.layout import make_layout, part_columns, Product
+from timebill_ros.engine.cuda.program import attention_phase, phase_table, product_phases
+from timebill_ros.engine.cuda.quantize import dequantize, Matrix, matrix_bytes, quantize
 from timebill_ros.engine.cuda.state import allocate_state
-from timebill_ros.engine.cuda.variants import Attention, Matvec
+from timebill_ros.engine.cuda.variants import Step
 
 BLOCKS = 3
-ROLES = ('qkv', 'residual', 'gate_up', 'head')
-MATVECS = [Matvec(bits, role, batch, warps=4, stages=4)
-           for bits in (16, 8, 4) for role in ROLES for batch in (1, 8)]
-MATVECS += [Matvec(bits, 'residual', batch, warps=4, stages=3, stream=True)
-            for bits in (16, 8, 4) for batch in (1, 4)]
-ATTENTIONS = [Attention(64, warps=2, stages=2), Attention(128, warps=2, stages=3)]
+PRODUCTS = [Step(bits, bits, batch, 64, warps=4, stages=4)
+            for bits in (16, 8, 4) for batch in (1, 8)]
+ATTENTIONS = [Step(16, 16, 4, width, warps=2, stages=3) for width in (64, 128)]
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() and shutil.which('g++') is None,
@@ -39,13 +38,13 @@ def device():
 def kernels(device, tmp_path_factory):
     directory = tmp_path_factory.mktemp('kernels')
     if device.type == 'cpu':
-        return EmulatedKernels(MATVECS + ATTENTIONS, directory)
+        return EmulatedKernels(PRODUCTS + ATTENTIONS, directory)
     from timebill_ros.engine.cuda.driver import Kernels
-    from timebill_ros.engine.cuda.nvrtc import compile_cubin
-    from timebill_ros.engine.cuda.variants import source
+    from timebill_ros.engine.cuda.nvrtc import compile_cubins
+    from timebill_ros.engine.cuda.variants import sources
     major, minor = torch.cuda.get_device_capability(device)
-    cubin = compile_cubin(source(MATVECS + ATTENTIONS), f'sm_{major}{minor}', directory)
-    return Kernels(cubin, device)
+    cubins = compile_cubins(sources(PRODUCTS + ATTENTIONS), f'sm_{major}{minor}', directory)
+    return Kernels(cubins, device)
 
 
 def random(*shape, device, scale=1.0, seed=0):
@@ -63,42 +62,92 @@ def rms_norm(x, weight, eps=1e-6):
     return weight.float() * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
 
 
-@pytest.mark.parametrize('kernel', [m for m in MATVECS if m.role != 'head'], ids=lambda k: k.name)
-def test_product_matches_its_reference(kernels, device, kernel):
-    k, rows = 288, 44
-    n = rows * (2 if kernel.role == 'gate_up' else 1)
-    weight = quantize(random(n, k, device=device, scale=0.1), kernel.bits)
+def run_product(kernels, device, kernel, phases, shape, state=None, **options):
+    """Launch phases of products alone, on a cache that nobody uses."""
+    state = state or allocate_state(8, shape.rows, 1, 64, BLOCKS, BLOCKS, device)
+    cache = torch.zeros((1, 1, 1, kernel.head_dim), device=device, dtype=torch.bfloat16)
+    table = torch.zeros((1, kernel.head_dim), device=device)
+    launch.step(kernels, kernel, make_layout(kernel, [shape], BLOCKS), BLOCKS,
+                phase_table(phases, device), state, table, table, cache, 1, 1e-6, 0.125, **options)
+
+
+@pytest.mark.parametrize('epilogue,parts', [
+    ('store', 1), ('add_residual', 1), ('add_residual', 3), ('swiglu', 1)])
+@pytest.mark.parametrize('kernel', PRODUCTS, ids=lambda k: k.name)
+def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts):
+    k, rows = 416, 44
+    weight = quantize(random(rows * (2 if epilogue == 'swiglu' else 1), k, device=device,
+                             scale=0.1), kernel.bits)
     dense = dequantize(weight).float()
     x = random(kernel.batch, k, device=device)
-    norm, bias = random(k, device=device, seed=1), random(weight.n, device=device, seed=2)
+    norm = None if epilogue == 'add_residual' else random(k, device=device, seed=1)
+    bias = random(weight.n, device=device, seed=2)
     before = random(kernel.batch, rows, device=device, seed=3)
-    out = before.clone() if kernel.role == 'residual' else torch.full_like(before, torch.nan)
-    tap = torch.full_like(out, torch.nan) if kernel.role == 'residual' else None
-    launch.matvec(kernels, kernel, BLOCKS, weight, x, out, bias, norm, 1e-6, tap)
+    out = before.clone() if epilogue == 'add_residual' else torch.full_like(before, torch.nan)
+    tap = torch.full_like(out, torch.nan)
+    phases = product_phases(weight, epilogue, BLOCKS, x, out, bias, norm, tap, parts)
+    shape = Product(kernel.bits, rows, epilogue == 'swiglu', part_columns(k, kernel.bits, parts),
+                    parts > 1)
+    run_product(kernels, device, kernel, phases, shape)
 
-    inputs = x.float() if kernel.role == 'residual' else rms_norm(x, norm)
+    inputs = x.float() if norm is None else rms_norm(x, norm)
     expected = inputs @ dense.T + bias.float()
-    if kernel.role == 'gate_up':
+    if epilogue == 'swiglu':
         gate, up = expected.chunk(2, -1)
         expected = torch.nn.functional.silu(gate) * up
-    if kernel.role == 'residual':
+    if epilogue == 'add_residual':
         expected += before.float()
-        assert torch.equal(tap, out)
+    assert torch.equal(tap, out)
     close(out, expected, 1e-2)
 
 
-@pytest.mark.parametrize('kernel', [m for m in MATVECS if m.role == 'head'], ids=lambda k: k.name)
+@pytest.mark.parametrize('bits', [8, 4])
+def test_vectors_beside_integer_weights_are_finer_than_bf16(kernels, device, bits):
+    kernel, k, rows = next(p for p in PRODUCTS if p.bits == bits), 256, 24
+    weight = quantize(random(rows, k, device=device), bits)
+    x, norm = random(1, k, device=device), torch.ones(k, device=device, dtype=torch.bfloat16)
+    x[:, ::64] *= 100                              # outliers, in every group of columns
+    state = allocate_state(8, rows, 1, 64, BLOCKS, BLOCKS, device)
+    state.slot_of_row[0] = 0
+    phases = product_phases(weight, 'logits', BLOCKS, x, None, norm=norm)
+    run_product(kernels, device, kernel, phases, Product(bits, rows, False, k), state)
+    exact = rms_norm(x, norm).double() @ dequantize_exactly(weight).T
+    close(state.logits[:1], exact, 3e-3)           # the rounding of the logits themselves
+
+
+def dequantize_exactly(matrix):
+    """Return float64 values without the rounding of products to bf16."""
+    if matrix.bits == 8:
+        return matrix.data.double() * matrix.scales.double()[:, None]
+    scales = matrix.scales.transpose(1, 2).reshape(-1, matrix.scales.shape[1])[:matrix.n].double()
+    unit = dequantize(Matrix(4, matrix.data, torch.ones_like(matrix.scales))).double()
+    return unit * scales.repeat_interleave(128, dim=1)[:, :matrix.k]
+
+
+def test_phases_wait_for_each_other(kernels, device):
+    kernel, width = PRODUCTS[0], 192
+    first, second = (quantize(random(width, width, device=device, seed=i), 16) for i in (0, 1))
+    x = random(1, width, device=device)
+    middle, out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    phases = (product_phases(first, 'store', BLOCKS, x, middle)
+              + product_phases(second, 'store', BLOCKS, middle, out))
+    run_product(kernels, device, kernel, phases, Product(16, width, False, width))
+    close(middle, x.float() @ first.data.float().T, 1e-2)
+    close(out, middle.float() @ second.data.float().T, 1e-2)
+
+
+@pytest.mark.parametrize('kernel', PRODUCTS, ids=lambda k: k.name)
 def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
     k, rows = 128, 52
     weight = quantize(random(rows, k, device=device), kernel.bits)
     x, norm = random(kernel.batch, k, device=device), random(k, device=device, seed=1)
-    n_best = BLOCKS
-    state = allocate_state(8, rows, 1, 64, 1, n_best, device)
+    state = allocate_state(8, rows, 1, 64, BLOCKS, BLOCKS, device)
     state.slot_of_row[:kernel.batch] = torch.arange(kernel.batch, device=device).flip(0)
     state.seen[:, ::2] = 1
     state.penalty[:] = 1.5
-    launch.head(kernels, kernel, BLOCKS, weight, x, norm, 1e-6, state)
-    launch.sample(kernels, kernel.batch, n_best, state)
+    phases = product_phases(weight, 'logits', BLOCKS, x, None, norm=norm)
+    run_product(kernels, device, kernel, phases, Product(kernel.bits, rows, False, k), state)
+    launch.sample(kernels, kernel.batch, BLOCKS, state)
 
     logits = rms_norm(x, norm) @ dequantize(weight).float().T
     penalised = torch.where(logits < 0, logits * 1.5, logits / 1.5)
@@ -121,10 +170,11 @@ def half_turned(x):
 @pytest.mark.parametrize('group', [1, 3, 4, 7, 8])
 @pytest.mark.parametrize('normed', [False, True])
 def test_attention_matches_softmax_over_the_cache(kernels, device, kernel, group, normed):
-    kv_heads, splits, capacity, slots, batch, width = 2, 3, 160, 3, 3, kernel.head_dim
+    kv_heads, blocks, capacity, slots, width = 2, 24, 160, 3, kernel.head_dim
+    batch = kernel.batch
     heads = kv_heads * group
     lengths = [150, 0, 33]
-    state = allocate_state(slots, 8, kv_heads, width, splits, 1, device)
+    state = allocate_state(slots, 8, kv_heads, width, blocks, blocks, device)
     state.lengths[:] = torch.tensor(lengths, device=device)
     state.positions[:] = torch.tensor([170, 3, 33], device=device)
     state.slot_of_row[:3] = torch.tensor([2, 0, -1], device=device)
@@ -141,11 +191,11 @@ def test_attention_matches_softmax_over_the_cache(kernels, device, kernel, group
     k_norm = random(width, device=device, seed=4) if normed else None
     out = torch.full((batch, heads * width), torch.nan, device=device, dtype=torch.bfloat16)
     before = keys.clone()
-    launch.attention(kernels, kernel, splits, batch, qkv, out, keys, values, cos, sin, 0.125,
-                     state, q_norm, k_norm, 1e-6)
+    phases = phase_table([attention_phase(keys, values, qkv, out, q_norm, k_norm)], device)
+    launch.step(kernels, kernel, make_layout(kernel, [], blocks), blocks, phases, state, cos, sin,
+                keys, heads, 1e-6, 0.125)
 
-    assert state.finished.eq(0).all()
-    assert out[2].eq(0).all()
+    assert out[2:].eq(0).all()
     for row, slot in ((0, 2), (1, 0)):
         length, position = lengths[slot], int(state.positions[slot])
         q, k, v = qkv[row].float().view(-1, width).split([heads, kv_heads, kv_heads])

@@ -12,7 +12,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.tiers import build_tier, tier_bytes, unsupported
-from timebill_ros.engine.cuda.tuning import Cut, Limits, Tuning
+from timebill_ros.engine.cuda.tuning import Limits, Tuning
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.kv_cache import allocate
 from timebill_ros.engine.rope import rope_table
@@ -23,9 +23,7 @@ CONFIG = ModelConfig(
     vocab_size=100, norm_eps=1e-6, max_positions=256, eos_ids=(0,),
     rope={'rope_type': 'default', 'rope_theta': 10000.0}, attention_bias=True, output_bias=True,
     mlp_bias=True, qk_norm=True, tie_embeddings=False)
-PRODUCTS = ('qkv', 'o', 'gate_up', 'down', 'head')
-TUNING = Tuning({(product, bits): Cut(4, 3, 1, stream=product == 'down')
-                 for product in PRODUCTS for bits in (16, 8, 4)}, 2, 2, 1)
+TUNING = Tuning({16: 4, 8: 4, 4: 4}, 3)
 CPU = torch.device('cpu')
 WIDTHS = (1, 4, 8)
 LIMITS = Limits(sm_count=3)
@@ -77,7 +75,7 @@ def tiers(weights):
 
 @pytest.fixture(scope='module')
 def kernels(tiers, tmp_path_factory):
-    return EmulatedKernels(kernels_needed(CONFIG, tiers, TUNING, LIMITS, WIDTHS),
+    return EmulatedKernels(kernels_needed(CONFIG, [t.name for t in tiers], TUNING, LIMITS, WIDTHS),
                            tmp_path_factory.mktemp('step'))
 
 
@@ -113,7 +111,8 @@ def twin_step(kernels, weights, tier, width, slots, steps):
 
 
 @pytest.mark.parametrize('index,width,slots', [
-    (0, 1, [2]), (0, 4, [1, 2, 0]), (1, 1, [0]), (1, 4, [2, 0]), (2, 1, [2]), (2, 8, [0, 1, 2])])
+    (0, 1, [2]), (0, 4, [1, 2, 0]), (1, 1, [0]), (1, 4, [2, 0]), (1, 8, [0, 2]),
+    (2, 1, [2]), (2, 8, [0, 1, 2])])
 def test_a_step_gives_the_plain_decoders_logits(kernels, weights, tiers, index, width, slots):
     for step, actual, expected in twin_step(kernels, weights, tiers[index], width, slots, 2):
         error = (actual - expected).norm() / expected.norm()

@@ -19,36 +19,29 @@ def pointer(tensor: Optional[Tensor]) -> Optional[int]:
     return tensor.data_ptr()
 
 
-class MatvecArgs(ctypes.Structure):
-    """See kernels/matvec.cuh."""
+class Phase(ctypes.Structure):
+    """See kernels/program.cuh."""
 
     _fields_ = [
-        ('weight', _POINTER), ('scales', _POINTER), ('bias', _POINTER), ('x', _POINTER),
-        ('norm_weight', _POINTER), ('out', _POINTER), ('tap', _POINTER), ('logits', _POINTER),
-        ('seen', _POINTER), ('penalty', _POINTER), ('slot_of_row', _POINTER),
-        ('best_value', _POINTER), ('best_index', _POINTER),
-        ('norm_eps', _FLOAT), ('n_rows', _INT), ('k', _INT), ('rows_per_block', _INT)]
+        ('weight', _POINTER), ('scales', _POINTER), ('bias', _POINTER), ('norm', _POINTER),
+        ('x', _POINTER), ('out', _POINTER), ('tap', _POINTER), ('attends', _INT),
+        ('epilogue', _INT), ('bits', _INT), ('n_rows', _INT), ('k', _INT), ('row_k', _INT),
+        ('rows_per_block', _INT), ('continues', _INT)]
 
 
-class AttentionArgs(ctypes.Structure):
-    """See kernels/attention.cuh."""
-
-    _fields_ = [
-        ('qkv', _POINTER), ('q_norm', _POINTER), ('k_norm', _POINTER), ('cos', _POINTER),
-        ('sin', _POINTER), ('slot_of_row', _POINTER), ('lengths', _POINTER),
-        ('positions', _POINTER), ('keys', _POINTER), ('values', _POINTER), ('out', _POINTER),
-        ('partial', _POINTER), ('finished', _POINTER), ('slot_stride', ctypes.c_ulonglong),
-        ('capacity', _INT), ('heads', _INT), ('kv_heads', _INT),
-        ('norm_eps', _FLOAT), ('scale', _FLOAT),
-        ('least_tiles', _INT)]
-
-
-class EmbedArgs(ctypes.Structure):
-    """See kernels/sampling.cuh."""
+class StepArgs(ctypes.Structure):
+    """See kernels/program.cuh."""
 
     _fields_ = [
-        ('table', _POINTER), ('tokens', _POINTER), ('slot_of_row', _POINTER), ('out', _POINTER),
-        ('width', _INT)]
+        ('phases', _POINTER), ('barrier', _POINTER), ('table', _POINTER), ('tokens', _POINTER),
+        ('hidden', _POINTER), ('slot_of_row', _POINTER), ('lengths', _POINTER),
+        ('positions', _POINTER), ('cos', _POINTER), ('sin', _POINTER), ('partial', _POINTER),
+        ('finished', _POINTER), ('logits', _POINTER), ('seen', _POINTER), ('penalty', _POINTER),
+        ('best_value', _POINTER), ('best_index', _POINTER), ('slot_stride', ctypes.c_ulonglong),
+        ('n_phases', _INT), ('width', _INT), ('capacity', _INT), ('heads', _INT),
+        ('kv_heads', _INT), ('splits', _INT), ('least_tiles', _INT), ('norm_eps', _FLOAT),
+        ('scale', _FLOAT), ('x_at', _INT), ('work_at', _INT),
+        ('carry_at', _INT), ('phases_at', _INT), ('rows_at', _INT)]
 
 
 class SampleArgs(ctypes.Structure):
@@ -58,5 +51,5 @@ class SampleArgs(ctypes.Structure):
         ('logits', _POINTER), ('best_value', _POINTER), ('best_index', _POINTER),
         ('slot_of_row', _POINTER), ('temperature', _POINTER), ('top_k', _POINTER),
         ('top_p', _POINTER), ('seed', _POINTER), ('seen', _POINTER), ('lengths', _POINTER),
-        ('positions', _POINTER), ('tokens', _POINTER), ('chosen', _POINTER),
-        ('vocabulary', _INT), ('n_best', _INT)]
+        ('positions', _POINTER), ('tokens', _POINTER), ('chosen', _POINTER), ('counters', _POINTER),
+        ('vocabulary', _INT), ('n_best', _INT), ('n_counters', _INT)]

@@ -3,7 +3,7 @@
 """Loads compiled kernels and launches them on torch's current stream through the CUDA driver."""
 
 import ctypes
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 import torch
 
@@ -11,21 +11,14 @@ from timebill_ros.engine.cuda.tuning import Limits
 from timebill_ros.engine.errors import EngineError
 
 _MAX_DYNAMIC_SHARED_BYTES = 8            # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_PROGRAMMATIC_SERIALIZATION = 6          # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-_PROGRAMMATIC_SINCE = (9, 0)             # compute capability
+_NOT_FOUND = 500                         # CUDA_ERROR_NOT_FOUND
+_COOPERATIVE = 2                         # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 
 
 def device_limits(device: torch.device) -> Limits:
     """Return what a GPU offers to a block."""
     properties = torch.cuda.get_device_properties(device)
     return Limits(properties.multi_processor_count, properties.shared_memory_per_block_optin)
-
-
-def one_block_per_sm(device: torch.device) -> int:
-    """Return the shared memory that a block must claim to have a multiprocessor for itself."""
-    properties = torch.cuda.get_device_properties(device)
-    return min(properties.shared_memory_per_multiprocessor // 2 + 1024,
-               properties.shared_memory_per_block_optin)
 
 
 class _Attribute(ctypes.Structure):
@@ -44,38 +37,34 @@ class _LaunchConfig(ctypes.Structure):
 
 
 class Kernels:
-    """The kernels of one module, by name, on one device."""
+    """The kernels of some modules, by name, on one device."""
 
-    def __init__(self, cubin: bytes, device: torch.device, overlap: bool = True,
-                 shared_floor_bytes: Optional[int] = None) -> None:
-        """
-        Load the module; ``overlap`` lets each kernel start while the one before it runs.
-
-        Every block claims ``shared_floor_bytes`` of shared memory at least. With more than half
-        of a multiprocessor's (None), one block of the next kernel follows on each multiprocessor
-        as the last one ends there; with less, blocks pile up on some and leave others empty.
-        """
+    def __init__(self, cubins: Iterable[bytes], device: torch.device) -> None:
+        """Load the modules."""
         torch.cuda.current_stream(device).synchronize()   # torch makes its context current
         self._driver = ctypes.CDLL('libcuda.so.1')
         self._device = device
-        self.shared_floor_bytes = (
-            one_block_per_sm(device) if shared_floor_bytes is None else shared_floor_bytes)
-        self.overlap = overlap and torch.cuda.get_device_capability(device) >= _PROGRAMMATIC_SINCE
-        self._module = ctypes.c_void_p()
-        self._check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin))
+        self._modules: List[ctypes.c_void_p] = []
+        for cubin in cubins:
+            module = ctypes.c_void_p()
+            self._check(self._driver.cuModuleLoadData(ctypes.byref(module), cubin))
+            self._modules.append(module)
         self._functions: Dict[str, ctypes.c_void_p] = {}
         self._shared_bytes: Dict[str, int] = {}
 
     def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
-               arguments: ctypes.Structure) -> None:
-        """Put a kernel into the current stream (or the graph that it captures)."""
-        shared_bytes = max(shared_bytes, self.shared_floor_bytes)
+               arguments: ctypes.Structure, cooperative: bool = False) -> None:
+        """
+        Put a kernel into the current stream (or the graph that it captures).
+
+        The blocks of a ``cooperative`` kernel, which wait for each other, all run at once.
+        """
         function = self._function(name, shared_bytes)
-        attribute = _Attribute(id=_PROGRAMMATIC_SERIALIZATION, value=1)
+        attribute = _Attribute(id=_COOPERATIVE, value=1)
         config = _LaunchConfig(
             grid=grid, block=(threads, 1, 1), shared_bytes=shared_bytes,
             stream=torch.cuda.current_stream(self._device).cuda_stream,
-            attributes=ctypes.pointer(attribute), n_attributes=int(self.overlap))
+            attributes=ctypes.pointer(attribute), n_attributes=int(cooperative))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         self._check(self._driver.cuLaunchKernelEx(ctypes.byref(config), function, parameters, None))
 
@@ -91,16 +80,22 @@ class Kernels:
 
     def _function(self, name: str, shared_bytes: int) -> ctypes.c_void_p:
         if name not in self._functions:
-            function = ctypes.c_void_p()
-            self._check(self._driver.cuModuleGetFunction(
-                ctypes.byref(function), self._module, name.encode()))
-            self._functions[name] = function
+            self._functions[name] = self._find(name)
             self._shared_bytes[name] = 0
         if shared_bytes > self._shared_bytes[name]:
             self._check(self._driver.cuFuncSetAttribute(
                 self._functions[name], _MAX_DYNAMIC_SHARED_BYTES, shared_bytes))
             self._shared_bytes[name] = shared_bytes
         return self._functions[name]
+
+    def _find(self, name: str) -> ctypes.c_void_p:
+        function, code = ctypes.c_void_p(), 0
+        for module in self._modules:
+            code = self._driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+            if code != _NOT_FOUND:
+                break
+        self._check(code)
+        return function
 
     def _check(self, code: int) -> None:
         if code:

@@ -7,88 +7,54 @@ from typing import Optional, Protocol, Tuple
 
 from torch import Tensor
 
-from timebill_ros.engine.cuda.arguments import (
-    AttentionArgs, EmbedArgs, MatvecArgs, pointer, SampleArgs)
-from timebill_ros.engine.cuda.quantize import Matrix
+from timebill_ros.engine.cuda.arguments import pointer, SampleArgs, StepArgs
+from timebill_ros.engine.cuda.layout import Layout
+from timebill_ros.engine.cuda.program import n_phases
 from timebill_ros.engine.cuda.state import BatchState
-from timebill_ros.engine.cuda.tuning import rows_per_block
-from timebill_ros.engine.cuda.variants import (
-    Attention, EMBED_THREADS, Matvec, MAX_GROUP, SAMPLE_SHARED_BYTES, SAMPLE_THREADS)
+from timebill_ros.engine.cuda.variants import SAMPLE_SHARED_BYTES, SAMPLE_THREADS, Step
 
 
 class Launcher(Protocol):
     """What runs a kernel: driver.Kernels on a GPU, an emulator in the tests."""
 
     def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
-               arguments: ctypes.Structure) -> None:
-        """Launch one kernel."""
+               arguments: ctypes.Structure, cooperative: bool = False) -> None:
+        """Launch one kernel; ``cooperative``: all of its blocks run at the same time."""
 
 
-def matvec(kernels: Launcher, kernel: Matvec, blocks: int, weight: Matrix, x: Tensor, out: Tensor,
-           bias: Optional[Tensor] = None, norm: Optional[Tensor] = None, norm_eps: float = 0.0,
-           tap: Optional[Tensor] = None) -> None:
+def splits_of(blocks: int, kv_heads: int, batch: int) -> int:
+    """Return into how many stretches attention may divide a cache."""
+    return max(1, blocks // (kv_heads * batch))
+
+
+def step(kernels: Launcher, kernel: Step, layout: Layout, blocks: int, phases: Tensor,
+         state: BatchState, cos: Tensor, sin: Tensor, cache: Tensor, heads: int, norm_eps: float,
+         scale: float, table: Optional[Tensor] = None, hidden: Optional[Tensor] = None,
+         least_tiles: int = 1) -> None:
     """
-    Launch a product: ``x`` [batch, k] to ``out`` [batch, rows], as the kernel's role says.
+    Launch the phases, after the tokens' look-up in ``table`` [vocabulary, d] if there is one.
 
-    role qkv: out = W norm(x) + bias; residual: out += W x + bias; gate_up: out = silu(G norm(x)) *
-    (U norm(x)), W = G over U.
+    ``cos``, ``sin`` float32 [positions, D]; ``cache`` one layer's keys [slots, kv_heads, capacity,
+    D], for its shape; ``scale`` of the attention scores.
     """
-    rows = weight.n // 2 if kernel.role == 'gate_up' else weight.n
-    per_block = rows_per_block(rows, blocks)
-    arguments = MatvecArgs(
-        weight=pointer(weight.data), scales=pointer(weight.scales), bias=pointer(bias),
-        x=pointer(x), norm_weight=pointer(norm), out=pointer(out), tap=pointer(tap),
-        norm_eps=norm_eps, n_rows=rows, k=weight.k, rows_per_block=per_block)
-    kernels.launch(kernel.name, (blocks, 1, 1), kernel.threads,
-                   kernel.shared_bytes(weight.k, per_block), arguments)
-
-
-def head(kernels: Launcher, kernel: Matvec, blocks: int, weight: Matrix, x: Tensor, norm: Tensor,
-         norm_eps: float, state: BatchState) -> None:
-    """Launch the head: final norm, logits with the repetition penalty, best token per block."""
-    per_block = rows_per_block(weight.n, blocks)
-    arguments = MatvecArgs(
-        weight=pointer(weight.data), scales=pointer(weight.scales), x=pointer(x),
-        norm_weight=pointer(norm), logits=pointer(state.logits), seen=pointer(state.seen),
-        penalty=pointer(state.penalty), slot_of_row=pointer(state.slot_of_row),
+    _, kv_heads, capacity, width = cache.shape
+    if width != kernel.head_dim:
+        raise ValueError(f'the kernel is for heads of width {kernel.head_dim}, not {width}')
+    arguments = StepArgs(
+        phases=pointer(phases), n_phases=n_phases(phases), barrier=pointer(state.counters),
+        table=pointer(table), tokens=pointer(state.tokens), hidden=pointer(hidden),
+        width=0 if table is None else table.shape[1], slot_of_row=pointer(state.slot_of_row),
+        lengths=pointer(state.lengths), positions=pointer(state.positions), cos=pointer(cos),
+        sin=pointer(sin), partial=pointer(state.partial), finished=pointer(state.counters[1:]),
+        logits=pointer(state.logits), seen=pointer(state.seen), penalty=pointer(state.penalty),
         best_value=pointer(state.best_value), best_index=pointer(state.best_index),
-        norm_eps=norm_eps, n_rows=weight.n, k=weight.k, rows_per_block=per_block)
-    kernels.launch(kernel.name, (blocks, 1, 1), kernel.threads,
-                   kernel.shared_bytes(weight.k, per_block), arguments)
-
-
-def attention(kernels: Launcher, kernel: Attention, splits: int, batch: int, qkv: Tensor,
-              out: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, scale: float,
-              state: BatchState, q_norm: Optional[Tensor] = None,
-              k_norm: Optional[Tensor] = None, norm_eps: float = 0.0, least_tiles: int = 1) -> None:
-    """
-    Launch attention of one new token per row; appends its key and value to the cache.
-
-    ``qkv`` [batch, (heads + 2 kv_heads) * D]; ``keys``, ``values`` one layer of the cache [slots,
-    kv_heads, capacity, D]; ``cos``, ``sin`` float32 [positions, D].
-    """
-    _, kv_heads, capacity, width = keys.shape
-    heads = out.shape[1] // width
-    if heads // kv_heads > MAX_GROUP or width != kernel.head_dim:
-        raise ValueError(f'no attention kernel for {heads} heads on {kv_heads} of width {width}')
-    arguments = AttentionArgs(
-        qkv=pointer(qkv), q_norm=pointer(q_norm), k_norm=pointer(k_norm), cos=pointer(cos),
-        sin=pointer(sin), slot_of_row=pointer(state.slot_of_row), lengths=pointer(state.lengths),
-        positions=pointer(state.positions), keys=pointer(keys), values=pointer(values),
-        out=pointer(out), partial=pointer(state.partial), finished=pointer(state.finished),
-        slot_stride=keys.stride(0), capacity=capacity, heads=heads, kv_heads=kv_heads,
+        slot_stride=cache.stride(0), capacity=capacity, heads=heads, kv_heads=kv_heads,
+        splits=splits_of(blocks, kv_heads, kernel.batch), least_tiles=least_tiles,
         norm_eps=norm_eps, scale=scale,
-        least_tiles=least_tiles)
-    kernels.launch(kernel.name, (splits, kv_heads, batch), kernel.threads, kernel.shared_bytes(),
-                   arguments)
-
-
-def embed(kernels: Launcher, batch: int, table: Tensor, out: Tensor, state: BatchState) -> None:
-    """Launch the look-up of each row's current token in ``table`` [vocabulary, d]."""
-    arguments = EmbedArgs(
-        table=pointer(table), tokens=pointer(state.tokens), slot_of_row=pointer(state.slot_of_row),
-        out=pointer(out), width=table.shape[1])
-    kernels.launch('embed_token', (batch, 1, 1), EMBED_THREADS, 0, arguments)
+        x_at=layout.x_at, work_at=layout.work_at, carry_at=layout.carry_at,
+        phases_at=layout.phases_at, rows_at=layout.rows_at)
+    kernels.launch(kernel.name, (blocks, 1, 1), kernel.threads, layout.total_bytes, arguments,
+                   cooperative=True)
 
 
 def sample(kernels: Launcher, batch: int, n_best: int, state: BatchState) -> None:
@@ -100,5 +66,6 @@ def sample(kernels: Launcher, batch: int, n_best: int, state: BatchState) -> Non
         top_p=pointer(state.top_p), seed=pointer(state.seed), seen=pointer(state.seen),
         lengths=pointer(state.lengths), positions=pointer(state.positions),
         tokens=pointer(state.tokens), chosen=pointer(state.chosen),
-        vocabulary=state.logits.shape[1], n_best=n_best)
+        counters=pointer(state.counters), vocabulary=state.logits.shape[1], n_best=n_best,
+        n_counters=state.counters.numel())
     kernels.launch('sample_token', (batch, 1, 1), SAMPLE_THREADS, SAMPLE_SHARED_BYTES, arguments)

@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weight-only int8 and int4: from bf16 matrices to what kernels/matvec.cuh reads, and back."""
+"""Weight-only int8 and int4: from bf16 matrices to what kernels/formats.cuh reads, and back."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -106,11 +106,11 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 
 def _pack(q: Tensor) -> Tensor:
-    """Pack eight columns into a word: the even ones in its low half, the odd ones above."""
-    pairs = (q + 8).view(q.shape[0], -1, 4, 2)
-    word = torch.zeros(pairs.shape[:2], dtype=torch.int32, device=q.device)
-    for j in range(4):
-        word |= (pairs[:, :, j, 0] << (4 * j)) | (pairs[:, :, j, 1] << (16 + 4 * j))
+    """Pack eight columns into a word, in two's complement: byte i holds columns i and i + 4."""
+    halves = (q & 15).view(q.shape[0], -1, 2, 4)
+    word = torch.zeros(halves.shape[:2], dtype=torch.int32, device=q.device)
+    for i in range(4):
+        word |= (halves[:, :, 0, i] << (8 * i)) | (halves[:, :, 1, i] << (8 * i + 4))
     return word
 
 
@@ -122,10 +122,11 @@ def dequantize(matrix: Matrix) -> Tensor:
     if matrix.bits == 8:
         return (matrix.data.float() * matrix.scales[:, None]).to(torch.bfloat16)
     n, k = matrix.n, matrix.k
-    q = torch.empty((n, k // 8, 4, 2), dtype=torch.float32, device=matrix.data.device)
-    for j in range(4):
-        q[:, :, j, 0] = ((matrix.data >> (4 * j)) & 15) - 8
-        q[:, :, j, 1] = ((matrix.data >> (16 + 4 * j)) & 15) - 8
+    q = torch.empty((n, k // 8, 2, 4), dtype=torch.float32, device=matrix.data.device)
+    for i in range(4):
+        for half in range(2):
+            nibble = (matrix.data >> (8 * i + 4 * half)) & 15
+            q[:, :, half, i] = (nibble ^ 8) - 8
     scales = matrix.scales.transpose(1, 2).reshape(-1, matrix.scales.shape[1])[:n]
     scales = scales.repeat_interleave(GROUP, dim=1)[:, :k].float()
     return (q.view(n, k) * scales).to(torch.bfloat16)

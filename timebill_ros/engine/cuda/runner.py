@@ -49,6 +49,7 @@ class StepRunner:
         """Scores of the vocabulary, [8, vocab_size] float32: the rows of the newest step."""
         return self._step.state.logits
 
+    @torch.inference_mode()
     def start(self, slot: int, token: int, sampling: Sampling, seen: Sequence[int]) -> None:
         """
         Begin decoding in a slot whose prompt is in the cache (and evicted from).
@@ -65,6 +66,7 @@ class StepRunner:
         state.seen[slot].zero_()
         state.seen[slot, torch.tensor([*seen, token], device=state.seen.device)] = 1
 
+    @torch.inference_mode()
     def move(self, slot: int) -> None:
         """Tell the device a slot's length and position after the host changed them (eviction)."""
         self._step.state.lengths[slot] = self._cache.length[slot]
@@ -75,6 +77,7 @@ class StepRunner:
         self.enqueue(tier, slots)
         return self.collect()
 
+    @torch.inference_mode()
     def enqueue(self, tier: str, slots: Sequence[int]) -> None:
         """Start a step without waiting for it."""
         rows = tuple(slots) + (-1,) * (MAX_BATCH - len(slots))

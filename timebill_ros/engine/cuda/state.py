@@ -32,12 +32,12 @@ class BatchState:
     best_value: Tensor      # float32 [MAX_BATCH * blocks]
     best_index: Tensor      # int32 [MAX_BATCH * blocks]
     partial: Tensor         # float32, see attention.cuh
-    finished: Tensor        # int32 [MAX_BATCH * kv_heads], zero between launches
+    counters: Tensor        # int32 [1 + MAX_BATCH * kv_heads], barriers; zero between steps
 
 
 def allocate_state(n_slots: int, vocabulary: int, kv_heads: int, head_dim: int, splits: int,
                    blocks: int, device: torch.device) -> BatchState:
-    """Reserve it for at most ``splits`` stretches of attention and ``blocks`` head blocks."""
+    """Reserve it for at most ``splits`` stretches of attention in all rows, and these blocks."""
     def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -51,6 +51,6 @@ def allocate_state(n_slots: int, vocabulary: int, kv_heads: int, head_dim: int, 
         chosen=zeros(MAX_BATCH), logits=zeros(MAX_BATCH, vocabulary, dtype=torch.float32),
         best_value=zeros(MAX_BATCH * blocks, dtype=torch.float32),
         best_index=zeros(MAX_BATCH * blocks),
-        partial=zeros(MAX_BATCH * kv_heads * splits * MAX_GROUP * (head_dim + 2),
+        partial=zeros(kv_heads * splits * MAX_GROUP * (head_dim + 2),
                       dtype=torch.float32),
-        finished=zeros(MAX_BATCH * kv_heads))
+        counters=zeros(1 + MAX_BATCH * kv_heads))

@@ -36,10 +36,6 @@ class Tier:
     final_norm: Tensor
     head: Matrix
 
-    def bits_of(self, product: str) -> int:
-        """Return the format of a product's matrix (products as in tuning.PRODUCTS)."""
-        return self.head.bits if product == 'head' else BITS[self.name]
-
     @property
     def nbytes(self) -> int:
         """Memory that the matrices take, those of bf16 shared with the prefill."""

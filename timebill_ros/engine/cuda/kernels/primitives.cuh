@@ -13,12 +13,13 @@ typedef unsigned long long u64;
 #define DEVICE __device__ __forceinline__
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) u8 name[]
 #define ENTRY(name, threads, args_type, call) \
-  extern "C" __global__ void __launch_bounds__(threads) \
+  extern "C" __global__ void __launch_bounds__(threads, 1) \
   name(const __grid_constant__ args_type args) { call(args); }
 
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
 DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
+DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
 DEVICE float two_to_the(float x) { return exp2f(x); }
 
 // Two floats, rounded to nearest even, as two bf16; `low` in the lower half.
@@ -27,22 +28,6 @@ DEVICE u32 pack_bf16(float low, float high)
   u32 packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
-}
-
-// (a & b) | c in one instruction; the compiler makes two of it where b and c are constants.
-DEVICE u32 and_or(u32 a, u32 b, u32 c)
-{
-  u32 d;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
-// a * b + c on two bf16 at once.
-DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c)
-{
-  u32 d;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
 }
 
 // c[16x8] += a[16x16] * b[16x8], bf16 inputs, float32 sums, one warp. With g = lane / 4 and
@@ -57,7 +42,19 @@ DEVICE void multiply_accumulate(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u
     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Reads of what another kernel of the same graph wrote go past the L1 cache, which may be stale.
+// c[16x8] += a[16x32] * b[32x8], int8 inputs, int32 sums, one warp. a0 row g, a1 row g + 8 at
+// columns 4t to 4t+3; a2, a3 the same rows at 4t+16 on; b0 rows 4t on, b1 rows 4t+16 on of column
+// g; c as above.
+DEVICE void multiply_accumulate(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+{
+  asm volatile(
+    "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+    "{%8,%9}, {%0,%1,%2,%3};"
+    : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Reads of what another block or kernel wrote go past the L1 cache, which may be stale.
 struct alignas(16) Vector16 { u32 word[4]; };
 
 DEVICE Vector16 load_fresh_16(const void * address)
@@ -80,6 +77,13 @@ DEVICE float load_fresh(const float * address)
 {
   float v;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
+  return v;
+}
+
+DEVICE u64 load_fresh(const u64 * address)
+{
+  u64 v;
+  asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(v) : "l"(address) : "memory");
   return v;
 }
 
@@ -106,13 +110,13 @@ DEVICE void copy_async_16(void * shared, const void * global, bool valid)
     :: "r"(address), "l"(global), "r"(bytes) : "memory");
 }
 
-DEVICE void copy_async_8(void * shared, const void * global, bool valid)
+// 8 bytes, or nothing at all; without a branch.
+DEVICE void copy_async_8_if(void * shared, const void * global, bool wanted)
 {
   const u32 address = (u32)__cvta_generic_to_shared(shared);
-  const int bytes = valid ? 8 : 0;
   asm volatile(
-    "cp.async.ca.shared.global [%0], [%1], 8, %2;"
-    :: "r"(address), "l"(global), "r"(bytes) : "memory");
+    "{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8; }"
+    :: "r"(address), "l"(global), "r"((int)wanted) : "memory");
 }
 
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -123,18 +127,21 @@ DEVICE void copy_async_wait()
   asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
 }
 
-// Programmatic dependent launch (compute capability 9.0): a kernel starts, and fetches weights,
-// while the one before it still runs; it may read that one's results only after the wait.
-DEVICE void let_next_kernel_start()
+// A barrier over all blocks of a launch whose blocks are all resident (a cooperative launch): one
+// thread of each block adds itself to a counter, which makes visible what the block wrote before
+// its own barrier, and waits for the others. What they wrote is then read past the L1 cache
+// (load_fresh).
+DEVICE void add_to_barrier(u32 * counter)
 {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(counter) : "memory");
 }
 
-DEVICE void wait_for_previous_kernel()
+DEVICE void wait_for_barrier(const u32 * counter, u32 target)
 {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  u32 seen;
+  int polls = 0;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    if (++polls == 1 << 24) {__trap();}    // many seconds: an error is better than a hang
+  } while (seen < target);
 }

@@ -1,34 +1,13 @@
 // Copyright 2026 timebill_ros contributors
 // SPDX-License-Identifier: Apache-2.0
 //
-// From logits to the next token, and from the token to the vector that the next step begins with.
+// From logits to the next token.
 //
 // The choice follows transformers' processors: repetition penalty (applied where the logits are
 // made), temperature, top-k, top-p, draw. Probabilities are counted in units of 2^-40 of the
 // likeliest token's as 64-bit integers, so that the result does not depend on the order of
 // additions; tokens below that (28 nats down) cannot be drawn. Logits closer than 2^-16 after the
 // temperature count as ties, and ties at a threshold are kept together.
-
-struct EmbedArgs
-{
-  const u16 * table;         // [vocabulary, width]
-  const int * tokens;        // [slots]
-  const int * slot_of_row;   // [batch]
-  u16 * out;                 // [batch, width]
-  int width;
-};
-
-DEVICE void embed(const EmbedArgs & args)
-{
-  let_next_kernel_start();
-  wait_for_previous_kernel();
-  const int slot = args.slot_of_row[blockIdx.x];
-  const int token = slot < 0 ? 0 : args.tokens[slot];
-  for (int e = threadIdx.x; e < args.width / 8; e += blockDim.x) {
-    const Vector16 * const from = (const Vector16 *)(args.table + (u64)token * args.width);
-    ((Vector16 *)(args.out + (u64)blockIdx.x * args.width))[e] = from[e];
-  }
-}
 
 struct SampleArgs
 {
@@ -45,8 +24,10 @@ struct SampleArgs
   int * positions;           // [slots]
   int * tokens;              // [slots]
   int * chosen;              // [batch], the step's result
+  u32 * counters;            // barriers of the kernel before, made ready for the next step
   int vocabulary;
   int n_best;
+  int n_counters;
 };
 
 const int SAMPLE_THREADS = 1024;
@@ -198,9 +179,10 @@ DEVICE void sample(const SampleArgs & args)
   u64 * const bins = (u64 *)shared;               // [BINS]
   u64 * const shared_result = bins + BINS;        // [2]
   float * const best = (float *)(shared_result + 2);
-  let_next_kernel_start();
-  wait_for_previous_kernel();
   const int row = blockIdx.x;
+  if (row == 0) {
+    for (int i = threadIdx.x; i < args.n_counters; i += SAMPLE_THREADS) {args.counters[i] = 0;}
+  }
   const int slot = args.slot_of_row[row];
   if (slot < 0) {return;}
   if (threadIdx.x < 32) {

@@ -1,0 +1,148 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Tokens and likelihoods of the CUDA tiers with a real checkpoint, by default the embedded model.
+
+    python3 benchmarks/decode_quality.py --out tables [--model DIRECTORY] [--prompts 50]
+
+Parity: greedy answers of the bf16 tier against transformers in bf16 (SDPA), which reads the same
+tokens; where the two differ, how far apart transformers' own logits of the two tokens lie, in
+steps of bf16 at the largest logit (one step or less: a tie). Quality: every tier reads the same
+text token by token, which no tier has seen (weights are rounded without looking at any text).
+"""
+
+import argparse
+import json
+from math import exp, floor, log2
+from pathlib import Path
+import time
+from typing import Any, Dict, List
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.source import find_model
+from timebill_ros.executor.messages import Load
+from timebill_ros.paths import cache_dir
+from timebill_ros.query import Sampling, Turn
+
+CONTEXT_TOKENS, READ_TOKENS = 256, 128
+
+
+def paragraphs() -> List[str]:
+    """Return the paragraphs of this repository's documentation, longest first."""
+    root = Path(__file__).resolve().parent.parent
+    texts = [path.read_text(encoding='utf-8') for path in
+             [root / 'README.md', *sorted((root / 'docs').glob('*.md'))]]
+    found = [part.strip() for text in texts for part in text.split('\n\n')]
+    return sorted((p for p in found if p[:1].isalpha() and len(p) > 200), key=len, reverse=True)
+
+
+def prefilled(engine: Engine, ids: List[int], room: int, sampling: Sampling) -> Any:
+    sequence = engine.open_sequence(ids, len(ids) + room, sampling)
+    while not engine.prefill_chunk(sequence):
+        pass
+    engine.next_token(sequence)
+    return sequence
+
+
+def greedy(engine: Engine, ids: List[int], cap: int) -> List[int]:
+    sequence = prefilled(engine, ids, cap, Sampling(repetition_penalty=1.0))
+    try:
+        while len(sequence.tokens) < cap and sequence.tokens[-1] not in engine.end_ids:
+            engine.decode_step([sequence])
+        return list(sequence.tokens)
+    finally:
+        engine.close(sequence)
+
+
+def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[str, Any]:
+    """Compare with what transformers finds likeliest behind the same tokens, in one pass each."""
+    same, compared, differing, first_gaps, gaps = 0, 0, 0, [], []
+    for text in prompts:
+        ids = engine.tokenize([Turn('user', 'Say it in one sentence: ' + text)])
+        actual = greedy(engine, ids, cap)
+        tokens = torch.tensor([ids + actual], device=oracle.device)
+        with torch.inference_mode():
+            logits = oracle(tokens).logits[0, len(ids) - 1:-1].float()
+        expected = logits.argmax(-1).tolist()
+        at = [i for i, (a, b) in enumerate(zip(actual, expected)) if a != b]
+        own = []
+        for i in at:
+            step = 2.0 ** (floor(log2(float(logits[i].abs().max()))) - 7)
+            own.append(round(float(logits[i, expected[i]] - logits[i, actual[i]]) / step, 2))
+        same += not at
+        compared += len(actual)
+        differing += len(at)
+        gaps += own
+        first_gaps += own[:1]
+    return {'prompts': len(prompts), 'identical': same, 'tokens': compared,
+            'tokens_differing': differing, 'gaps_in_bf16_steps': sorted(gaps),
+            'gaps_at_first_difference': sorted(first_gaps)}
+
+
+def windows(engine: Engine, texts: List[str]) -> List[List[int]]:
+    ids = [token for text in texts for token in engine.tokenize([Turn('user', text)])[8:-6]]
+    size = CONTEXT_TOKENS + READ_TOKENS
+    return [ids[i:i + size] for i in range(0, len(ids) - size + 1, size)]
+
+
+def quality(engine: Engine, texts: List[str]) -> List[Dict[str, Any]]:
+    """Read the last tokens of every window with every tier, from the same prefilled cache."""
+    sums = {tier: [0.0, 0.0, 0.0, 0] for tier in engine.info.tiers}
+    for ids in windows(engine, texts):
+        sampling = Sampling(repetition_penalty=1.0)
+        sequence = prefilled(engine, ids[:CONTEXT_TOKENS], READ_TOKENS + 2, sampling)
+        reference = None
+        for tier in engine.info.tiers:
+            engine.rewind(sequence)
+            rows = []
+            for token in ids[CONTEXT_TOKENS:-1]:
+                engine.force(sequence, token)
+                engine.decode_step([sequence], tier)
+                rows.append(engine.newest_logits(sequence).clone())
+            said = torch.log_softmax(torch.stack(rows), -1)
+            reference = said if reference is None else reference
+            next_ids = torch.tensor(ids[CONTEXT_TOKENS + 1:], device=said.device)
+            total = sums[tier]
+            total[0] -= float(said.gather(1, next_ids[:, None]).sum())
+            total[1] += float((said.argmax(-1) == reference.argmax(-1)).sum())
+            total[2] += float((reference.exp() * (reference - said)).sum())
+            total[3] += len(rows)
+        engine.close(sequence)
+    return [{'tier': tier, 'tokens': n, 'perplexity': round(exp(nll / n), 4),
+             'agrees_with_first': round(agree / n, 4), 'divergence_nats': round(divergence / n, 5)}
+            for tier, (nll, agree, divergence, n) in sums.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--model', default='embedded')
+    parser.add_argument('--prompts', type=int, default=50)
+    parser.add_argument('--tokens', type=int, default=64)
+    arguments = parser.parse_args()
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    load = Load(arguments.model, device=device, tiers=['bf16', 'int8', 'int4'])
+    engine = Engine.load(load)
+    print(engine.info.tiers, flush=True)
+    source = find_model(load.model, cache_dir(load.cache_dir) / 'models', False,
+                        lambda what, fraction: None)
+    oracle = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.bfloat16).to(device)
+    texts = paragraphs()
+    prompts = [text[:700] for text in texts[:arguments.prompts]]
+    result = {
+        'device': engine.info.device, 'torch': torch.__version__,
+        'date': time.strftime('%Y-%m-%d'), 'model': source.name,
+        'parity': parity(engine, oracle, prompts, arguments.tokens)}
+    print(json.dumps(result), flush=True)
+    result['quality'] = quality(engine, texts)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f'decode-quality-{source.name.replace("/", "-")}.json'
+    (arguments.out / name).write_text(json.dumps(result, indent=1))
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == '__main__':
+    main()

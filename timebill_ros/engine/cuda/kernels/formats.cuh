@@ -1,0 +1,176 @@
+// Copyright 2026 timebill_ros contributors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The formats of weights, what x looks like beside them, and the product of one unit.
+//
+// 16 = bf16: x is bf16 too. 8 = int8, one scale per row. 4 = int4, one scale per 128 columns; byte
+// i of a word holds columns i (low half) and i + 4 of eight, in two's complement. Beside int8 and
+// int4, x is an integer of 16 bits: 128 columns share the scale that maps their largest magnitude
+// to 32512. Its upper and its lower byte are two columns of the tensor cores' int8 operand, so the
+// weights are never unpacked to floating point, sums within the columns of a scale are exact, and
+// x is finer than in bf16 where it matters, in its large entries. The order of columns within a
+// unit does not matter to a sum, so x lies permuted in shared memory such that neither operand is
+// ever shuffled.
+
+template<int BITS>
+struct Format
+{
+  static const int CHUNK = 1024 / BITS;         // columns of a unit
+};
+
+const int SCALE_COLUMNS = 128;                  // that share a scale of x
+const float FIXED_POINT_LARGEST = 32512.0f;     // 127 * 256: the upper byte stays within int8
+const float FIXED_POINT_MAGIC = 12582912.0f;    // 1.5 * 2^23: a float's low bits become an integer
+
+// Bytes from one row of x in shared memory to the next: two rows share no bank.
+template<int BITS>
+DEVICE int vector_stride(int k)
+{
+  const int padded = ceil_div(k, Format<BITS>::CHUNK) * Format<BITS>::CHUNK;
+  return ceil_div(padded * (BITS == 16 ? 2 : 1), 128) * 128 + 64;
+}
+
+// Eight columns from column k on, of vector b, to where the products want them.
+template<int BITS, int BATCH>
+DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors, float * x_scales,
+  bool inside)
+{
+  const int stride = vector_stride<BITS>(row_k);
+  if (BITS == 16) {
+    Vector16 packed;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {packed.word[i] = pack_bf16(y[2 * i], y[2 * i + 1]);}
+    if (inside) {*(Vector16 *)(vectors + b * stride + k * 2) = packed;}
+    return;
+  }
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {largest = fmaxf(largest, fabsf(y[i]));}
+#pragma unroll
+  for (int distance = 1; distance < SCALE_COLUMNS / 8; distance *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
+  }
+  const float inverse = largest > 0.0f ? FIXED_POINT_LARGEST * reciprocal(largest) : 0.0f;
+  u32 q[8], up[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    q[i] = float_to_bits(fmaf(y[i], inverse, FIXED_POINT_MAGIC));
+    up[i] = q[i] + 128;             // byte 1: the upper byte, rounded; byte 0 of q: the rest
+  }
+  if (!inside) {return;}
+  const int within = k % SCALE_COLUMNS;
+  const int place =
+    BITS == 8 ? k : k - within + within % 32 / 16 * 64 + within / 32 * 16 + within % 16;
+  u8 * const to = vectors + 2 * b * stride + place;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    ((u32 *)to)[i] = __byte_perm(
+      __byte_perm(up[4 * i], up[4 * i + 1], 0x0051), __byte_perm(up[4 * i + 2], up[4 * i + 3], 0x0051),
+      0x5410);
+    ((u32 *)(to + stride))[i] = __byte_perm(
+      __byte_perm(q[4 * i], q[4 * i + 1], 0x0040), __byte_perm(q[4 * i + 2], q[4 * i + 3], 0x0040),
+      0x5410);
+  }
+  if (within == 0) {
+    // int4 values stand in the upper halves of bytes, so they are 16 times too large.
+    x_scales[k / SCALE_COLUMNS * BATCH + b] =
+      largest * (1.0f / FIXED_POINT_LARGEST) * (BITS == 4 ? 1.0f / 16.0f : 1.0f);
+  }
+}
+
+// What a lane adds up of a tile: rows g and g + 8 of vectors. bf16: vectors 2t and 2t + 1 of the
+// tensor cores' eight columns. Integers: vector t (and 4 + t), as upper and lower byte.
+template<int BITS, int BATCH>
+struct Total
+{
+  static const int SETS = BITS == 16 ? 2 : (BATCH + 3) / 4;
+  float of[SETS][2];         // [vector][row g, row g + 8]
+
+  DEVICE void clear()
+  {
+#pragma unroll
+    for (int i = 0; i < SETS; ++i) {of[i][0] = of[i][1] = 0.0f;}
+  }
+  DEVICE static int vector(int set, int t) { return BITS == 16 ? 2 * t + set : 4 * set + t; }
+};
+
+// Where in shared memory a lane's columns of x begin, for one set.
+template<int BITS, int BATCH>
+DEVICE int vector_place(int k)
+{
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int ROWS = BITS == 16 ? BATCH : BATCH < 4 ? 2 * BATCH : 8;
+  return (g < ROWS ? g : 0) * vector_stride<BITS>(k) + t * 16;
+}
+
+// The products of one unit. `mine` are the lane's slots, THREADS apart: two halves of a row, and of
+// another; x points to the lane's columns of the chunk.
+template<int BATCH, int THREADS>
+DEVICE void add_unit(Total<16, BATCH> & total, const Vector16 * mine, const u8 * x, int,
+  const float *, const u16 *)
+{
+  float part[4] = {total.of[0][0], total.of[1][0], total.of[0][1], total.of[1][1]};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+    const Vector16 v = *(const Vector16 *)(x + half * 64);
+    multiply_accumulate(part, a.word[0], b.word[0], a.word[1], b.word[1], v.word[0], v.word[1]);
+    multiply_accumulate(part, a.word[2], b.word[2], a.word[3], b.word[3], v.word[2], v.word[3]);
+  }
+  total.of[0][0] = part[0];
+  total.of[1][0] = part[1];
+  total.of[0][1] = part[2];
+  total.of[1][1] = part[3];
+}
+
+DEVICE float both_bytes(int upper, int lower) { return (float)(upper * 256 + lower); }
+
+template<int BATCH, int THREADS>
+DEVICE void add_unit(Total<8, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
+  const float * x_scales, const u16 *)
+{
+#pragma unroll
+  for (int set = 0; set < Total<8, BATCH>::SETS; ++set) {
+    int part[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+      const Vector16 v = *(const Vector16 *)(x + set * set_stride + half * 64);
+      multiply_accumulate(part, a.word[0], b.word[0], a.word[1], b.word[1], v.word[0], v.word[1]);
+      multiply_accumulate(part, a.word[2], b.word[2], a.word[3], b.word[3], v.word[2], v.word[3]);
+    }
+    const float scale = x_scales[set * 4];
+    total.of[set][0] += both_bytes(part[0], part[1]) * scale;
+    total.of[set][1] += both_bytes(part[2], part[3]) * scale;
+  }
+}
+
+template<int BATCH, int THREADS>
+DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
+  const float * x_scales, const u16 * scales)
+{
+  const int g = threadIdx.x % 32 / 4;
+  const u32 UPPER = 0xF0F0F0F0u;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+    int part[Total<4, BATCH>::SETS][4] = {};
+#pragma unroll
+    for (int set = 0; set < Total<4, BATCH>::SETS; ++set) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Vector16 v = *(const Vector16 *)(x + set * set_stride + half * 128 + j / 2 * 64);
+        multiply_accumulate(part[set], (a.word[j] << 4) & UPPER, (b.word[j] << 4) & UPPER,
+          a.word[j] & UPPER, b.word[j] & UPPER, v.word[j % 2 * 2], v.word[j % 2 * 2 + 1]);
+      }
+    }
+    const float scale_first = bf16_to_float(scales[half * 16 + g]);
+    const float scale_second = bf16_to_float(scales[half * 16 + g + 8]);
+#pragma unroll
+    for (int set = 0; set < Total<4, BATCH>::SETS; ++set) {
+      const float scale = x_scales[half * BATCH + set * 4];
+      total.of[set][0] += both_bytes(part[set][0], part[set][1]) * (scale * scale_first);
+      total.of[set][1] += both_bytes(part[set][2], part[set][3]) * (scale * scale_second);
+    }
+  }
+}

@@ -52,7 +52,7 @@ class Situation:
     evicted: bool = False   # an eviction from here on is a later one (law REEVICT)
     n_paid: int = 0         # response tokens whose overhead is paid
     slowdown: float = 1.0   # measured over expected decode steps so far
-    margin: float = 1.0     # share of the distance from expected to worst case that is allowed for
+    margin: float = 1.0     # share of what is allowed for beyond expected times
     width: int = 1          # sequences in each decode step
     window: int = SNAPKV_WINDOW
 
@@ -164,12 +164,12 @@ class TierTimes:
         """
         slowdown, margin = self._at.slowdown, self._at.margin
         if not self._worst:
-            return max(1.0, slowdown)
-        worst = 1.0 + margin * (worst_factor(self._step, steps) - 1.0)
+            return 1.0 + margin * max(0.0, slowdown - 1.0)
+        worst = worst_factor(self._step, steps)
         if slowdown > 1.0:
             apart = (self._step.worst_ratio - 1.0) / max(1, steps) ** 0.5
-            worst = max(worst, slowdown * (1.0 + margin * apart))
-        return self._factor * worst
+            worst = max(worst, slowdown * (1.0 + apart))
+        return self._factor * (1.0 + margin * (worst - 1.0))
 
     def _of_one(self, factor: float) -> float:
         return factor * self._factor if self._worst else 1.0

@@ -5,9 +5,10 @@ Changing theta while decoding: pure functions of where a query stands and how fa
 
 Tighten (evict further, drop a tier, shorten the cap) once half of the margin between expected and
 worst-case times is used up: a plan often fills its budget to the brim, and then the first slow step
-is no reason to evict what cannot come back. What is chosen then fits the whole worst case. Relax (a
-better tier, a longer cap) only when it would fit with ``RELAX_MARGIN`` to spare and ``HOLD_STEPS``
-steps have passed since the last change, so that noise cannot make it flap. A cap is moved only
+is no reason to evict what cannot come back. What is chosen then fits the whole worst case at the
+pace of the newest steps, and has ``SETTLE_STEPS`` to show. Relax (a better tier, a longer cap) only
+when it would fit with ``RELAX_MARGIN`` to spare and ``HOLD_STEPS`` steps have passed since the last
+change, so that noise cannot make it flap. A cap is moved only
 when it is about to bind: until then nothing depends on it. Policies other than ``joint`` plan once.
 """
 
@@ -21,12 +22,13 @@ from timebill_ros.budget.pessimism import worst_length
 from timebill_ros.budget.planner import Plan, PlanInputs, Planning
 
 REPLAN_STEPS = 8        # decode steps between two looks
-HOLD_STEPS = 32         # steps after a change before anything is relaxed
+SETTLE_STEPS = 16       # steps after a change before anything is tightened again
+HOLD_STEPS = 32         # and before anything is relaxed
 TIGHTEN_MARGIN = 0.5    # share of the margin to the worst case that has to be left
 RELAX_MARGIN = 0.1      # share of the time left that a relaxed theta must leave over
 _BINDS_WITHIN = 2 * REPLAN_STEPS    # tokens: a cap no farther away is about to bind
 _LEAST_EXTENSION = 4    # tokens: a cap is not moved up for less
-_NEWEST_STEPS = 9
+_NEWEST_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ def replan(state: RunState, planning: Planning) -> Replanned:
         return Replanned(None, now.needed_s(state.n_kept, at.n_worst) > at.budget_left_s)
     likely = TierTimes(
         planning.estimator, plan.tier, replace(at, margin=TIGHTEN_MARGIN), config.weights)
-    if likely.needed_s(state.n_kept, at.n_worst) <= at.budget_left_s:
-        better = _better_tier(at, state, planning)
-        return better or _cap_about_to_bind(at, state, now)
+    settling = state.changed_at > 0 and state.n_generated - state.changed_at < SETTLE_STEPS
+    fits = likely.needed_s(state.n_kept, at.n_worst) <= at.budget_left_s
+    if fits or settling:
+        found = _better_tier(at, state, planning) or _cap_about_to_bind(at, state, now)
+        return found if fits else replace(found, at_risk=not plan.feasible)
     tiers = state.inputs.tiers or (planning.estimator.tier,)
     if plan.tier in tiers:      # this is no time for a better one
         tiers = tiers[tiers.index(plan.tier):]

@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             cases = _cases(arguments.decisions, estimator)
             rows[f'{policy}, {form}'] = _times(
                 cases, lambda case: plan(case, estimator, config, _QUALITY))
-    report = {'date': time.strftime('%Y-%m-%d'), 'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+    report = {'date': time.strftime('%Y-%m-%d'),
+              'machine': f'{platform.machine()}, {os.cpu_count()} cores',
               'python': platform.python_version(), 'decisions': arguments.decisions,
               'limit_us': _LIMIT_US, 'microseconds': rows}
     print(json.dumps(report) if arguments.json else _table(report))

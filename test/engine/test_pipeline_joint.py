@@ -43,7 +43,8 @@ def run(engine: Engine, clock: Clock, within_s: float, overrun: Overrun,
     query = Query(
         'q', [Turn('user', LONG)], now_ns, now_ns + round(within_s * S),
         now_ns + round(within_s * S), CAP, False, overrun=overrun,
-        alpha_max=alpha_max, overrun_ns=round(overrun_s * S), sampling=Sampling(repetition_penalty=1.2))
+        alpha_max=alpha_max, overrun_ns=round(overrun_s * S),
+        sampling=Sampling(repetition_penalty=1.2))
     at_work = QueryRun(engine, query, engine.tokenize(query.messages), CAP, planning, clock=clock)
     messages = []
     while not at_work.done:

@@ -30,7 +30,8 @@ def hopeful_server(ros_domain: int, tmp_path_factory: pytest.TempPathFactory) ->
         pass  # leaves a profile behind, if there was none
     cache = hopeful_cache(tmp_path_factory.mktemp('hopeful') / 'cache')
     with running_server(
-        'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S, max_batch=1, policy='paper'
+        'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S, max_batch=1,
+        policy='paper'
     ) as running:
         yield running
 

@@ -108,6 +108,14 @@ _SPECS = (
         True,
     ),
     _Spec(
+        'prefill_tier',
+        '',
+        'Precision tier that prompts are read in on a CPU: int8 or int4 take half the time and are '
+        'not exact; empty = full precision.',
+        ('', *TIERS),
+        True,
+    ),
+    _Spec(
         'predictor',
         'default',
         'Predictor of response lengths: "default" (the shipped one for this model, if any), '
@@ -234,7 +242,7 @@ _SPECS = (
     _Spec(
         'max_clock_skew_s',
         0.1,
-        'How far ahead of the node\'s system clock the sent_at of a goal may be, in seconds.',
+        'How far ahead of the system clock here the sent_at of a goal may be, in seconds.',
         (0.0, 60.0),
     ),
     _Spec(
@@ -302,6 +310,7 @@ class ServerParameters:
     gpu_memory_fraction: float
     realtime_priority: int
     tiers: list[str]
+    prefill_tier: str
     predictor: str
     prefill_chunk: int
     allow_download: bool

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import json
 import os
 from pathlib import Path
+import queue
 import shutil
 import threading
 import time
@@ -25,6 +26,7 @@ from timebill_ros.client import PendingAnswer, TimeBillClient
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
 from timebill_ros.nodes import qos
+from timebill_ros.nodes.event_inbox import EventInbox
 from timebill_ros.nodes.guarded import spin_while
 from timebill_ros.paths import cache_dir
 from timebill_ros.query import Outcome
@@ -58,6 +60,7 @@ class Watcher:
             ExecutorStatus, qos.STATUS_TOPIC, self.statuses.append, qos.status_qos()
         )
         self.raw = ActionClient(self.node, QueryAction, qos.ACTION_NAME, **qos.service_qos())
+        self._calls = EventInbox(self.node, lambda call: call())
         self._open = True
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -73,9 +76,15 @@ class Watcher:
         """Send a goal as it is, without our client library, and return its result."""
         goal = QueryAction.Goal(**fields)
         assert self.raw.wait_for_server(WAIT_S)
-        handle = finished(self.raw.send_goal_async(goal))
+        handle = finished(self._call(lambda: self.raw.send_goal_async(goal)))
         assert handle.accepted
-        return finished(handle.get_result_async()).result
+        return finished(self._call(handle.get_result_async)).result
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        """Call in the thread that spins; elsewhere rclpy may see a reply before it knows of it."""
+        answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._calls.post(lambda: answered.put(call()))
+        return answered.get(timeout=WAIT_S)
 
     def close(self) -> None:
         """End it."""

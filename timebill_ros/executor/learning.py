@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learns the pessimistic factor and the time factor from the queries that end, if asked to."""
 
+from dataclasses import replace
 import hashlib
 import logging
 from math import nan
@@ -42,8 +43,8 @@ class Learning:
     def adjust(self, config: PlannerConfig) -> PlannerConfig:
         """Return what to plan with: the configuration, with what was learned if it says so."""
         if config.pessimism != 'learned':
-            self._state = None
-            return config
+            was_learned, self._state = self._state is not None, None
+            return replace(config, time_factor=1.0) if was_learned else config
         target = config.miss_rate_target
         if self._state is None or self._state.length.target != target:
             self._state = load_pessimism(

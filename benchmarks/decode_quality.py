@@ -4,11 +4,14 @@
 Tokens and likelihoods of the CUDA tiers with a real checkpoint, by default the embedded model.
 
     python3 benchmarks/decode_quality.py --out tables [--model DIRECTORY] [--prompts 50]
+    python3 benchmarks/decode_quality.py --out tables --weights-only
 
 Parity: greedy answers of the bf16 tier against transformers in bf16 (SDPA), which reads the same
 tokens; where the two differ, how far apart transformers' own logits of the two tokens lie, in
 steps of bf16 at the largest logit (one step or less: a tie). Quality: every tier reads the same
 text token by token, which no tier has seen (weights are rounded without looking at any text).
+With --weights-only transformers reads it in float32 with each tier's weights: what rounding them
+costs, without a GPU and without the rounding of activations.
 """
 
 import argparse
@@ -19,8 +22,10 @@ import time
 from typing import Any, Dict, List
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from timebill_ros.engine.cuda.quantize import dequantize, quantize
+from timebill_ros.engine.cuda.tiers import BITS, HEAD_BITS
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.source import find_model
 from timebill_ros.executor.messages import Load
@@ -28,6 +33,7 @@ from timebill_ros.paths import cache_dir
 from timebill_ros.query import Sampling, Turn
 
 CONTEXT_TOKENS, READ_TOKENS = 256, 128
+CPU_WINDOWS = 10
 
 
 def paragraphs() -> List[str]:
@@ -116,13 +122,52 @@ def quality(engine: Engine, texts: List[str]) -> List[Dict[str, Any]]:
             for tier, (nll, agree, divergence, n) in sums.items()]
 
 
+def weights_quality(directory: Path, texts: List[str]) -> List[Dict[str, Any]]:
+    """Read the last tokens of every window with transformers and the weights of each tier."""
+    encode = AutoTokenizer.from_pretrained(directory).encode
+    ids = [token for text in texts for token in encode(text)]
+    size = CONTEXT_TOKENS + READ_TOKENS
+    parts = torch.tensor(ids[:CPU_WINDOWS * size]).view(-1, size)
+    references, table = [], []
+    for tier in ('bf16', 'int8', 'int4'):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                bits = (HEAD_BITS if name == 'lm_head' else BITS)[tier]
+                module.weight = torch.nn.Parameter(dequantize(quantize(module.weight.data, bits)))
+        model.float()
+        nll = agree = divergence = 0.0
+        for i, part in enumerate(parts):
+            with torch.inference_mode():
+                said = torch.log_softmax(model(part[None]).logits[0, CONTEXT_TOKENS:-1], -1)
+            if tier == 'bf16':
+                references.append(said)
+            nll -= float(said.gather(1, part[CONTEXT_TOKENS + 1:, None]).sum())
+            agree += float((said.argmax(-1) == references[i].argmax(-1)).sum())
+            divergence += float((references[i].exp() * (references[i] - said)).sum())
+        n = len(parts) * (READ_TOKENS - 1)
+        table.append({'tier': tier, 'tokens': n, 'perplexity': round(exp(nll / n), 4),
+                      'agrees_with_first': round(agree / n, 4),
+                      'divergence_nats': round(divergence / n, 5)})
+        print(table[-1], flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', default='embedded')
     parser.add_argument('--prompts', type=int, default=50)
     parser.add_argument('--tokens', type=int, default=64)
+    parser.add_argument('--weights-only', action='store_true')
     arguments = parser.parse_args()
+    if arguments.weights_only:
+        source = find_model(arguments.model, cache_dir('') / 'models', False,
+                            lambda what, fraction: None)
+        save({'device': 'CPU', 'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'),
+              'model': source.name, 'quality': weights_quality(source.directory, paragraphs())},
+             arguments.out, 'weights-quality')
+        return
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     load = Load(arguments.model, device=device, tiers=['bf16', 'int8', 'int4'])
     engine = Engine.load(load)
@@ -138,9 +183,13 @@ def main() -> None:
         'parity': parity(engine, oracle, prompts, arguments.tokens)}
     print(json.dumps(result), flush=True)
     result['quality'] = quality(engine, texts)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f'decode-quality-{source.name.replace("/", "-")}.json'
-    (arguments.out / name).write_text(json.dumps(result, indent=1))
+    save(result, arguments.out, 'decode-quality')
+
+
+def save(result: Dict[str, Any], out: Path, kind: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    name = f'{kind}-{result["model"].lower().replace("/", "-")}.json'
+    (out / name).write_text(json.dumps(result, indent=1))
     print(json.dumps(result), flush=True)
 
 

@@ -17,7 +17,7 @@ class Limits:
 @dataclass(frozen=True)
 class Tuning:
     """
-    Warps of a block by bits of the layers' weights, stages of a warp's ring, and what attention does.
+    Warps of a block by bits of the layers' weights, stages of a warp's ring, how attention splits.
 
     Where that does not fit into shared memory, layout.py takes fewer stages, then fewer warps.
     """

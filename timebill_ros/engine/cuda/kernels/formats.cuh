@@ -50,7 +50,7 @@ DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors
   for (int distance = 1; distance < SCALE_COLUMNS / 8; distance *= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
   }
-  const float inverse = largest > 0.0f ? FIXED_POINT_LARGEST * reciprocal(largest) : 0.0f;
+  const float inverse = largest > 1e-30f ? FIXED_POINT_LARGEST * reciprocal(largest) : 0.0f;
   u32 q[8], up[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {

@@ -300,7 +300,7 @@ def test_a_compiled_prefill_leaves_what_the_decoder_leaves(library, shape, kind)
     cache = allocate(config, 2, 512, torch.float32, CPU)
     other = copied(cache)
     steps = compiled(library, config, weights, tiers, cache, threads=3)
-    assert steps.can_prefill
+    assert steps.can_prefill == ['fp32']
     decoder = Decoder(config, weights, rope_table(config, 1024, CPU), other, 1)
     window = QueryWindow(config.n_layers, config.n_heads, config.head_dim, torch.float32, CPU)
     seq = SimpleNamespace(
@@ -334,3 +334,35 @@ def test_a_prompt_in_chunks_is_the_same_prompt(library):
         logits.append(last)
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits[2], logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('tier', ['int8', 'int4'])
+def test_a_prefill_in_a_lower_tier_is_near_the_exact_one(library, tier):
+    config = SHAPES['groups of 7']
+    weights = random_weights(config)
+    tiers, _ = build_tiers(Packer(library), weights, config, TIERS)
+    exact = dense({each.name: each for each in tiers}[tier], weights)
+    cache = allocate(config, 1, 512, torch.float32, CPU)
+    other = copied(cache)
+    ids = torch.randint(0, config.vocab_size, (203,))
+    steps = compiled(library, config, weights, tiers, cache)
+    assert steps.can_prefill == ['int8', 'int4']
+    logits, _ = steps.prefill(0, ids.tolist(), None, True, tier)
+    expected = Decoder(config, exact, rope_table(config, 1024, CPU), other).prefill_chunk(
+        0, ids, None, True)
+    assert (logits - expected).norm() / expected.norm() < 0.03
+    keys = other.k[:, :, :, :203]
+    assert (cache.k[:, :, :, :203] - keys).norm() / keys.norm() < 0.03
+
+
+def test_an_engine_reads_prompts_in_the_tier_that_is_wanted(make_checkpoint):
+    from transformers import LlamaConfig
+    directory = make_checkpoint(LlamaConfig(
+        vocab_size=300, num_hidden_layers=1, intermediate_size=64, hidden_size=64,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=299, bos_token_id=298))
+    engine = Engine.load(Load(str(directory), device='cpu', tiers=['fp32', 'int4'],
+                              prefill_tier='int4'))
+    assert engine.info.device.endswith(', prefill in int4') and not engine.notes
+    engine = Engine.load(Load(str(directory), device='cpu', prefill_tier='int8'))
+    assert 'prefill' not in engine.info.device
+    assert any('prefill_tier int8' in note for note in engine.notes)

@@ -17,7 +17,7 @@ from timebill_ros.engine.kv_cache import allocate, kv_bytes_per_token
 from timebill_ros.engine.loading import (
     device_name, engine_version, load_model, LoadedModel, model_key, prefill_chunk, Report)
 from timebill_ros.engine.memory import out_of_memory_as_ours, usable_bytes
-from timebill_ros.engine.prefill import beside_steps, make_prefill, prefill_room
+from timebill_ros.engine.prefill import beside_steps, device_suffix, make_prefill, prefill_room
 from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.sequence import Sequence
@@ -71,7 +71,8 @@ class Engine:
             self._decoder = Decoder(config, model.weights, rope, self._cache, load.tap_layer)
             self._prefill = make_prefill(model, load, chunk, rope, self._cache, self._decoder)
             self._steps = make_steps(model, load, tiers, rope, self._cache, self._decoder)
-            self._prefill = beside_steps(self._prefill, self._steps, model, chunk)
+            self._prefill = beside_steps(self._prefill, self._steps, model, chunk,
+                                         load.prefill_tier)
             self._windows = [
                 QueryWindow(config.n_layers, config.n_heads, config.head_dim, dtype, device)
                 for _ in range(slots)]
@@ -83,7 +84,8 @@ class Engine:
                               f'{slots} KV caches of {capacity} tokens (max_context)')
         self.info = ModelInfo(
             name=model.source.name, key=model_key(model.source), family=config.family,
-            device=device_name(device), dtype=str(dtype).split('.')[1], tiers=self._steps.tiers,
+            device=device_name(device) + device_suffix(self._prefill),
+            dtype=str(dtype).split('.')[1], tiers=self._steps.tiers,
             n_layers=config.n_layers, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim, vocab_size=config.vocab_size,
             max_context=model.max_context, n_max=load.n_max,

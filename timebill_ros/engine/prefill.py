@@ -83,11 +83,28 @@ def make_prefill(model: LoadedModel, load: Load, chunk_tokens: int, rope: RopeTa
         model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer, kernels)
 
 
-def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_tokens: int) -> Prefill:
-    """Return the prefill of the code that the steps were compiled from, if it can; else that."""
+def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_tokens: int,
+                 tier: str) -> Prefill:
+    """
+    Return the prefill of the code that the steps were compiled from, if it can; else ``prefill``.
+
+    ``tier`` is what the user wants prompts to be read in; '' = full precision.
+    """
     if model.device.type == 'cpu' and not isinstance(steps, PlainSteps):
         from timebill_ros.engine.cpu.prefill import CompiledPrefill
         from timebill_ros.engine.cpu.steps import CompiledSteps
         if isinstance(steps, CompiledSteps) and steps.can_prefill:
-            return CompiledPrefill(steps, model.config, chunk_tokens)
+            if tier and tier not in steps.can_prefill:
+                model.notes.append(f'prefill_tier {tier} is not among the tiers')
+                tier = ''
+            if (tier or 'fp32') in steps.can_prefill:
+                return CompiledPrefill(steps, model.config, chunk_tokens, tier or 'fp32')
+    if tier:
+        model.notes.append(f'prefill_tier {tier} is for compiled steps on a CPU')
     return prefill
+
+
+def device_suffix(prefill: Prefill) -> str:
+    """Return what a device's name gets to tell times of an inexact prefill from others."""
+    tier = getattr(prefill, 'tier', 'fp32')
+    return '' if tier == 'fp32' else f', prefill in {tier}'

@@ -17,12 +17,14 @@ assert WINDOW == SNAPKV_WINDOW
 
 
 class CompiledPrefill:
-    """Whole chunks, each one call, in float32 (``engine.prefill.Prefill``)."""
+    """Whole chunks, each one call (``engine.prefill.Prefill``)."""
 
     padded_lengths: List[int] = []
 
-    def __init__(self, steps: CompiledSteps, config: ModelConfig, chunk_tokens: int) -> None:
-        """Take steps that can prefill, and the tokens of a chunk."""
+    def __init__(self, steps: CompiledSteps, config: ModelConfig, chunk_tokens: int,
+                 tier: str = 'fp32') -> None:
+        """Take steps that can prefill in a ``tier``, and the tokens of a chunk."""
+        self.tier = tier
         self.eviction: Eviction = PlainEviction()
         self._steps = steps
         self._chunk_tokens = chunk_tokens
@@ -34,7 +36,8 @@ class CompiledPrefill:
         left = seq.n_prompt - seq.n_prefilled
         scored = left <= self._chunk_tokens + WINDOW
         seq.logits, state = self._steps.prefill(
-            seq.slot, ids, self._queries if scored else None, len(ids) == left)
+            seq.slot, ids, self._queries if scored else None, len(ids) == left,
+            self.tier)
         if state is not None:
             seq.prompt_state = state
         if scored:

@@ -52,8 +52,7 @@ class CompiledSteps:
         self._run_chunk = library.timebill_prefill
         self._run_chunk.argtypes = [
             ctypes.c_void_p, ctypes.POINTER(TierC), ctypes.POINTER(ChunkC)]
-        # a chunk is computed in full precision, so that any tier may follow
-        self.can_prefill = tiers[0].name == 'fp32' and is_packed(tiers[0])
+        self.can_prefill = [tier.name for tier in tiers if is_packed(tier)]
         self._destroy = library.timebill_destroy
         self._destroy.argtypes = [ctypes.c_void_p]
         self._handle = library.timebill_create(ctypes.byref(self._model), threads)
@@ -63,10 +62,10 @@ class CompiledSteps:
         if getattr(self, '_handle', None):
             self._destroy(self._handle)
 
-    def prefill(self, slot: int, ids: List[int], window: Optional[Tensor],
-                last: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    def prefill(self, slot: int, ids: List[int], window: Optional[Tensor], last: bool,
+                tier: str = 'fp32') -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """
-        Run the next ``ids`` of a slot's prompt in full precision, if ``can_prefill``.
+        Run the next ``ids`` of a slot's prompt in a tier that ``can_prefill``.
 
         ``window`` [n_layers, n_heads, WINDOW, head_dim] gets the queries of the last tokens, at its
         end. Returns the logits [vocab_size] and the tapped state [d_model] of the last token, if
@@ -80,7 +79,7 @@ class CompiledSteps:
         addresses = [None if each is None else each.data_ptr() for each in (logits, tap, window)]
         chunk = ChunkC(ctypes.addressof(numbers), *addresses, cache.length[slot],
                        cache.position[slot], len(ids), slot)
-        self._run_chunk(self._handle, ctypes.byref(self._tier['fp32']), ctypes.byref(chunk))
+        self._run_chunk(self._handle, ctypes.byref(self._tier[tier]), ctypes.byref(chunk))
         cache.advance(slot, len(ids))
         return logits, tap
 

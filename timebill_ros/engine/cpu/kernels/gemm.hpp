@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "matvec.hpp"
 
@@ -73,4 +74,80 @@ inline void multiply(const float* x, int64_t count, int64_t stride, const float*
   for (; at + 4 <= count; at += 4)
     multiply_tile<4>(x + at * stride, stride, panel, columns, at, take);
   for (; at < count; ++at) multiply_tile<1>(x + at * stride, stride, panel, columns, at, take);
+}
+
+// --- 8-bit vectors
+
+constexpr int INT8_TILE = 6;             // 12 sums of a block, 12 of all
+
+// A panel of two groups as whole bytes: words [columns / 4][2][LANES], scales and minima
+// [columns / BLOCK][2][LANES].
+struct BytePanel {
+  std::vector<Words> words;
+  std::vector<Floats> scales, minima;
+
+  explicit BytePanel(int64_t columns)
+      : words(columns / 2), scales(columns / LANES), minima(columns / LANES) {}
+};
+
+// Unpack a group of an INT4 or INT8 matrix into one ``half`` of a panel.
+inline void unpack(const Matrix& m, int64_t group, int half, BytePanel& to) {
+  const int64_t blocks = m.columns / BLOCK;
+  const bool four = m.format == INT4;
+  const char* data = (const char*)m.data + group * blocks * (four ? INT4_BYTES : INT8_BYTES);
+  const uint16_t* scales = m.scales + group * blocks * (four ? 2 * LANES : LANES);
+  for (int64_t block = 0; block < blocks; ++block) {
+    Words* words = to.words.data() + block * BLOCK / 4 * 2 + half;
+    const Floats scale = halves_to_floats(scales);
+    to.scales[2 * block + half] = scale;
+    to.minima[2 * block + half] = four ? halves_to_floats(scales + LANES) : scale * -128.0f;
+    for (int i = 0; i < BLOCK / 4; ++i) {
+      const Words both = load<Words>(data + 64 * (four ? i / 2 : i));
+      words[2 * i] = four ? (both >> (4 * (i % 2))) & 0x0f0f0f0fu : both;
+    }
+    data += four ? INT4_BYTES : INT8_BYTES;
+    scales += four ? 2 * LANES : LANES;
+  }
+}
+
+template <int T, class Take>
+inline void multiply_tile(const Int8Vectors& x, int64_t first, const BytePanel& panel,
+                          const Take& take) {
+  const int64_t blocks = x.columns / BLOCK;
+  Floats sums[T][2] = {};
+  for (int64_t block = 0; block < blocks; ++block) {
+    const Words* words = panel.words.data() + block * BLOCK / 4 * 2;
+    const int8_t* values = x.values + first * x.columns + block * BLOCK;
+    Ints dots[T][2] = {};
+    for (int i = 0; i < BLOCK / 4; ++i) {
+      const Words low = words[2 * i], high = words[2 * i + 1];
+#pragma GCC unroll 6
+      for (int t = 0; t < T; ++t) {
+        const Words four = splat4(values + t * x.columns + 4 * i);
+        dots[t][0] = dot4(dots[t][0], low, four);
+        dots[t][1] = dot4(dots[t][1], high, four);
+      }
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) {
+      const int64_t at = (first + t) * blocks + block;
+      for (int half = 0; half < 2; ++half) {
+        sums[t][half] += __builtin_convertvector(dots[t][half], Floats)
+            * (panel.scales[2 * block + half] * x.scales[at]);
+        sums[t][half] += panel.minima[2 * block + half] * x.sums[at];
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < T; ++t) take(first + t, sums[t][0], sums[t][1]);
+}
+
+// Vectors ``first`` .. ``first + count - 1`` with a panel.
+template <class Take>
+inline void multiply(const Int8Vectors& x, int64_t first, int64_t count, const BytePanel& panel,
+                     const Take& take) {
+  const int64_t last = first + count;
+  for (; first + INT8_TILE <= last; first += INT8_TILE)
+    multiply_tile<INT8_TILE>(x, first, panel, take);
+  for (; first < last; ++first) multiply_tile<1>(x, first, panel, take);
 }

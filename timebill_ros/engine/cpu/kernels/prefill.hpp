@@ -1,7 +1,8 @@
 // Copyright 2026 timebill_ros contributors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A chunk of one prompt through all layers in one call, in float32, from the packed weights.
+// A chunk of one prompt through all layers in one call, from the packed weights: in float32, or
+// with products of 8-bit numbers where the tier has 8-bit activations.
 #pragma once
 
 #include <vector>
@@ -69,6 +70,8 @@ class Prefill final : public Pool::Walk {
       case NORM:
         if (piece == 0) tap(at);
         return norm_rows(l.input_norm, piece);
+      case ROUND: return round_rows(attended_, l.o.columns, piece);
+      case ROUND_GATED: return round_rows(gated_, l.down.columns, piece);
       case QKV: return project(t, l, piece);
       case ROTATE: return rotate_rows(l, at, piece);
       case ATTENTION: return attend(t, at, piece);
@@ -80,15 +83,18 @@ class Prefill final : public Pool::Walk {
   }
 
  private:
-  enum Kind { NORM, QKV, ROTATE, ATTENTION, OUTPUT, POST_NORM, GATE_UP, DOWN, KINDS };
+  enum Kind {
+    NORM, QKV, ROTATE, ATTENTION, ROUND, OUTPUT, POST_NORM, GATE_UP, ROUND_GATED, DOWN, KINDS
+  };
   static constexpr int64_t ROWS = 16;            // tokens of a piece that is done row by row
   static constexpr int64_t TOKENS = 12 * TILE;   // at most, of a piece of a product
   static constexpr int64_t HEAD_GROUPS = 16;
 
   struct Thread {
     explicit Thread(const Model& m, int64_t widest)
-        : panel((size_t)(widest * PANEL)), attention(m.head_dim) {}
+        : panel((size_t)(widest * PANEL)), bytes(widest), attention(m.head_dim) {}
     std::vector<float> panel;
+    BytePanel bytes;
     ChunkAttention attention;
   };
 
@@ -104,6 +110,8 @@ class Prefill final : public Pool::Walk {
     const size_t count = (size_t)chunk_->count;
     if (room_ >= count) return;
     room_ = count;
+    const int64_t numbers = chunk_->count * std::max({(int64_t)m_.d_model, width, (int64_t)m_.d_ff});
+    values_.resize(numbers), scales_.resize(numbers / BLOCK), sums_.resize(numbers / BLOCK);
     x_.resize(count * m_.d_model), normed_.resize(count * m_.d_model);
     qkv_.resize(count * (width + 2 * m_.n_kv_heads * m_.head_dim));
     attended_.resize(count * width), gated_.resize(count * m_.d_ff);
@@ -112,6 +120,7 @@ class Prefill final : public Pool::Walk {
   void count_pieces() {
     const Layer& l = tier_->layers[0];
     pieces_[NORM] = pieces_[ROTATE] = pieces_[POST_NORM] = pieces_of(chunk_->count, ROWS);
+    pieces_[ROUND] = pieces_[ROUND_GATED] = tier_->int8_activations ? pieces_[NORM] : 0;
     pieces_[QKV] = products(l.qkv, 2);
     pieces_[ATTENTION] = m_.n_heads * pieces_of(chunk_->count, QUERIES);
     pieces_[OUTPUT] = products(l.o, 2);
@@ -135,12 +144,19 @@ class Prefill final : public Pool::Walk {
     const int64_t d = m_.d_model, last = std::min<int64_t>((piece + 1) * ROWS, chunk_->count);
     for (int64_t t = piece * ROWS; t < last; ++t)
       normalise(&x_[t * d], weight, d, m_.norm_eps, &normed_[t * d]);
+    if (tier_->int8_activations) round_rows(normed_, d, piece);
   }
 
-  // Two groups of a matrix, or nothing where the second one would be beyond its rows.
-  void unpack_pair(const Matrix& m, int64_t group, float* panel) const {
-    unpack(m, group, panel);
-    if (group + 1 < groups(m)) unpack(m, group + 1, panel + LANES);
+  void round_rows(const std::vector<float>& from, int64_t columns, int piece) {
+    const int64_t last = std::min<int64_t>((piece + 1) * ROWS, chunk_->count);
+    const int64_t blocks = columns / BLOCK;
+    for (int64_t t = piece * ROWS; t < last; ++t)
+      to_int8(&from[t * columns], columns, &values_[t * columns], &scales_[t * blocks],
+              &sums_[t * blocks]);
+  }
+
+  Int8Vectors rounded(int64_t columns) const {
+    return {values_.data(), scales_.data(), sums_.data(), columns};
   }
 
   static Floats bias_of(const Matrix& m, int64_t group) {
@@ -153,15 +169,30 @@ class Prefill final : public Pool::Walk {
   void product(Thread& t, const Matrix& m, const float* x, int piece, const Store& put) {
     const Part p = part(piece, 2);
     if (p.count <= 0) return;
-    unpack_pair(m, p.group, t.panel.data());
     const bool both = p.group + 1 < groups(m);
     const Floats low_bias = bias_of(m, p.group);
     const Floats high_bias = both ? bias_of(m, p.group + 1) : Floats{};
-    multiply(x + p.first * m.columns, p.count, m.columns, t.panel.data(), m.columns,
-             [&](int64_t token, Floats low, Floats high) {
-               put(p.first + token, p.group * LANES, low + low_bias);
-               if (both) put(p.first + token, (p.group + 1) * LANES, high + high_bias);
-             });
+    multiply_pair(t, m, p.group, m, both ? p.group + 1 : p.group, x, p,
+                  [&](int64_t token, Floats low, Floats high) {
+                    put(token, p.group * LANES, low + low_bias);
+                    if (both) put(token, (p.group + 1) * LANES, high + high_bias);
+                  });
+  }
+
+  // A group of rows of one matrix and one of another with the tokens of a part.
+  template <class Take>
+  void multiply_pair(Thread& t, const Matrix& first, int64_t first_group, const Matrix& second,
+                     int64_t second_group, const float* x, const Part& p, const Take& take) {
+    const int64_t columns = first.columns;
+    if (tier_->int8_activations) {
+      unpack(first, first_group, 0, t.bytes);
+      unpack(second, second_group, 1, t.bytes);
+      return multiply(rounded(columns), p.first, p.count, t.bytes, take);
+    }
+    unpack(first, first_group, t.panel.data());
+    unpack(second, second_group, t.panel.data() + LANES);
+    multiply(x + p.first * columns, p.count, columns, t.panel.data(), columns,
+             [&](int64_t token, Floats low, Floats high) { take(p.first + token, low, high); });
   }
 
   void project(Thread& t, const Layer& l, int piece) {
@@ -181,14 +212,12 @@ class Prefill final : public Pool::Walk {
   void gate(Thread& t, const Layer& l, int piece) {
     const Part p = part(piece, 1);
     if (p.count <= 0) return;
-    unpack(l.gate, p.group, t.panel.data());
-    unpack(l.up, p.group, t.panel.data() + LANES);
     const Floats gate_bias = bias_of(l.gate, p.group), up_bias = bias_of(l.up, p.group);
-    multiply(&normed_[p.first * m_.d_model], p.count, m_.d_model, t.panel.data(), m_.d_model,
-             [&](int64_t token, Floats low, Floats high) {
-               store(&gated_[(p.first + token) * m_.d_ff + p.group * LANES],
-                     gated(low + gate_bias, high + up_bias));
-             });
+    multiply_pair(t, l.gate, p.group, l.up, p.group, normed_.data(), p,
+                  [&](int64_t token, Floats low, Floats high) {
+                    store(&gated_[token * m_.d_ff + p.group * LANES],
+                          gated(low + gate_bias, high + up_bias));
+                  });
   }
 
   void rotate_rows(const Layer& l, int at, int piece) {
@@ -262,4 +291,6 @@ class Prefill final : public Pool::Walk {
   int64_t parts_ = 1, part_tokens_ = TILE;
   std::vector<Thread> threads_;
   std::vector<float> x_, normed_, qkv_, attended_, gated_;
+  std::vector<int8_t> values_;           // what the next products are taken of, in 8 bits
+  std::vector<float> scales_, sums_;
 };

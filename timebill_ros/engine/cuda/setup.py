@@ -24,7 +24,7 @@ from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, u
 from timebill_ros.engine.cuda.tuning import DEFAULT
 from timebill_ros.engine.cuda.variants import sources
 from timebill_ros.engine.errors import EngineError
-from timebill_ros.engine.kv_cache import KVCache, kv_bytes_per_token
+from timebill_ros.engine.kv_cache import kv_bytes_per_token, KVCache
 from timebill_ros.engine.memory import gibibytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import Weights

@@ -8,7 +8,7 @@ from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.executor.messages import Finished, Progress
-from timebill_ros.query import FinishReason, Outcome, Overrun, Query, Sampling, Turn
+from timebill_ros.query import Admission, FinishReason, Outcome, Overrun, Query, Sampling, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law
@@ -31,7 +31,8 @@ class Clock:
 
 
 def run(engine: Engine, clock: Clock, within_s: float, overrun: Overrun,
-        overrun_s: float = 0.0, alpha_max: float = 0.0) -> tuple[Finished, list[Progress]]:
+        overrun_s: float = 0.0, alpha_max: float = 0.0,
+        admission: Admission = Admission.BEST_EFFORT) -> tuple[Finished, list[Progress]]:
     """Answer with laws by which a step takes 20 ms and 0.1 ms for each cached token."""
     planning = Planning(TimeEstimator(TimingCoefficients(
         1, 'd', 'm', 'float32', '1', (
@@ -43,7 +44,7 @@ def run(engine: Engine, clock: Clock, within_s: float, overrun: Overrun,
     query = Query(
         'q', [Turn('user', LONG)], now_ns, now_ns + round(within_s * S),
         now_ns + round(within_s * S), CAP, False, overrun=overrun,
-        alpha_max=alpha_max, overrun_ns=round(overrun_s * S),
+        alpha_max=alpha_max, admission=admission, overrun_ns=round(overrun_s * S),
         sampling=Sampling(repetition_penalty=1.2))
     at_work = QueryRun(engine, query, engine.tokenize(query.messages), CAP, planning, clock=clock)
     messages = []
@@ -92,3 +93,9 @@ def test_ample_time_changes_nothing(embedded: Engine, overrun: Overrun) -> None:
     last, _ = run(embedded, Clock(1e-4), 60.0, overrun)
     assert last.ending.outcome == Outcome.COMPLETED
     assert last.timing.alpha == 0.0 and last.timing.n_cap == CAP and not last.timing.replans
+
+
+def test_what_was_promised_is_not_capped(embedded: Engine) -> None:
+    last, _ = run(
+        embedded, Clock(0.003), 1.0, Overrun.KILL, admission=Admission.GUARANTEED)
+    assert last.ending.outcome == Outcome.DEADLINE_MISSED and last.timing.n_cap == CAP

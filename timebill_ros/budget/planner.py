@@ -99,7 +99,7 @@ class PlanInputs:
     n_predicted: int = 0    # predicted response length; 0 = no predictor ran
     tiers: tuple[str, ...] = ()     # allowed, best first; () = the estimator's own alone
     quantiles: Quantiles = ()       # of the predicted length: ascending (probability, tokens)
-    may_cap: bool = True            # a cap of the planner's own may end the response
+    may_cap: bool = True            # a cap of the planner's own may end the response (KILL)
     width: int = 1                  # sequences in each decode step
 
 

@@ -18,7 +18,8 @@ from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.length_forecast import LengthForecast
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
-from timebill_ros.query import Ending, FinishReason, Overrun, Query, QueryTiming, Stage
+from timebill_ros.query import (
+    Admission, Ending, FinishReason, Overrun, Query, QueryTiming, Stage)
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -202,6 +203,7 @@ class QueryRun:
         self._forecast.begin()
         self._sequence = self._engine.open_sequence(
             self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
+        self._prefill_s += (self._clock() - now_ns) / _NS       # it grows with the prompt
         self.next_unit = Unit.PREFILL
         return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
 
@@ -388,12 +390,18 @@ class QueryRun:
             self._planning, self.n_cached, self.n_left, made.tier, self._width)
         return rest_s + (made.predicted_evict_s if self.next_unit is Unit.EVICT else 0.0)
 
+    @property
+    def _may_cap(self) -> bool:
+        """Tell whether to cap what does not fit; what was promised is promised whole."""
+        query = self.query
+        return query.overrun == Overrun.KILL and query.admission != Admission.GUARANTEED
+
     def _plan_inputs(self, now_ns: int) -> PlanInputs:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
             budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
-            may_cap=self.query.overrun == Overrun.KILL,
+            may_cap=self._may_cap,
             n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 
     def _all_room(self, now_ns: int) -> Room:

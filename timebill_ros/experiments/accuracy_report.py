@@ -4,12 +4,13 @@
 
 from collections.abc import Iterable, Sequence
 from math import isfinite, nan
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 Row = dict[str, Any]
 MEASURED, STEPS = 0, 5
 COLUMNS = {'profile': (1, 2), 'tracking': (3, 4)}      # predicted, worst case
+LONG = 4096
 BLOCK = 20      # queries after which tracking has to have followed
 
 
@@ -48,6 +49,20 @@ def figures(rows: Sequence[Row], which: str) -> dict[str, float]:
         'above_worst': above_worst(rows, which)}
 
 
+def details(rows: Sequence[Row]) -> list[tuple[str, float]]:
+    """Return what the means hide: medians, and the errors of long prompts."""
+    found = []
+    for stage, title in (('prefill', 'prefill'), ('decode', 'decode step'), ('total', 'in all')):
+        errors = [abs(predicted - measured) / measured
+                  for measured, predicted in pairs_of(rows, stage, 'profile')]
+        found.append((f'median error {title}', median(errors) if errors else nan))
+    long = [row for row in rows if row['n_prompt'] > LONG]
+    for stage, title in (('prefill', 'prefill'), ('total', 'in all')):
+        found.append((f'mean error {title} of the {len(long)} prompts beyond {LONG} tokens',
+                      mape(pairs_of(long, stage, 'profile'))))
+    return found
+
+
 def blocks(rows: Sequence[Row]) -> list[tuple[str, str, Sequence[Row]]]:
     """Return (phase, which queries of it, their rows); the first BLOCK apart where it drifts."""
     found: list[tuple[str, str, Sequence[Row]]] = []
@@ -79,6 +94,9 @@ def table(result: dict[str, Any]) -> str:
             shown = ' | '.join(_percent(found[name]) for name in (
                 'prefill', 'decode', 'evict', 'overhead', 'total', 'above_worst'))
             lines.append(f'| {phase} | {which_queries} | {which} | {shown} |')
+    first = [row for row in result['rows'] if row['phase'] == result['rows'][0]['phase']]
+    lines += ['', 'With the profile, nothing else running: ' + '; '.join(
+        f'{what} {_percent(error)}' for what, error in details(first)) + '.']
     for name, title in (('batches', 'Steps of 2 to {} sequences together'),
                         ('mixed', 'Prefills whose chunks take turns with decode steps')):
         rows = result.get(name) or []

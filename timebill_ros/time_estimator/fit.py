@@ -11,7 +11,8 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
 - Every law has the paper's form, unless that error is above GOOD_FIT and above what the noise of
   its points explains, and another form has less than SHAPE_GAIN of it: a floor that ends in a
   slope (launch-bound, then bandwidth-bound), straight lines between knots, or for the prefill the
-  sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``).
+  sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
+  short prompts are known to be padded, the form that says so need only be the better one.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
 - correlation: the share of their variance that lies between runs of samples and not within them.
@@ -124,12 +125,13 @@ def fit_law(
         raise ValueError(f'{name}: needs samples with times above 0')
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
-    if mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
-        padded = [length for length in padded if length <= data.point.max()]
+    padded = [length for length in padded if length <= data.point.max()]
+    if padded or mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
         others = [(_unseen_error(name, each, data), each)
                   for each in _other_shapes(name, chunk_tokens, tuple(padded))]
         least, best = min(others, key=lambda each: each[0])
-        if least < SHAPE_GAIN * mape:
+        # that prompts are padded is known, and not to be proved by the samples
+        if least < (mape if best.padded else SHAPE_GAIN * mape):
             shape, mape = best, least
     fit = _fit(shape, data)
     law, kept = fit.law(name), data.where(fit.solution.kept)

@@ -4,9 +4,9 @@
 ``timebill bench load``: deadlines met under recorded arrivals, against first come first served.
 
 Azure LLM inference traces (2023) are stretched to multiples of the rate at which one-at-a-time
-service keeps up; every deadline is twice the query's solo time. With ``--profile`` the clock is
-virtual and the engine as fast as that stored profile says; without, the model is loaded, profiled
-and driven in real time.
+service keeps up; every deadline is twice the query's solo time. With ``--profile`` or
+``--engine-table`` the clock is virtual and the engine as fast as that stored profile, or that
+measured table, says; without, the model is loaded, profiled and driven in real time.
 """
 
 import argparse
@@ -24,6 +24,9 @@ from timebill_ros.experiments.load import (
     Arrival, at_load, EndlessEngine, FirstComeFirstServed, most_met, planning_for, play_really,
     play_virtually, read_trace, Result, solo_s)
 from timebill_ros.time_estimator.coefficients import load as load_coefficients
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.laws import (
+    AFFINE, DECODE_STEP, Law, OVERHEAD, PIECEWISE, PREFILL)
 
 LOADS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0)
 SHARE = 0.95
@@ -36,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trace', required=True, type=Path, nargs='+',
                         help='CSV of arrivals, gzipped: TIMESTAMP,ContextTokens,GeneratedTokens')
     parser.add_argument('--profile', type=Path, help='stored profile for a virtual clock')
+    parser.add_argument('--engine-table', type=Path, nargs='+',
+                        help='the same from JSON of "timebill bench prefill" and "decode"')
+    parser.add_argument('--overhead-us', type=float, default=80.0,
+                        help='with --engine-table: time per token beside the model (default 80)')
     parser.add_argument('--queries', type=int, default=400, help='arrivals per load (default 400)')
     parser.add_argument('--skip', type=int, default=0, help='arrivals to leave out before them')
     parser.add_argument('--loads', type=float, nargs='+', default=list(LOADS))
@@ -50,10 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Play every trace at every load to both, and print a table or one JSON object."""
-    planning, play, device = _virtual(arguments) if arguments.profile else _real(arguments)
+    virtual = arguments.profile or arguments.engine_table
+    planning, play, device = _virtual(arguments) if virtual else _real(arguments)
     report: dict[str, Any] = {
         'date': time.strftime('%Y-%m-%d'), 'device': device, 'machine': platform.machine(),
-        'clock': 'virtual' if arguments.profile else 'real', 'slack': arguments.slack,
+        'clock': 'virtual' if virtual else 'real', 'slack': arguments.slack,
         'queries': arguments.queries, 'max_batch': arguments.max_batch, 'traces': {}}
     for path in arguments.trace:
         arrivals = read_trace(path, arguments.queries, arguments.max_context, arguments.skip)
@@ -82,7 +90,8 @@ def _sweep(planning: Planning, arrivals: list[Arrival], arguments: argparse.Name
 
 
 def _virtual(arguments: argparse.Namespace) -> tuple[Planning, Play, str]:
-    coefficients = load_coefficients(arguments.profile)
+    coefficients = (load_coefficients(arguments.profile) if arguments.profile
+                    else _of_table(arguments.engine_table, arguments.overhead_us))
     planning = planning_for(coefficients)
 
     def play(arrivals: list[Arrival], scheduler: type[Any]) -> Result:
@@ -90,6 +99,31 @@ def _virtual(arguments: argparse.Namespace) -> tuple[Planning, Play, str]:
                               arguments.max_batch, arguments.chunk)
 
     return planning, play, coefficients.device
+
+
+def _of_table(paths: list[Path], overhead_us: float) -> TimingCoefficients:
+    """Return laws through the measured points of the best tier, straight between them."""
+    table: dict[str, Any] = {}
+    for path in paths:
+        table.update(json.loads(path.read_text(encoding='utf-8')))
+    tier = table['tiers'][0]
+
+    def through(name: str, points: list[tuple[int, float]], **more: Any) -> Law:
+        ordered = sorted(points)
+        seconds = [ms / 1e3 for _, ms in ordered]
+        rising = tuple(max(seconds[:index + 1]) for index in range(len(seconds)))
+        return Law(name, PIECEWISE, rising, tuple(float(at) for at, _ in ordered), **more)
+
+    steps = [row for row in table['decode'] if row['tier'] == tier]
+    laws = [
+        through(PREFILL, [(row['tokens'], row['ms']) for row in table['prefill']]),
+        Law(OVERHEAD, AFFINE, (overhead_us / 1e6, 0.0))]
+    laws += [
+        through(DECODE_STEP, [(row['cached_tokens'], row['ms']) for row in steps
+                              if row['width'] == width], tier=tier, width=width)
+        for width in sorted({row['width'] for row in steps})]
+    return TimingCoefficients(
+        1, table['device'], table['model'], table['dtype'], 'table', tuple(laws))
 
 
 def _real(arguments: argparse.Namespace) -> tuple[Planning, Play, str]:

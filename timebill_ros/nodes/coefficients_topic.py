@@ -19,7 +19,7 @@ def coefficients_msg(
     """
     Return the message that holds everything the estimator is made of.
 
-    ``source``: "profile", "file" or "tracked"; ``drift_ratios``: by (law, tier, width), where tracked.
+    ``source``: "profile", "file" or "tracked"; ``drift_ratios``: by (law, tier, width), if tracked.
     """
     ratios = drift_ratios or {}
     return TimingCoefficientsMsg(

@@ -195,7 +195,8 @@ class GoalDesk:
             )
         if self.book.late() is not None:
             return _skipped(
-                ErrorCode.LATE_JOB_RUNNING, 'a query that missed its deadline still runs (SKIP_NEXT)'
+                ErrorCode.LATE_JOB_RUNNING,
+                'a query that missed its deadline still runs (SKIP_NEXT)',
             )
         limit = self.parameters.max_queue_per_client
         if limit and self.book.of_client(query.client_id) >= limit:
@@ -206,7 +207,8 @@ class GoalDesk:
             )
         if self.book.is_full(self.parameters.max_queue):
             return _skipped(
-                ErrorCode.QUEUE_FULL, f'max_queue = {self.parameters.max_queue} queries wait already'
+                ErrorCode.QUEUE_FULL,
+                f'max_queue = {self.parameters.max_queue} queries wait already',
             )
         return None
 

@@ -29,10 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in BENCHMARKS.items():
         child = parsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
         child.add_argument('--json', action='store_true', help='print one JSON object')
-        if name in sys.argv:
+        if name == _named():
             module = importlib.import_module(f'timebill_ros.experiments.bench_{name}')
             module.add_arguments(child)
             child.set_defaults(run_benchmark=module.run)
+
+
+def _named() -> str:
+    """Return the word after "bench"; a later one may be the value of an option."""
+    return next((after for word, after in zip(sys.argv, sys.argv[1:]) if word == 'bench'), '')
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from timebill_ros.length_predictor.train import HeadTraining, Rows, train_head
 
 CAP, D, LAYER = 64, 6, 2
 QUICK = HeadTraining(width=8, n_folds=2, head=HeadConfig(
-    hidden=16, epochs=12, dropout=0.0, input_noise=0.0, batch_rows=32, learning_rate=1e-2))
+    hidden=16, epochs=5, dropout=0.0, input_noise=0.0, batch_rows=32, learning_rate=3e-2))
 
 
 def test_baselines_have_the_published_classes():

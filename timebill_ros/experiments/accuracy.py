@@ -10,7 +10,7 @@ made of it from the queries before.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, log
 import os
 import random
@@ -25,6 +25,7 @@ from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.meter import answer
 from timebill_ros.engine.pipeline import QueryRun
+from timebill_ros.executor.messages import Load
 from timebill_ros.query import Query, Sampling
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
@@ -63,7 +64,7 @@ class Asker:
     def __init__(self, engine: Engine, base: TimingCoefficients, span: Span, seed: int = 1) -> None:
         """Predict with ``base``, and with what is tracked from the queries of this asker."""
         self.rows: list[dict[str, Any]] = []
-        self._engine = engine
+        self.engine = engine
         self._base = base
         self._span = span
         self._rng = random.Random(seed)
@@ -72,7 +73,7 @@ class Asker:
 
     def ask(self, phase: str) -> None:
         """Answer one query and append its row."""
-        engine, rng = self._engine, self._rng
+        engine, rng = self.engine, self._rng
         first, last = self._span.responses
         n_response = rng.randint(first, last)
         longest = min(self._span.longest, engine.info.max_context - n_response - 1)
@@ -92,14 +93,14 @@ class Asker:
             self._tracked = self._tracker.publish(self._tracked.stamp_ns + 1)
 
     def _run(self, n_prompt: int, n_response: int, alpha: float, tier: str) -> QueryRun:
-        ids = [self._rng.randrange(256, self._engine.info.vocab_size) for _ in range(n_prompt)]
+        ids = [self._rng.randrange(256, self.engine.info.vocab_size) for _ in range(n_prompt)]
         config = PlannerConfig(policy='fixed', fixed_alpha=alpha, fixed_tier=tier)
         planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
         now_ns = time.monotonic_ns()
         query = Query(
             '0' * 32, [], now_ns, now_ns + _LONG_NS, now_ns + _LONG_NS, n_response,
-            cap_is_clients=False, sampling=Sampling(**self._engine.info.sampling))
-        return QueryRun(self._engine, query, ids, n_response, planning, tokenize_s=0.0)
+            cap_is_clients=False, sampling=Sampling(**self.engine.info.sampling))
+        return QueryRun(self.engine, query, ids, n_response, planning, tokenize_s=0.0)
 
 
 def _row(sample: Sample, base: TimingCoefficients, tracked: TimingCoefficients) -> list[float]:
@@ -129,13 +130,14 @@ def device_load(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Compute with another number of threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def cpu_threads(asker: Asker, load: Load, count: int) -> Iterator[None]:
+    """Have the queries answered by an engine with another number of threads meanwhile."""
+    before, profiled = torch.get_num_threads(), asker.engine
+    asker.engine = Engine.load(replace(load, threads=count))
     try:
         yield
     finally:
+        asker.engine = profiled
         torch.set_num_threads(before)
 
 

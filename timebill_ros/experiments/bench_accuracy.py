@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--load', type=int, default=0, metavar='N',
                         help='then N queries with the device busy for others, and N without again')
     parser.add_argument('--threads', type=int, default=0, metavar='N',
-                        help='then as many queries with N threads instead of those profiled with')
+                        help='then queries with N CPU threads instead of those profiled with')
     parser.add_argument('--thread-queries', type=int, default=40)
     parser.add_argument('--short-profile', action='store_true', help='that of a first start')
     parser.add_argument('--profile-s', type=float, default=0.0, help='0 = chosen')
@@ -109,7 +109,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                    ('idle again', arguments.load, nullcontext)]
     if arguments.threads:
         phases.append((f'{arguments.threads} threads', arguments.thread_queries,
-                       lambda: accuracy.cpu_threads(arguments.threads)))
+                       lambda: accuracy.cpu_threads(asker, load, arguments.threads)))
     accuracy.run_phases(asker, phases, _tell)
     return {
         'meta': {

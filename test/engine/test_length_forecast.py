@@ -123,6 +123,16 @@ def test_the_rest_is_predicted_anew_while_decoding(probing: Engine) -> None:
     assert all(n > REFINE_STEPS for q, n in forecast.quantiles)
 
 
+def test_a_state_that_is_no_number_predicts_nothing(probing: Engine, monkeypatch: Any) -> None:
+    import torch
+    monkeypatch.setattr(probing, 'prompt_state', lambda sequence: torch.full((576,), torch.nan))
+    monkeypatch.setattr(probing, 'newest_state', lambda sequence: torch.full((576,), torch.nan))
+    forecast = LengthForecast(probing, [1, 2], 60, TimeEstimator(coefficients(), 'fp32'))
+    forecast.predict(sequence=None)
+    forecast.refine(None, REFINE_STEPS + 1)
+    assert (forecast.n_predicted, forecast.quantiles, forecast.n_left) == (0, (), 0)
+
+
 class Reader:
     """A predictor that reads prompts, beside the prefill or after it."""
 

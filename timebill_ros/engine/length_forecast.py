@@ -3,6 +3,7 @@
 """What the length predictor says about one query: before its plan, and while it decodes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import isfinite
 import time
 from typing import List, Optional, TYPE_CHECKING
 
@@ -81,8 +82,9 @@ class LengthForecast:
                 state = self._engine.prompt_state(sequence)
                 self._prompt_state = None if state is None else state.cpu().numpy()
             said = predictor.predict(self._given, self._prompt_state)
-        self.n_predicted = said.n_hat(self._cap)
-        self.quantiles = said.quantiles(PROBABILITIES, self._cap)
+        if isfinite(said.mean()):   # else nothing is predicted, and the cap is the worst case
+            self.n_predicted = said.n_hat(self._cap)
+            self.quantiles = said.quantiles(PROBABILITIES, self._cap)
         self.seconds = (time.perf_counter_ns() - began_ns) / _NS
 
     def refine(self, sequence: 'Sequence', n_generated: int) -> None:
@@ -107,6 +109,8 @@ class LengthForecast:
         if self._predictor is None or newest is None or self._prompt_state is None:
             return
         said = self._predictor.refine(newest.cpu().numpy(), n_generated - 1, self._prompt_state)
+        if not isfinite(said.mean()):
+            return      # a state that is no number says nothing; the forecast stays
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)
         whole = min(round(said.mean()), self._cap)
         self.n_left = max(1, whole - n_generated)

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / 'README.md'
 REPORT = ROOT / 'docs' / 'report'
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
-SHOWN = ('vanilla', 'fixed-0.5', 'fixed-0.95', 'quantised', 'paper', 'joint')
 LABELS = {'fixed-0.5': 'fixed α 0.5', 'fixed-0.95': 'fixed α 0.95', 'paper': "paper's policy",
           'joint': '**ours**', 'quantised': 'quantised alone'}
 
@@ -40,6 +39,12 @@ def provenance(summary: Row) -> str:
             + (', `--quick`' if summary['quick'] else ''))
 
 
+def left_out(summary: Row) -> Iterator[str]:
+    """Yield what a run does not show, and why."""
+    for each in summary['skipped']:
+        yield f'Left out: {each["what"]}: {each["why"]}.'
+
+
 def budgets(summary: Row) -> Iterator[str]:
     """Yield a table of score / completion over budgets per strategy."""
     table = summary['results']['table']
@@ -48,14 +53,14 @@ def budgets(summary: Row) -> Iterator[str]:
         at = sorted({row['budget_s'] for row in rows})
         yield f'| {strategy}, budget | ' + ' | '.join(f'{budget:.3g} s' for budget in at) + ' |'
         yield '|---' * (len(at) + 1) + '|'
-        for method in SHOWN:
+        for method in dict.fromkeys(row['method'] for row in rows):
             cells = {row['budget_s']: row for row in rows if row['method'] == method}
-            if cells:
-                yield f'| {LABELS.get(method, method)} | ' + ' | '.join(
-                    _pair(cells.get(budget)) for budget in at) + ' |'
+            yield f'| {LABELS.get(method, method)} | ' + ' | '.join(
+                _pair(cells.get(budget)) for budget in at) + ' |'
         yield ''
     yield ('Average score / completed in time (a late answer scores 0). `timebill experiment '
            f'budgets`: {provenance(summary)}.')
+    yield from left_out(summary)
     behind = summary['results']['losses']
     if behind:
         yield f'Ours is behind a baseline at {len(behind)} points: ' + '; '.join(behind) + '.'
@@ -73,6 +78,7 @@ def robot(summary: Row) -> Iterator[str]:
     yield ''
     through = ' through the ROS action' if summary['ros'] else ''
     yield f'`timebill experiment robot`{through}: {provenance(summary)}.'
+    yield from left_out(summary)
 
 
 def block() -> str:

@@ -34,25 +34,32 @@ def methods(info: ModelInfo) -> list[Method]:
         _no_tiers(info) or ('' if 'fixed_tier' in known else 'no tier can be fixed')))
     found.append(Method('paper', "TimeBill (paper's policy)", paper(PAPER_K)))
     found.append(Method(
-        'joint', 'ours (joint)', {'policy': 'joint'},
+        'joint', 'ours (joint)', whole({'policy': 'joint'}),
         '' if 'joint' in POLICIES else 'this version has no policy "joint"'))
     return found
 
 
+def whole(policy: dict[str, Any]) -> dict[str, Any]:
+    """Return the policy with all fields named: a running engine keeps what is not said."""
+    defaults = PlannerConfig()
+    return {name: policy.get(name, getattr(defaults, name)) for name in (
+        'policy', 'fixed_alpha', 'fixed_tier', 'pessimistic_factor', 'pessimism',
+        'worst_case_times')}
+
+
 def fixed(alpha: float, tier: str = '') -> dict[str, Any]:
     """Return the policy that evicts the same share of every prompt, in one tier ('' = best)."""
-    policy: dict[str, Any] = {'policy': 'fixed', 'fixed_alpha': alpha}
-    return {**policy, 'fixed_tier': tier} if tier else policy
+    return whole({'policy': 'fixed', 'fixed_alpha': alpha, 'fixed_tier': tier})
 
 
 def paper(k: float) -> dict[str, Any]:
     """Return the paper's policy with a factor k; it plans with expected times, as there."""
-    return {'policy': 'paper', 'pessimistic_factor': k, 'worst_case_times': False}
+    return whole({'policy': 'paper', 'pessimistic_factor': k, 'worst_case_times': False})
 
 
 def worst_case(k: float) -> dict[str, Any]:
     """Return the paper's policy as the server plans by default: with worst-case times too."""
-    return {'policy': 'paper', 'pessimistic_factor': k}
+    return whole({'policy': 'paper', 'pessimistic_factor': k})
 
 
 def _no_tiers(info: ModelInfo) -> str:

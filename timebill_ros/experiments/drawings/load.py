@@ -24,8 +24,8 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     done.legend(fontsize=7)
     ours = {row['load']: row for row in table if row['method'] == 'joint'}
     losses = [
-        f'load {row["load"]:g}: {LABELS[row["method"]]} completes {row["completed"]:.1%}, ours '
-        f'{ours[row["load"]]["completed"]:.1%}' for row in table
+        f'load {row["load"]:g}: {LABELS.get(row["method"], row["method"])} completes '
+        f'{row["completed"]:.1%}, ours {ours[row["load"]]["completed"]:.1%}' for row in table
         if row['load'] in ours and row['completed'] > ours[row['load']]['completed']]
     yield Drawing('load', figure, (
         f'Poisson arrivals, {table[0]["n"]} questions per point, each with a budget of '

@@ -64,7 +64,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     ended = [row for row in rows if row.get('kind') == 'grid' and row['timing']['n_generated'] > 0]
     grid = [{'tier': tier, 'alpha': alpha, **answers(found), **_speed(found)}
             for (tier, alpha), found in group_by(
-                ended, lambda row: (row['tier'], row['alpha'])).items()]
+                ended, lambda row: (row['timing']['tier'], row['alpha'])).items()]
     picks = [{'method': method, 'budget_s': quantile([row['budget_s'] for row in found], 0.5),
               'share': share, 'n': len(found), 'picked': _counts(found)}
              for (method, share), found in group_by(
@@ -89,10 +89,11 @@ def _counts(rows: Sequence[Row]) -> dict[str, int]:
 
 def _harmless(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return per class the largest α up to which the best tier loses at most 5 % of its score."""
-    best_tier = rows[0]['tier'] if rows else ''
+    best_tier = rows[0]['timing']['tier'] if rows else ''
     found = []
     for group, of_group in group_by(
-            [row for row in rows if row['tier'] == best_tier], lambda row: row['group']).items():
+            [row for row in rows if row['timing']['tier'] == best_tier],
+            lambda row: row['group']).items():
         scores = {alpha: mean([row['score'] for row in same]) for alpha, same in group_by(
             of_group, lambda row: row['alpha']).items()}
         whole = scores.get(0.0, 0.0)

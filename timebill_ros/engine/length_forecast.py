@@ -48,9 +48,12 @@ class LengthForecast:
         self._given = prompt_ids
         self._running: Optional[Future['LengthDistribution']] = None
         self._prompt_state: Optional['NDArray[np.float32]'] = None
+        self._refines = False
         predictor = self._predictor
         if predictor is None:
             return
+        # The states of CUDA's decode steps were seen to be no numbers on an H200 (2026-11-22).
+        self._refines = predictor.refine_layer > 0 and engine.device.type == 'cpu'
         if predictor.max_prompt_tokens:
             self.n_given = prompt_tokens_that_fit(
                 len(prompt_ids), predictor.max_prompt_tokens, estimator.predict_s,
@@ -93,8 +96,7 @@ class LengthForecast:
 
         ``n_predicted`` stays what the plan was made with; ``quantiles`` and ``n_left`` follow.
         """
-        predictor = self._predictor
-        if predictor is None or not predictor.refine_layer or self._prompt_state is None:
+        if not self._refines or self._prompt_state is None:
             return
         if (n_generated - 1) % REFINE_STEPS:
             if self.n_left > 1:

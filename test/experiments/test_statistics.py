@@ -4,7 +4,8 @@
 
 import pytest
 
-from timebill_ros.experiments import statistics
+from timebill_ros.budget.planner import PlannerConfig
+from timebill_ros.experiments import policies, statistics
 from timebill_ros.experiments.suite.budgets import summarise
 
 
@@ -36,3 +37,12 @@ def test_summary_says_where_ours_is_behind() -> None:
     assert len(results['table']) == 4
     loss, = results['losses']
     assert loss.startswith('kill, 1 s: vanilla 1.000 > ours 0.500')
+
+
+def test_policies_name_every_field_that_another_one_sets() -> None:
+    """A running engine keeps what is not named: a baseline must not inherit the one before it."""
+    several = [policies.fixed(0.5, 'int4'), policies.fixed(0.0), policies.paper(5.0),
+               policies.worst_case(5.0), policies.whole({'policy': 'joint'})]
+    assert len({frozenset(policy) for policy in several}) == 1
+    assert several[1]['fixed_tier'] == ''
+    assert several[4]['worst_case_times'] is PlannerConfig().worst_case_times

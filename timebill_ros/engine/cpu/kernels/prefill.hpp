@@ -41,8 +41,8 @@ class Prefill final : public Pool::Walk {
     count_pieces();
     pool_.run(*this);
     if (chunk.logits != nullptr) {
+      pool_.settle();                    // a latecomer counts the pieces of the walk it is on
       last_ = true;
-      pool_.settle();
       pool_.run(*this);
       pool_.settle();
       last_ = false;

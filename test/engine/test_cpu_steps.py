@@ -366,3 +366,17 @@ def test_an_engine_reads_prompts_in_the_tier_that_is_wanted(make_checkpoint):
     engine = Engine.load(Load(str(directory), device='cpu', prefill_tier='int8'))
     assert 'prefill' not in engine.info.device
     assert any('prefill_tier int8' in note for note in engine.notes)
+
+
+def test_more_threads_than_cores_never_wait_for_each_other_in_vain(library):
+    weights = random_weights(CONFIG, 'q4_1')
+    tiers, _ = build_tiers(Packer(library), weights, CONFIG, ['fp32', 'int4'])
+    cache = allocate(CONFIG, 1, 64, torch.float32, CPU)
+    steps = compiled(library, CONFIG, weights, tiers, cache, threads=6)
+    first = None
+    for _ in range(150):
+        cache.reset(0)
+        steps.prefill(0, [3, 5, 8], None, True)
+        logits = steps.run([0], [7], 'int4').clone()
+        first = logits if first is None else first
+        assert torch.equal(logits, first)

@@ -177,9 +177,11 @@ def test_a_profile_out_of_its_limits_is_refused(
 
 
 def test_a_profile_refuses_while_queries_run_or_waits_for_their_end(peer: Peer) -> None:
+    heard: list[Any] = []       # not the status: an answer may be over before the next one
     asked = peer.client.ask_async(
-        'Count from one to a thousand in words.', within=60.0, max_new_tokens=400)
-    peer.wait_for(lambda: peer.status.running)
+        'Write a long story about a robot that learns to cook, in every detail.', within=60.0,
+        max_new_tokens=400, on_feedback=heard.append)
+    peer.wait_for(lambda: heard)
     refused = peer.result(peer.start_profile())
     assert refused.error_code == Profile.Result.BUSY and refused.error_msg
     handle = peer.start_profile(

@@ -5,19 +5,17 @@
 import ctypes
 from pathlib import Path
 import subprocess
-from typing import Iterable, Tuple
-
-from timebill_ros.engine.cuda.variants import emulator_source
+from typing import Callable, Tuple
 
 
 class EmulatedKernels:
     """Has the launch method of ``engine.cuda.driver.Kernels``; runs on the CPU."""
 
-    def __init__(self, variants: Iterable, directory: Path) -> None:
-        """Compile the kernels with the host's C++ compiler."""
+    def __init__(self, source: Callable[[str], str], directory: Path) -> None:
+        """Compile ``source(emulator)`` with the host's C++ compiler."""
         emulator = (Path(__file__).parent / 'cuda_emulator.hpp').read_text(encoding='utf-8')
         code, library = directory / 'kernels.cpp', directory / 'kernels.so'
-        code.write_text(emulator_source(variants, emulator), encoding='utf-8')
+        code.write_text(source(emulator), encoding='utf-8')
         subprocess.run(
             ['g++', '-std=c++17', '-O1', '-w', '-shared', '-fPIC', str(code), '-o', str(library)],
             check=True)

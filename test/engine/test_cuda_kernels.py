@@ -6,6 +6,7 @@ The CUDA kernels against float32 references.
 They run on the GPU where there is one, otherwise on the emulator, which executes the same source.
 """
 
+from functools import partial
 import shutil
 
 from engine.cuda_emulation import EmulatedKernels
@@ -17,7 +18,7 @@ from timebill_ros.engine.cuda.layout import make_layout, part_columns, Product
 from timebill_ros.engine.cuda.program import attention_phase, phase_table, product_phases
 from timebill_ros.engine.cuda.quantize import dequantize, Matrix, matrix_bytes, quantize
 from timebill_ros.engine.cuda.state import allocate_state
-from timebill_ros.engine.cuda.variants import Step
+from timebill_ros.engine.cuda.variants import emulator_source, Step
 
 BLOCKS = 3
 PRODUCTS = [Step(bits, bits, batch, 64, warps=4, stages=4)
@@ -38,7 +39,7 @@ def device():
 def kernels(device, tmp_path_factory):
     directory = tmp_path_factory.mktemp('kernels')
     if device.type == 'cpu':
-        return EmulatedKernels(PRODUCTS + ATTENTIONS, directory)
+        return EmulatedKernels(partial(emulator_source, PRODUCTS + ATTENTIONS), directory)
     from timebill_ros.engine.cuda.driver import Kernels
     from timebill_ros.engine.cuda.nvrtc import compile_cubins
     from timebill_ros.engine.cuda.variants import sources

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of a whole decode step against the plain decoder, on a small random model."""
 
+from functools import partial
 import shutil
 
 from engine.cuda_emulation import EmulatedKernels
@@ -13,6 +14,7 @@ from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.tiers import build_tier, tier_bytes, unsupported
 from timebill_ros.engine.cuda.tuning import Limits, Tuning
+from timebill_ros.engine.cuda.variants import emulator_source
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.kv_cache import allocate
 from timebill_ros.engine.rope import rope_table
@@ -75,8 +77,8 @@ def tiers(weights):
 
 @pytest.fixture(scope='module')
 def kernels(tiers, tmp_path_factory):
-    return EmulatedKernels(kernels_needed(CONFIG, [t.name for t in tiers], TUNING, LIMITS, WIDTHS),
-                           tmp_path_factory.mktemp('step'))
+    variants = kernels_needed(CONFIG, [t.name for t in tiers], TUNING, LIMITS, WIDTHS)
+    return EmulatedKernels(partial(emulator_source, variants), tmp_path_factory.mktemp('step'))
 
 
 def filled_cache(weights):

@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of prefill and eviction, run by the emulator, against plain tensor code."""
 
-import ctypes
-from pathlib import Path
+from functools import partial
 import shutil
-import subprocess
 from typing import Any
 
+from engine.cuda_emulation import EmulatedKernels
 import pytest
 import torch
 
@@ -20,24 +19,6 @@ pytestmark = pytest.mark.skipif(
 BF16 = torch.bfloat16
 
 
-class Emulated:
-    """Has the launch method of ``engine.cuda.driver.Kernels``; runs on the CPU."""
-
-    def __init__(self, head_dim: int, directory: Path) -> None:
-        emulator = (Path(__file__).parent / 'cuda_emulator.hpp').read_text(encoding='utf-8')
-        code, library = directory / 'prompt.cpp', directory / 'prompt.so'
-        code.write_text(source(head_dim, emulator), encoding='utf-8')
-        subprocess.run(
-            ['g++', '-std=c++17', '-O1', '-w', '-shared', '-fPIC', str(code), '-o', str(library)],
-            check=True)
-        self._library = ctypes.CDLL(str(library))
-
-    def launch(self, name: str, grid: tuple[int, int, int], threads: int, shared_bytes: int,
-               arguments: ctypes.Structure) -> None:
-        """Run one kernel to its end."""
-        getattr(self._library, name)(*grid, shared_bytes, ctypes.byref(arguments))
-
-
 @pytest.fixture(scope='module', params=[64, 128])
 def head_dim(request: Any) -> int:
     return request.param
@@ -45,7 +26,8 @@ def head_dim(request: Any) -> int:
 
 @pytest.fixture(scope='module')
 def kernels(head_dim: int, tmp_path_factory: pytest.TempPathFactory) -> PromptKernels:
-    return PromptKernels(Emulated(head_dim, tmp_path_factory.mktemp('prompt')), head_dim)
+    emulated = EmulatedKernels(partial(source, head_dim), tmp_path_factory.mktemp('prompt'))
+    return PromptKernels(emulated, head_dim)
 
 
 @pytest.mark.parametrize('normed', [False, True])

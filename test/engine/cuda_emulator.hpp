@@ -5,7 +5,7 @@
 // indexing are tested where there is no GPU. It takes the place of kernels/primitives.cuh. A fiber
 // yields where CUDA threads wait for each other; all blocks of a launch run side by side, so that
 // they may wait for each other too. Asynchronous copies happen at the wait that completes them, so
-// that a missing wait shows; shared memory starts as garbage.
+// that a missing wait shows; shared memory starts as NaN.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -100,7 +100,7 @@ struct Emulator
     fibers.resize(gx * gy * gz * threads);
     for (unsigned i = 0; i < blocks.size(); ++i) {
       Block & own = blocks[i];
-      own.memory.assign(bytes + 128, 0xA5);
+      own.memory.assign(bytes + 128, 0xFF);
       own.shared = own.memory.data() + (128 - (u64)own.memory.data() % 128);
       own.warps.resize(threads / 32);
       own.exchange.assign(threads * 8, 0);
@@ -255,9 +255,9 @@ inline void copy_async(void * to, const void * from, int bytes, bool valid)
   emulator.fibers[emulator.current].open.push_back({to, from, bytes, valid});
 }
 inline void copy_async_16(void * to, const void * from, bool valid) { copy_async(to, from, 16, valid); }
-inline void copy_async_8_if(void * to, const void * from, bool wanted)
+inline void copy_async_8_if(void * to, const void * from, bool wanted, bool valid)
 {
-  if (wanted) {copy_async(to, from, 8, true);}
+  if (wanted) {copy_async(to, from, 8, valid);}
 }
 inline void copy_async_commit()
 {

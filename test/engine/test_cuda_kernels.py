@@ -74,9 +74,10 @@ def run_product(kernels, device, kernel, phases, shape, state=None, **options):
 
 @pytest.mark.parametrize('epilogue,parts', [
     ('store', 1), ('add_residual', 1), ('add_residual', 3), ('swiglu', 1)])
+@pytest.mark.parametrize('k', [416, 320])      # 320: int4's last chunk has one group of 128 only
 @pytest.mark.parametrize('kernel', PRODUCTS, ids=lambda k: k.name)
-def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts):
-    k, rows = 416, 44
+def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts, k):
+    rows = 44
     weight = quantize(random(rows * (2 if epilogue == 'swiglu' else 1), k, device=device,
                              scale=0.1), kernel.bits)
     dense = dequantize(weight).float()

@@ -102,8 +102,10 @@ struct Cursor
     copy_async_16(slot + 2 * THREADS, second, has_second && in_low);
     copy_async_16(slot + 3 * THREADS, second + 64, has_second && in_high);
     if (FOUR_BITS) {
-      const bool has_scales = wanted && row + scales_ahead < end_row && chunk < scales_chunks;
-      copy_async_8_if(scales_of(stage) + threadIdx.x % 32 * 4, scales, has_scales);
+      // Where there is no group, zero: what lay there before times no sum is not always zero.
+      const bool has_scales = row + scales_ahead < end_row && chunk < scales_chunks;
+      copy_async_8_if(scales_of(stage) + threadIdx.x % 32 * 4, scales,
+        wanted && threadIdx.x % 32 < 8, has_scales);
     }
     copy_async_commit();
     const bool at_end = ++chunk == n_chunks;

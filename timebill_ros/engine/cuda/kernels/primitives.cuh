@@ -110,13 +110,14 @@ DEVICE void copy_async_16(void * shared, const void * global, bool valid)
     :: "r"(address), "l"(global), "r"(bytes) : "memory");
 }
 
-// 8 bytes, or nothing at all; without a branch.
-DEVICE void copy_async_8_if(void * shared, const void * global, bool wanted)
+// 8 bytes, zeros if not valid; or nothing at all. Without a branch.
+DEVICE void copy_async_8_if(void * shared, const void * global, bool wanted, bool valid)
 {
   const u32 address = (u32)__cvta_generic_to_shared(shared);
+  const int bytes = valid ? 8 : 0;
   asm volatile(
-    "{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8; }"
-    :: "r"(address), "l"(global), "r"((int)wanted) : "memory");
+    "{ .reg .pred p; setp.ne.s32 p, %3, 0; @p cp.async.ca.shared.global [%0], [%1], 8, %2; }"
+    :: "r"(address), "l"(global), "r"(bytes), "r"((int)wanted) : "memory");
 }
 
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -60,14 +60,15 @@ def random_situation(rng: random.Random, estimator: TimeEstimator) -> Situation:
     points = tuple(zip((0.1, 0.5, 0.9, 0.95, 0.99), tokens))
     at = Situation(
         n_prompt, n_prompt, 1, n_worst, n_worst + rng.randrange(0, 20), 0.0,
-        rng.choice([0.0, 0.5, 0.95, 0.95]), points, may_cap=rng.random() < 0.7, window=WINDOW)
+        rng.choice([0.0, 0.5, 0.95, 0.95]), points, may_trade=rng.random() < 0.7, may_cap=rng.random() < 0.7,
+        window=WINDOW)
     whole_s = TierTimes(estimator, rng.choice(TIERS), at, Weights()).needed_s(n_prompt, n_worst)
     return replace(at, budget_left_s=whole_s * rng.uniform(0.2, 1.1))
 
 
 def _least_horizon(at: Situation) -> int:
     """Return the shortest length of which it is known how many responses are longer."""
-    return min(at.n_worst, at.quantiles[0][1]) if at.may_cap else at.n_worst
+    return min(at.n_worst, at.quantiles[0][1]) if at.may_trade else at.n_worst
 
 
 def brute_force(
@@ -76,7 +77,7 @@ def brute_force(
     """Return the least loss over every tier, kept position and length that fits; None = none."""
     best = None
     fewest = kept_tokens(at.n_prompt, at.alpha_max, WINDOW)
-    horizons = range(_least_horizon(at), at.n_worst + 1) if at.may_cap else [at.n_worst]
+    horizons = range(_least_horizon(at), at.n_worst + 1) if at.may_trade else [at.n_worst]
     for tier in TIERS:
         times, curve = TierTimes(estimator, tier, at, weights), quality.curve(tier, at.n_prompt)
         for n_kept in range(fewest, at.n_prompt + 1):
@@ -84,7 +85,8 @@ def brute_force(
             for horizon in horizons:
                 if times.needed_s(n_kept, horizon) > at.budget_left_s:
                     break
-                tail = beyond(at.quantiles, horizon) if at.may_cap and horizon < at.cap else 0.0
+                trades = at.may_trade and horizon < at.cap
+                tail = beyond(at.quantiles, horizon) if trades else 0.0
                 loss = curve.at(alpha) + weights.truncation_loss * tail
                 best = loss if best is None else min(best, loss)
     return best
@@ -107,7 +109,7 @@ def test_is_optimal_against_brute_force_in_random_cases() -> None:
         assert theta.loss <= best + 1e-12, at
         assert theta.horizon < _least_horizon(at) or theta.loss >= best - 1e-12, at
         needed_s = TierTimes(estimator, theta.tier, at, weights).needed_s(
-            theta.n_kept, theta.cap if at.may_cap else at.n_worst)
+            theta.n_kept, theta.cap if at.may_cap else theta.horizon)
         assert needed_s <= at.budget_left_s
         assert 1 <= theta.horizon <= theta.cap <= at.cap
         seen['whole' if theta.horizon == at.n_worst else 'cut'] += 1
@@ -144,7 +146,7 @@ def test_alone_and_unmeasured_it_decides_as_the_paper_but_for_the_cap() -> None:
             paper.tier, paper.alpha, paper.n_kept, paper.feasible)
         assert joint.n_worst == min(paper.n_worst, joint.cap)
         capped += joint.cap < inputs.cap
-        same = plan(replace(inputs, may_cap=False), estimator, JOINT)
+        same = plan(replace(inputs, may_trade=False, may_cap=False), estimator, JOINT)
         assert (same.cap, same.n_worst) == (paper.cap, paper.n_worst)
     assert capped > 50
 
@@ -174,6 +176,11 @@ def test_prefers_what_costs_the_least_quality() -> None:
     hopeless = plan(at(0.2), estimator, JOINT, quality)
     assert not hopeless.feasible and hopeless.tier == 'int4' and hopeless.cap < 101
     assert hopeless.predicted_rest_worst_s <= 0.2
+    late = plan(at(0.3, may_cap=False), estimator, JOINT, quality)      # half of all answers fit
+    assert (late.tier, late.n_kept, late.cap) == ('int8', 1000, 101)
+    promised = plan(
+        at(0.2, may_trade=False, may_cap=False), estimator, JOINT, quality)
+    assert promised.n_kept < 1000
 
 
 def test_beyond_is_one_below_the_first_quantile() -> None:

@@ -44,7 +44,7 @@ def needs(
 def cheapest_plan(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig) -> Plan:
     """Return the plan that ends soonest in the worst case, however little its eviction saves."""
     return plan(
-        replace(inputs, budget_left_s=0.0, may_cap=False), estimator,
+        replace(inputs, budget_left_s=0.0, may_trade=False, may_cap=False), estimator,
         replace(config, least_gain=0.0))
 
 

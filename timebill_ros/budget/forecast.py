@@ -18,7 +18,8 @@ def rest_in_prefill_s(planning: Planning, inputs: PlanInputs, n_done: int) -> fl
     """
     estimator, config = planning.estimator, planning.config
     prefill_s = estimator.prefill_s(inputs.n_prompt, config.worst_case_times, n_done)
-    later = replace(inputs, budget_left_s=inputs.budget_left_s - prefill_s, may_cap=False)
+    later = replace(
+        inputs, budget_left_s=inputs.budget_left_s - prefill_s, may_trade=False, may_cap=False)
     return prefill_s + plan(later, estimator, config, planning.quality).predicted_rest_worst_s
 
 

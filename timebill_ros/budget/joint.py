@@ -14,8 +14,10 @@ lambda * P(N > h) above the best found ends the search. Below the first known le
 not known at all, and so short an h counts as none.
 
 The cap is then the longest response that still fits with this tier and alpha; it never exceeds the
-query's own. Where nothing fits, the tier and alpha are those that end N_W soonest, whatever the
-budget, as the paper clips alpha; the cap is what fits of it.
+query's own. Where nothing fits, the tier is the one that ends N_W soonest, whatever the budget, and
+the cap what fits of it. Nothing is evicted then where lengths can be weighed: too short for every
+length that is known, the answer would only get worse. Where they cannot (no predictor, no measured
+quality, or the whole of N_W was promised) alpha is what ends N_W soonest, as the paper clips it.
 
 ``docs/planner.md`` states order, ties and monotonicity.
 """
@@ -48,6 +50,7 @@ class Situation:
     budget_left_s: float
     alpha_max: float
     quantiles: Quantiles = ()
+    may_trade: bool = True  # a length below N_W may be planned for
     may_cap: bool = True    # a planned cap may end the response
     evicted: bool = False   # an eviction from here on is a later one (law REEVICT)
     n_paid: int = 0         # response tokens whose overhead is paid
@@ -181,7 +184,8 @@ def choose(
     """Return the best theta; ``tiers`` are the ones allowed, best first."""
     options = [TierTimes(estimator, tier, at, weights) for tier in tiers]
     curves = [quality.curve(tier, at.n_prompt) for tier in tiers]
-    horizons = _horizons(at, quality)
+    weighs = at.may_trade and quality.measured and bool(at.quantiles)
+    horizons = _horizons(at) if weighs else [(at.n_worst, 0.0)]
     best: tuple[float, int, int, int] | None = None     # loss, tier's index, kept, horizon
     for index, (times, curve) in enumerate(zip(options, curves)):
         least = curve.at(_alpha(at, at.n_kept))
@@ -199,7 +203,7 @@ def choose(
             if kept == at.n_kept:
                 break       # a shorter one only loses more
     if best is None or best[3] < at.n_worst:
-        cheapest = _cheapest(at, options, curves, weights, trades=len(horizons) > 1)
+        cheapest = _cheapest(at, options, curves, weights, weighs)
         if best is None or cheapest.loss < best[0]:
             return cheapest
     loss, index, kept, horizon = best
@@ -242,15 +246,8 @@ def beyond(quantiles: Quantiles, n_tokens: int) -> float:
     return 1.0 - reached
 
 
-def _horizons(at: Situation, quality: QualityProfile) -> list[tuple[int, float]]:
-    """
-    Return the lengths worth planning for with P(N > length), N_W first.
-
-    Where either side of the exchange is not known, N_W is the only one: then a cap is no matter of
-    choice.
-    """
-    if not (at.may_cap and quality.measured and at.quantiles):
-        return [(at.n_worst, 0.0)]
+def _horizons(at: Situation) -> list[tuple[int, float]]:
+    """Return the lengths worth planning for with P(N > length), N_W first."""
     # A response that reaches the query's own cap is whole.
     tail = 0.0 if at.n_worst >= at.cap else beyond(at.quantiles, at.n_worst)
     found = [(at.n_worst, tail)]
@@ -275,24 +272,28 @@ def _first_that_fits(times: TierTimes, horizons: list[tuple[int, float]]) -> int
 
 def _cheapest(
         at: Situation, options: list[TierTimes], curves: list[LossCurve], weights: Weights,
-        trades: bool) -> Theta:
-    """Return the tier and alpha that end N_W soonest, whatever the budget, and what fits of it."""
+        weighs: bool) -> Theta:
+    """
+    Return the tier and alpha that end N_W soonest, whatever the budget, and what fits of it.
+
+    Where lengths can be weighed nothing is evicted: what that gains the search has seen.
+    """
     soonest_s, choice = inf, (0, at.n_kept)
     for index, times in enumerate(options):
         kept, whole_s = at.n_kept, times.needed_s(at.n_kept, at.n_worst)
-        least_s = times.needed_s(times.fewest, at.n_worst)
+        least_s = whole_s if weighs else times.needed_s(times.fewest, at.n_worst)
         # Not worth its loss, but for a GUARANTEED query's cheapest plan (least_gain 0).
         if whole_s - least_s > weights.least_gain * (whole_s - times.overhead_s(at.n_worst)):
             kept, whole_s = times.fewest, least_s
         if whole_s < soonest_s:
             soonest_s, choice = whole_s, (index, kept)
     index, kept = choice
-    cap, cut = at.cap, 1.0
-    if at.may_cap:
-        cap = options[index].longest(kept, at.n_generated, at.n_worst)
-        cut = beyond(at.quantiles, cap) if trades and cap < at.cap else float(cap < at.n_worst)
+    reached = options[index].longest(kept, at.n_generated, at.n_worst)
+    cap = reached if at.may_cap else at.cap
+    cut = (beyond(at.quantiles, reached) if weighs and reached < at.cap
+           else float(reached < at.n_worst))
     loss = curves[index].at(_alpha(at, kept)) + weights.truncation_loss * cut
-    return Theta(options[index].tier, kept, min(cap, at.n_worst), cap, loss, False)
+    return Theta(options[index].tier, kept, reached, cap, loss, False)
 
 
 def _alpha(at: Situation, n_kept: int) -> float:

@@ -17,6 +17,7 @@ SENTENCE, ITEM, LINE, JSON, WORD, NOTHING = 'sentence', 'item', 'line', 'json', 
 _UNITS = (SENTENCE, ITEM, LINE)
 _LEAST_UNIT_TOKENS = 8      # a sentence or list item is taken to have at least so many
 _LONGER_THAN_MEAN = 1.5     # and the next one so much more than they had on average
+_MOST_GIVEN_UP = 0.1        # of what the response can become, for ending at a whole one
 _FENCE = '```'
 # A full stop after a digit may be a decimal point until something follows; one after a list's
 # number never ends anything.
@@ -65,8 +66,9 @@ def land(text: str, tokens_left: int, n_generated: int) -> Landing | None:
     Return where to end now; None = go on.
 
     ``tokens_left`` more tokens fit in the time that is left, in the worst case; ``n_generated``
-    there are. Ends at a sentence or item when the next one is not likely to fit, JSON once it is
-    complete, and wherever it stands when no token fits any more.
+    there are. Ends at a sentence or item when the next one is not likely to fit, unless that gives up
+    more than a tenth of what fits: then it goes on, and what comes of the next is left out if it is
+    not whole in time. Ends JSON once it is complete, and wherever it stands when no token fits.
     """
     point = landing_point(text)
     if tokens_left <= 0:
@@ -76,8 +78,9 @@ def land(text: str, tokens_left: int, n_generated: int) -> Landing | None:
     if point.kind not in _UNITS or text[point.end:].strip():
         return None
     units = len(set(_ends(text)))
-    next_tokens = max(_LEAST_UNIT_TOKENS, _LONGER_THAN_MEAN * n_generated / units)
-    return point if tokens_left < next_tokens else None
+    next_tokens = min(
+        _LONGER_THAN_MEAN * n_generated / units, _MOST_GIVEN_UP * (n_generated + tokens_left))
+    return point if tokens_left < max(_LEAST_UNIT_TOKENS, next_tokens) else None
 
 
 def _ends(text: str) -> Iterator[tuple[int, str]]:

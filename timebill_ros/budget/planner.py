@@ -99,6 +99,7 @@ class PlanInputs:
     n_predicted: int = 0    # predicted response length; 0 = no predictor ran
     tiers: tuple[str, ...] = ()     # allowed, best first; () = the estimator's own alone
     quantiles: Quantiles = ()       # of the predicted length: ascending (probability, tokens)
+    may_trade: bool = True          # joint may plan for less than N_W (not GUARANTEED)
     may_cap: bool = True            # a cap of the planner's own may end the response (KILL)
     width: int = 1                  # sequences in each decode step
 
@@ -174,8 +175,8 @@ def _joint_plan(
         Situation(
             n_prompt=inputs.n_prompt, n_kept=inputs.n_prompt, n_generated=1, n_worst=n_worst,
             cap=inputs.cap, budget_left_s=inputs.budget_left_s, alpha_max=inputs.alpha_max,
-            quantiles=inputs.quantiles, may_cap=inputs.may_cap, width=inputs.width,
-            window=config.window),
+            quantiles=inputs.quantiles, may_trade=inputs.may_trade, may_cap=inputs.may_cap,
+            width=inputs.width, window=config.window),
         estimator, tiers, quality, config.weights)
     estimator = estimator.for_tier(theta.tier)
     worst = PlannedTimes(estimator, config)

@@ -133,8 +133,8 @@ def _situation(state: RunState, factor: float, window: int) -> Situation:
         n_worst = inputs.cap        # longer than its worst case: now the cap is
     return Situation(
         inputs.n_prompt, state.n_kept, done, n_worst, inputs.cap, inputs.budget_left_s,
-        inputs.alpha_max, given_longer_than(inputs.quantiles, done), inputs.may_cap,
-        evicted=True, n_paid=done, slowdown=state.slowdown, width=inputs.width, window=window)
+        inputs.alpha_max, given_longer_than(inputs.quantiles, done), inputs.may_trade,
+        inputs.may_cap, evicted=True, n_paid=done, slowdown=state.slowdown, width=inputs.width, window=window)
 
 
 def _better_tier(at: Situation, state: RunState, planning: Planning) -> Replanned | None:
@@ -143,7 +143,8 @@ def _better_tier(at: Situation, state: RunState, planning: Planning) -> Replanne
     if state.plan.tier == tiers[0] or state.n_generated - state.changed_at < HOLD_STEPS:
         return None
     roomy = replace(
-        at, budget_left_s=(1.0 - RELAX_MARGIN) * at.budget_left_s, alpha_max=0.0, may_cap=False)
+        at, budget_left_s=(1.0 - RELAX_MARGIN) * at.budget_left_s, alpha_max=0.0, may_trade=False,
+        may_cap=False)
     theta = choose(
         roomy, planning.estimator, tiers, planning.quality, planning.config.weights)
     alpha = least_alpha(at.n_prompt, at.n_kept)

@@ -137,8 +137,15 @@ class QueryRun:
         return self.next_unit is Unit.EVICT
 
     def told(self, seconds: float) -> None:
-        """Count what it took to send its messages, as time beside the model."""
-        self._record.beside_the_model(seconds)
+        """
+        Count what it took to send its messages and to choose its turn.
+
+        Until the first token that is the prefill's: it grows with the number of its slices.
+        """
+        if self.plan is None:
+            self._prefill_s += seconds
+        else:
+            self._record.beside_the_model(seconds)
 
     def drop(self) -> None:
         """Have the query ended before its next unit: the node has ended it."""
@@ -187,8 +194,7 @@ class QueryRun:
             messages = self._prefill_chunk(self._sequence)
         else:
             messages = self._evict()
-        self._record.beside_the_model(
-            (self._clock() - began_ns) / _NS - (self._model_s - before_s))
+        self.told((self._clock() - began_ns) / _NS - (self._model_s - before_s))
         return messages
 
     @property
@@ -393,15 +399,18 @@ class QueryRun:
     @property
     def _may_cap(self) -> bool:
         """Tell whether to cap what does not fit; what was promised is promised whole."""
-        query = self.query
-        return query.overrun == Overrun.KILL and query.admission != Admission.GUARANTEED
+        return self.query.overrun == Overrun.KILL and not self._promised
+
+    @property
+    def _promised(self) -> bool:
+        return self.query.admission == Admission.GUARANTEED
 
     def _plan_inputs(self, now_ns: int) -> PlanInputs:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
             budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
-            may_cap=self._may_cap,
+            may_trade=not self._promised, may_cap=self._may_cap,
             n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 
     def _all_room(self, now_ns: int) -> Room:

@@ -158,6 +158,7 @@ class Intake:
         try:
             coefficients = TimingCoefficients.from_dict(message.coefficients)
             coefficients.require_key(self._key)
+            coefficients.require_tiers(self._engine.info.tiers)
             self._plan_with(coefficients, message.source)
         except ValueError as error:
             _LOG.warning('coefficients not adopted: %s', error)

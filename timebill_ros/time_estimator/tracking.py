@@ -97,7 +97,10 @@ def samples_of(timing: QueryTiming) -> list[Sample]:
     if 0 < timing.n_kept < timing.n_prompt:
         found.append(Sample(EVICT, timing.tier, timing.evict, timing.n_prompt))
     if timing.n_generated > LEAST_STEPS:
-        found.append(Sample(OVERHEAD, timing.tier, timing.overhead, timing.n_generated))
+        # tokenising is over before anything is predicted
+        tokenize_s = timing.tokenize if isfinite(timing.tokenize) else 0.0
+        found.append(Sample(
+            OVERHEAD, timing.tier, timing.overhead - tokenize_s, timing.n_generated))
     for tier, width in dict.fromkeys((each.tier, each.width) for each in timing.stretches):
         same = [each for each in timing.stretches if (each.tier, each.width) == (tier, width)]
         sample = Sample(

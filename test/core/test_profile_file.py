@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from timebill_ros.time_estimator.coefficients import (
-    CoefficientsError, save, TimingCoefficients)
+    CoefficientsError, save, TiersMissing, TimingCoefficients)
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC
 from timebill_ros.time_estimator.profile_file import load_for, profile_path, set_aside
 
@@ -21,6 +21,15 @@ def test_a_profile_comes_back_for_its_key(tmp_path: Path) -> None:
     path = profile_path(tmp_path, COEFFICIENTS.key)
     save(path, COEFFICIENTS)
     assert load_for(path, COEFFICIENTS.key) == COEFFICIENTS
+
+
+def test_a_tier_without_a_law_is_named() -> None:
+    COEFFICIENTS.require_tiers(['fp32', 'int4'])    # its law is of every tier
+    fp32 = replace(COEFFICIENTS, laws=(
+        COEFFICIENTS.laws[0], replace(COEFFICIENTS.laws[1], tier='fp32')))
+    fp32.require_tiers(['fp32'])
+    with pytest.raises(TiersMissing, match='int4'):
+        fp32.require_tiers(['fp32', 'int4'])
 
 
 @pytest.mark.parametrize('field', ['device', 'model', 'dtype', 'engine_version'])

@@ -78,7 +78,7 @@ def start(load: Load, report: Callable[[str, float], None]) -> Started:
         for note in engine.notes:
             _LOG.warning('%s', note)
         loaded_s = time.perf_counter()
-        coefficients, source = _stored(engine, load), FROM_FILE
+        coefficients, source = stored(engine, load), FROM_FILE
         if coefficients is None:
             coefficients, source = _short_profile(engine, load, report), FROM_PROFILE
         coefficients = with_predict_law(coefficients, engine)
@@ -138,8 +138,8 @@ def _measure(
     return coefficients, path
 
 
-def _stored(engine: Engine, load: Load) -> TimingCoefficients | None:
-    """Return the stored profile of this machine and model; None = none that can be used."""
+def stored(engine: Engine, load: Load) -> TimingCoefficients | None:
+    """Return the stored profile of this machine, model and tiers; None = none that will do."""
     info = engine.info
     key = key_of(info.device, info.key, info.dtype, info.engine_version)
     path = profile_path(cache_dir(load.cache_dir), key)

@@ -15,11 +15,9 @@ import ctypes
 import gc
 import itertools
 import json
-import os
 from pathlib import Path
 import statistics
 import subprocess
-import sys
 import time
 from typing import Any, Dict, List, Sequence, Set
 
@@ -34,7 +32,7 @@ from timebill_ros.engine.cuda.nvrtc import compile_cubin
 from timebill_ros.engine.cuda.program import EPILOGUES
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.runner import StepRunner
-from timebill_ros.engine.cuda.tiers import build_tier, Tier
+from timebill_ros.engine.cuda.tiers import build_tier, int4_group, Tier
 from timebill_ros.engine.cuda.tuning import DEFAULT, Limits, Tuning
 from timebill_ros.engine.cuda.variants import sources, Step
 from timebill_ros.engine.decoder import Decoder
@@ -125,7 +123,8 @@ class Bench:
         self.device = torch.device('cuda')
         self.config = shape_config(shape)
         self.weights = random_weights(self.config, self.device)
-        self.tiers = [build_tier(name, self.weights) for name in TIERS]
+        self.tiers = [build_tier(name, self.weights, int4_group(self.config))
+                      for name in TIERS]
         self.rope = rope(self.config, 40960, self.device)
         self.cache: KVCache = allocate(self.config, slots, capacity, torch.bfloat16, self.device)
         self.cache.k.normal_()
@@ -320,6 +319,8 @@ def main() -> None:
     parser.add_argument('--tune', action='store_true')
     parser.add_argument('--parity', type=int, default=0, help='prompts to compare tokens on')
     parser.add_argument('--tail', type=int, default=0, help='consecutive steps for the tail table')
+    parser.add_argument('--beside', default='', help='a command to run beside the tail')
+    parser.add_argument('--no-table', action='store_true', help='no table of steps')
     arguments = parser.parse_args()
     torch.manual_seed(0)
     began = time.monotonic()
@@ -354,10 +355,11 @@ def main() -> None:
     if arguments.parity:
         result['parity'] = parity(bench, tuning, arguments.parity, 48)
         note(f'parity {result["parity"]}')
-    result['steps'] = step_table(bench, tuning)
+    if not arguments.no_table:
+        result['steps'] = step_table(bench, tuning)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.tail:
-        result['tail'] = tail_table(bench, tuning, arguments.tail)
+        result['tail'] = tail_table(bench, tuning, arguments.tail, arguments.beside)
     (arguments.out / f'decode-{arguments.shape}.json').write_text(json.dumps(result, indent=1))
     note('done')
 
@@ -377,37 +379,91 @@ def step_table(bench: Bench, tuning: Tuning) -> List[Dict[str, Any]]:
     return table
 
 
-def tail_table(bench: Bench, tuning: Tuning, steps: int) -> List[Dict[str, Any]]:
-    """Host times of consecutive steps at a constant cached length, the sleeping wait included."""
-    table = [dict(beside='nothing', **tail(bench, tuning, steps))]
-    busy = (os.cpu_count() or 2) // 2
-    others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(busy)]
-    try:
-        table.append(dict(beside=f'{busy} busy processes', **tail(bench, tuning, steps)))
-    finally:
-        for other in others:
+class TimedRunner(StepRunner):
+    """A runner whose graphs hold two events, so that the device's share of a step is known."""
+
+    def __init__(self, *parts: Any, wait: str) -> None:
+        super().__init__(*parts)
+        self.marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
+        self.wait = wait
+
+    def _graph(self, tier: str, width: int) -> torch.cuda.CUDAGraph:
+        if (tier, width) not in self._graphs:
+            launch = self._step.launch
+
+            def marked(*arguments: Any) -> None:
+                capturing = torch.cuda.is_current_stream_capturing()
+                if capturing:
+                    self.marks[0].record()
+                launch(*arguments)
+                if capturing:
+                    self.marks[1].record()
+
+            self._step.launch = marked
+            super()._graph(tier, width)
+            self._step.launch = launch
+        return self._graphs[tier, width]
+
+    def collect(self) -> List[int]:
+        if self.wait == 'spinning':
+            while not self._done.query():
+                pass
+        return super().collect()
+
+
+def tail_table(bench: Bench, tuning: Tuning, steps: int, beside: str) -> List[Dict[str, Any]]:
+    """Consecutive steps at a constant cached length, idle and beside other processes."""
+    table = []
+    for tier in ('bf16', 'int4'):
+        for wait in ('sleeping', 'spinning'):
+            table.append({'beside': 'nothing', **tail(bench, tuning, steps, tier, wait)})
+    if beside:
+        other = subprocess.Popen(beside.split())
+        time.sleep(5)
+        try:
+            for tier in ('bf16', 'int4'):
+                table.append({'beside': beside, **tail(bench, tuning, steps, tier, 'sleeping')})
+        finally:
             other.kill()
     return table
 
 
-def tail(bench: Bench, tuning: Tuning, steps: int) -> Dict[str, Any]:
-    runner, times, tier = bench.runner(tuning), [], 'int4'
-    slots = bench.place(runner, [2048])
-    state = bench.step.state
-    gc.freeze()
-    for step in range(-20, steps):
-        start = time.perf_counter_ns()
-        runner.step(tier, slots)
-        if step >= 0:
-            times.append((time.perf_counter_ns() - start) / 1e6)
+def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict[str, Any]:
+    """Return quantiles of a step's time, and of the device's and the host's share of it."""
+    step = DecodeStep(bench.config, bench.weights.embed, bench.rope, bench.cache, bench.kernels,
+                      tuning, bench.limits)
+    bench.step = step
+    runner = TimedRunner(step, bench.tiers, bench.cache, wait=wait)
+    slots, state, times = bench.place(runner, [2048]), step.state, []
+    gc.collect()
+    gc.disable()
+    for number in range(-50, steps):
+        began_ns = time.perf_counter_ns()
+        runner.enqueue(tier, slots)
+        launched_ns = time.perf_counter_ns()
+        runner.collect()
+        ended_ns = time.perf_counter_ns()
+        if number >= 0:
+            device_ms = runner.marks[0].elapsed_time(runner.marks[1])
+            times.append(((ended_ns - began_ns) / 1e6, device_ms, (launched_ns - began_ns) / 1e6))
         bench.cache.length[0] = bench.cache.position[0] = 2048
         state.lengths[0] = 2048
         state.positions[0] = 2048
-    times.sort()
-    median, p999 = times[steps // 2], times[steps * 999 // 1000]
-    row = {'tier': tier, 'steps': steps, 'median_ms': round(median, 4),
-           'p99_ms': round(times[steps * 99 // 100], 4), 'p99.9_ms': round(p999, 4),
-           'max_ms': round(times[-1], 4), 'p99.9/median': round(p999 / median, 4)}
+    gc.enable()
+    whole, device, launch = (sorted(column) for column in zip(*times))
+    host = sorted(all_ms - device_ms for all_ms, device_ms, _ in times)
+    row: Dict[str, Any] = {'tier': tier, 'wait': wait, 'steps': steps}
+    for name, column in (('step', whole), ('device', device), ('host', host), ('launch', launch)):
+        row[name] = {share: round(column[min(steps - 1, int(float(share) * steps))], 4)
+                     for share in ('0.5', '0.99', '0.999', '1')}
+    row['p99.9/median'] = round(row['step']['0.999'] / row['step']['0.5'], 4)
+    row['device p99.9/median'] = round(row['device']['0.999'] / row['device']['0.5'], 4)
+    # What the slowest thousandth of the steps has above the medians, on either side.
+    worst = sorted(times)[-max(1, steps // 1000):]
+    row['worst_device_excess_ms'] = round(
+        statistics.mean(each[1] for each in worst) - row['device']['0.5'], 4)
+    row['worst_host_excess_ms'] = round(
+        statistics.mean(each[0] - each[1] for each in worst) - row['host']['0.5'], 4)
     print(row, flush=True)
     return row
 

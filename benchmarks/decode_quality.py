@@ -6,12 +6,15 @@ Tokens and likelihoods of the CUDA tiers with a real checkpoint, by default the 
     python3 benchmarks/decode_quality.py --out tables [--model DIRECTORY] [--prompts 50]
     python3 benchmarks/decode_quality.py --out tables --weights-only
 
+Steps: every step of the CUDA kernels, in every tier and for one to four sequences, against plain
+tensor code that takes the same step from the same cache with the weights that the tier's integers
+stand for: the logits, and the tapped layer's output, which the length predictor reads.
 Parity: greedy answers of the bf16 tier against transformers in bf16 (SDPA), which reads the same
 tokens; where the two differ, how far apart transformers' own logits of the two tokens lie, in
 steps of bf16 at the largest logit (one step or less: a tie). Quality: every tier reads the same
 text token by token, which no tier has seen (weights are rounded without looking at any text).
 With --weights-only transformers reads it in float32 with each tier's weights: what rounding them
-costs, without a GPU and without the rounding of activations.
+costs, without a GPU and without the rounding of activations; int4 also with the other group size.
 """
 
 import argparse
@@ -24,16 +27,23 @@ from typing import Any, Dict, List
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from timebill_ros.engine.config import read_config
 from timebill_ros.engine.cuda.quantize import dequantize, quantize
-from timebill_ros.engine.cuda.tiers import BITS, HEAD_BITS
+from timebill_ros.engine.cuda.tiers import BITS, HEAD_BITS, int4_group, Tier
+from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP
+from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.loading import load_model
+from timebill_ros.engine.rope import rope_table
 from timebill_ros.engine.source import find_model
+from timebill_ros.engine.weights import LayerWeights, Weights
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 from timebill_ros.query import Sampling, Turn
 
 CONTEXT_TOKENS, READ_TOKENS = 256, 128
-CPU_WINDOWS = 10
+CPU_WINDOWS, GPU_WINDOWS = 10, 40
+CHECKED_STEPS, CHECKED_WIDTHS = 40, (1, 2, 3, 4)
 
 
 def paragraphs() -> List[str]:
@@ -61,6 +71,50 @@ def greedy(engine: Engine, ids: List[int], cap: int) -> List[int]:
         return list(sequence.tokens)
     finally:
         engine.close(sequence)
+
+
+def dense(tier: Tier, weights: Weights) -> Weights:
+    """Return plain weights with the values that a tier's matrices stand for."""
+    names = ('qkv', 'o', 'gate_up', 'down')
+    layers = [
+        LayerWeights(**{**vars(layer), **{name: dequantize(getattr(made, name)) for name in names}})
+        for made, layer in zip(tier.layers, weights.layers)]
+    return Weights(weights.embed, layers, weights.final_norm, dequantize(tier.head))
+
+
+@torch.inference_mode()
+def check_steps(engine: Engine, weights: Weights, config: Any, tap_layer: int,
+                prompts: List[str]) -> List[Dict[str, Any]]:
+    """Compare each step of the kernels with plain tensor code on the same cache."""
+    cache, rows = engine._cache, []
+    rope = rope_table(config, engine.info.max_context, engine.device)
+    for tier in engine.info.tiers:
+        plain = dense(engine._steps._runner._tiers[tier], weights)
+        decoder = Decoder(config, plain, rope, cache, tap_layer)
+        for width in CHECKED_WIDTHS:
+            sequences = [prefilled(engine, engine.tokenize([Turn('user', text)]), 2 * CHECKED_STEPS,
+                                   Sampling(repetition_penalty=1.0)) for text in prompts[:width]]
+            slots, worst, broken = [s.slot for s in sequences], {'logits': 0.0, 'tap': 0.0}, 0
+            for _ in range(CHECKED_STEPS):
+                ids = torch.tensor([s.tokens[-1] for s in sequences], device=engine.device)
+                engine.decode_step(sequences, tier)
+                ours = {'logits': torch.stack([engine.newest_logits(s) for s in sequences]),
+                        'tap': torch.stack([engine.newest_state(s) for s in sequences])}
+                for slot in slots:
+                    cache.length[slot] -= 1
+                    cache.position[slot] -= 1
+                theirs = {'logits': decoder.step(slots, ids).float(), 'tap': decoder.tap.float()}
+                for name, own in ours.items():
+                    broken += int((~own.isfinite()).sum())
+                    error = (own - theirs[name]).norm(dim=1) / theirs[name].norm(dim=1)
+                    worst[name] = max(worst[name], float(error.max()))
+            for sequence in sequences:
+                engine.close(sequence)
+            rows.append({'tier': tier, 'width': width, 'steps': CHECKED_STEPS,
+                         'not_finite': broken,
+                         **{name: round(error, 5) for name, error in worst.items()}})
+            print(rows[-1], flush=True)
+    return rows
 
 
 def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[str, Any]:
@@ -97,7 +151,7 @@ def windows(engine: Engine, texts: List[str]) -> List[List[int]]:
 def quality(engine: Engine, texts: List[str]) -> List[Dict[str, Any]]:
     """Read the last tokens of every window with every tier, from the same prefilled cache."""
     sums = {tier: [0.0, 0.0, 0.0, 0] for tier in engine.info.tiers}
-    for ids in windows(engine, texts):
+    for ids in windows(engine, texts)[:GPU_WINDOWS]:
         sampling = Sampling(repetition_penalty=1.0)
         sequence = prefilled(engine, ids[:CONTEXT_TOKENS], READ_TOKENS + 2, sampling)
         reference = None
@@ -129,12 +183,17 @@ def weights_quality(directory: Path, texts: List[str]) -> List[Dict[str, Any]]:
     size = CONTEXT_TOKENS + READ_TOKENS
     parts = torch.tensor(ids[:CPU_WINDOWS * size]).view(-1, size)
     references, table = [], []
-    for tier in ('bf16', 'int8', 'int4'):
+    served = int4_group(read_config(directory))
+    other = GROUP if served == FINE_GROUP else FINE_GROUP
+    for name_of_row, tier, group in (
+            ('bf16', 'bf16', GROUP), ('int8', 'int8', GROUP), ('int4', 'int4', served),
+            (f'int4, groups of {other} instead', 'int4', other)):
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
                 bits = (HEAD_BITS if name == 'lm_head' else BITS)[tier]
-                module.weight = torch.nn.Parameter(dequantize(quantize(module.weight.data, bits)))
+                module.weight = torch.nn.Parameter(
+                    dequantize(quantize(module.weight.data, bits, group)))
         model.float()
         nll = agree = divergence = 0.0
         for i, part in enumerate(parts):
@@ -146,7 +205,7 @@ def weights_quality(directory: Path, texts: List[str]) -> List[Dict[str, Any]]:
             agree += float((said.argmax(-1) == references[i].argmax(-1)).sum())
             divergence += float((references[i].exp() * (references[i] - said)).sum())
         n = len(parts) * (READ_TOKENS - 1)
-        table.append({'tier': tier, 'tokens': n, 'perplexity': round(exp(nll / n), 4),
+        table.append({'tier': name_of_row, 'tokens': n, 'perplexity': round(exp(nll / n), 4),
                       'agrees_with_first': round(agree / n, 4),
                       'divergence_nats': round(divergence / n, 5)})
         print(table[-1], flush=True)
@@ -169,19 +228,23 @@ def main() -> None:
              arguments.out, 'weights-quality')
         return
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    load = Load(arguments.model, device=device, tiers=['bf16', 'int8', 'int4'])
-    engine = Engine.load(load)
-    print(engine.info.tiers, flush=True)
+    load = Load(arguments.model, device=device, tiers=['bf16', 'int8', 'int4'], max_batch=4,
+                max_context=4096, tap_layer=18, predictor='')
+    model = load_model(load, lambda what, fraction: None)
+    engine = Engine(model, load)
+    print(engine.info.tiers, engine.notes, flush=True)
     source = find_model(load.model, cache_dir(load.cache_dir) / 'models', False,
                         lambda what, fraction: None)
     oracle = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.bfloat16).to(device)
     texts = paragraphs()
     prompts = [text[:700] for text in texts[:arguments.prompts]]
-    result = {
+    result: Dict[str, Any] = {
         'device': engine.info.device, 'torch': torch.__version__,
-        'date': time.strftime('%Y-%m-%d'), 'model': source.name,
-        'parity': parity(engine, oracle, prompts, arguments.tokens)}
-    print(json.dumps(result), flush=True)
+        'date': time.strftime('%Y-%m-%d'), 'model': source.name}
+    if device == 'cuda':
+        result['steps'] = check_steps(engine, model.weights, model.config, load.tap_layer, prompts)
+    result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
+    print(json.dumps(result['parity']), flush=True)
     result['quality'] = quality(engine, texts)
     save(result, arguments.out, 'decode-quality')
 

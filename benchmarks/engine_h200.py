@@ -11,7 +11,9 @@ each; the results are written as JSON, the details for people go to standard out
 
 import argparse
 import json
+import math
 from pathlib import Path
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,8 @@ from timebill_ros.experiments import (
     bench_decode, bench_evict, bench_memory, bench_prefill, bench_tail, engine_bench)
 from timebill_ros.experiments.random_model import random_model, write_directory, write_weights
 
-PARTS = ('check', 'prefill', 'evict', 'worth', 'decode', 'tail', 'memory', 'start')
+PARTS = ('check', 'fresh', 'slots', 'prefill', 'evict', 'worth', 'decode', 'tail', 'memory',
+         'start')
 BEGAN_S = time.monotonic()
 START = """
 import sys, time
@@ -92,6 +95,56 @@ def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return round(float((ours - theirs).norm() / theirs.norm()), 5)
+
+
+def fresh(engine: Engine, longest: int, count: int) -> List[Dict[str, Any]]:
+    """Prefill prompts of lengths not met before, then twice again: what the first time costs."""
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.exp(torch.rand(count, generator=generator) * math.log(longest / 16)) * 16
+    for length in (64, 1000):
+        bench_prefill.prefill_s(engine, [1] * length)
+    rows = []
+    for length in lengths.int().tolist():
+        ids = torch.randint(0, 256, (length,), generator=generator).tolist()
+        first_s, *again_s = (sum(bench_prefill.prefill_s(engine, ids)) for _ in range(3))
+        rows.append((length, 1e3 * first_s, 1e3 * min(again_s), 1e3 * max(again_s)))
+    table, edges = [], (0, 256, 1024, 2048, 4096, longest + 1)
+    for low, high in zip(edges, edges[1:]):
+        own = sorted((first / again, most / again, length) for length, first, again, most in rows
+                     if low < length <= high)
+        if own:
+            table.append({'tokens': f'{low + 1}...{high}', 'prompts': len(own),
+                          'first_to_again_median': round(own[len(own) // 2][0], 3),
+                          'largest': round(own[-1][0], 3), 'at': own[-1][2],
+                          'again_spread_median': round(
+                              statistics.median(each[1] for each in own), 3)})
+    for row in rows:
+        print('fresh %5d: %.3f %.3f %.3f ms' % row)
+    return table
+
+
+def slots(engine: Engine, tier: str, length: int, steps: int) -> List[Dict[str, Any]]:
+    """Time steps at the same length in every slot of the cache, in turns: the place may matter."""
+    ids, rows = [i % 256 for i in range(length)], []
+    opened = [engine.open_sequence(ids, length + 8 * steps + 8) for _ in range(
+        engine.info.max_batch)]
+    for seq in opened:
+        while not engine.prefill_chunk(seq):
+            pass
+        engine.next_token(seq)
+    for turn in range(4):
+        for seq in opened:
+            times = []
+            for _ in range(steps):
+                began_s = time.perf_counter()
+                engine.decode_step([seq], tier)
+                times.append(time.perf_counter() - began_s)
+            times.sort()
+            rows.append({'turn': turn, 'slot': seq.slot, 'median_ms': 1e3 * times[steps // 2],
+                         'least_ms': 1e3 * times[0]})
+    for seq in opened:
+        engine.close(seq)
+    return rows
 
 
 def attention_kernels(device: torch.device) -> None:
@@ -191,6 +244,9 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
         note(f'real-time: {realtime.claim(arguments.realtime_priority, device.type) or "as asked"}')
         garbage.settle()
     for name, measure in {
+            'fresh': lambda: fresh(engine, min(12000, lengths[-1]), arguments.fresh),
+            'slots': lambda: [row for tier in (engine.info.tiers[0], engine.info.tiers[-1])
+                              for row in slots(engine, tier, min(2048, lengths[-1]), 60)],
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
             'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),
             'worth': lambda: bench_evict.worth(
@@ -237,6 +293,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=10000)
     parser.add_argument('--realtime-priority', type=int, default=0)
     parser.add_argument('--queries', type=int, default=2000)
+    parser.add_argument('--fresh', type=int, default=60, help='prompts of lengths not met before')
     parser.add_argument('--details', action='store_true')
     parser.add_argument('--attention', action='store_true', help="torch's kernels for attention")
     parser.add_argument('--plain-steps', action='store_true', help='no decode kernels')

@@ -6,6 +6,7 @@ The CUDA kernels against float32 references.
 They run on the GPU where there is one, otherwise on the emulator, which executes the same source.
 """
 
+from dataclasses import replace
 from functools import partial
 import shutil
 
@@ -16,13 +17,13 @@ import torch
 from timebill_ros.engine.cuda import launch
 from timebill_ros.engine.cuda.layout import make_layout, part_columns, Product
 from timebill_ros.engine.cuda.program import attention_phase, phase_table, product_phases
-from timebill_ros.engine.cuda.quantize import dequantize, Matrix, matrix_bytes, quantize
+from timebill_ros.engine.cuda.quantize import dequantize, matrix_bytes, quantize
 from timebill_ros.engine.cuda.state import allocate_state
 from timebill_ros.engine.cuda.variants import emulator_source, Step
 
 BLOCKS = 3
-PRODUCTS = [Step(bits, bits, batch, 64, warps=4, stages=4)
-            for bits in (16, 8, 4) for batch in (1, 8)]
+PRODUCTS = [Step(bits, bits, batch, 64, warps=4, stages=4, group=group)
+            for bits, group in ((16, 128), (8, 128), (4, 128), (4, 32)) for batch in (1, 8)]
 ATTENTIONS = [Step(16, 16, 4, width, warps=2, stages=3) for width in (64, 128)]
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +80,7 @@ def run_product(kernels, device, kernel, phases, shape, state=None, **options):
 def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts, k):
     rows = 44
     weight = quantize(random(rows * (2 if epilogue == 'swiglu' else 1), k, device=device,
-                             scale=0.1), kernel.bits)
+                             scale=0.1), kernel.bits, kernel.group)
     dense = dequantize(weight).float()
     x = random(kernel.batch, k, device=device)
     norm = None if epilogue == 'add_residual' else random(k, device=device, seed=1)
@@ -89,7 +90,7 @@ def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts,
     tap = torch.full_like(out, torch.nan)
     phases = product_phases(weight, epilogue, BLOCKS, x, out, bias, norm, tap, parts)
     shape = Product(kernel.bits, rows, epilogue == 'swiglu', part_columns(k, kernel.bits, parts),
-                    parts > 1)
+                    parts > 1, kernel.group)
     run_product(kernels, device, kernel, phases, shape)
 
     inputs = x.float() if norm is None else rms_norm(x, norm)
@@ -103,16 +104,18 @@ def test_product_matches_its_reference(kernels, device, kernel, epilogue, parts,
     close(out, expected, 1e-2)
 
 
-@pytest.mark.parametrize('bits', [8, 4])
-def test_vectors_beside_integer_weights_are_finer_than_bf16(kernels, device, bits):
-    kernel, k, rows = next(p for p in PRODUCTS if p.bits == bits), 256, 24
-    weight = quantize(random(rows, k, device=device), bits)
+@pytest.mark.parametrize('bits,group', [(8, 128), (4, 128), (4, 32)])
+def test_vectors_beside_integer_weights_are_finer_than_bf16(kernels, device, bits, group):
+    kernel = next(p for p in PRODUCTS if (p.bits, p.group) == (bits, group))
+    k, rows = 256, 24
+    weight = quantize(random(rows, k, device=device), bits, group)
     x, norm = random(1, k, device=device), torch.ones(k, device=device, dtype=torch.bfloat16)
     x[:, ::64] *= 100                              # outliers, in every group of columns
     state = allocate_state(8, rows, 1, 64, BLOCKS, BLOCKS, device)
     state.slot_of_row[0] = 0
     phases = product_phases(weight, 'logits', BLOCKS, x, None, norm=norm)
-    run_product(kernels, device, kernel, phases, Product(bits, rows, False, k), state)
+    run_product(kernels, device, kernel, phases,
+                Product(bits, rows, False, k, group=group), state)
     exact = rms_norm(x, norm).double() @ dequantize_exactly(weight).T
     close(state.logits[:1], exact, 3e-3)           # the rounding of the logits themselves
 
@@ -121,8 +124,13 @@ def dequantize_exactly(matrix):
     """Return float64 values without the rounding of products to bf16."""
     if matrix.bits == 8:
         return matrix.data.double() * matrix.scales.double()[:, None]
+    ones = torch.ones_like(matrix.scales)
+    if matrix.group == 32:
+        scales, offsets = matrix.scales.double().repeat_interleave(32, dim=1).unbind(2)
+        unit = dequantize(replace(matrix, scales=ones)).double() - 1
+        return unit * scales[:, :matrix.k] + offsets[:, :matrix.k]
     scales = matrix.scales.transpose(1, 2).reshape(-1, matrix.scales.shape[1])[:matrix.n].double()
-    unit = dequantize(Matrix(4, matrix.data, torch.ones_like(matrix.scales))).double()
+    unit = dequantize(replace(matrix, scales=ones)).double()
     return unit * scales.repeat_interleave(128, dim=1)[:, :matrix.k]
 
 
@@ -141,14 +149,15 @@ def test_phases_wait_for_each_other(kernels, device):
 @pytest.mark.parametrize('kernel', PRODUCTS, ids=lambda k: k.name)
 def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
     k, rows = 128, 52
-    weight = quantize(random(rows, k, device=device), kernel.bits)
+    weight = quantize(random(rows, k, device=device), kernel.bits, kernel.group)
     x, norm = random(kernel.batch, k, device=device), random(k, device=device, seed=1)
     state = allocate_state(8, rows, 1, 64, BLOCKS, BLOCKS, device)
     state.slot_of_row[:kernel.batch] = torch.arange(kernel.batch, device=device).flip(0)
     state.seen[:, ::2] = 1
     state.penalty[:] = 1.5
     phases = product_phases(weight, 'logits', BLOCKS, x, None, norm=norm)
-    run_product(kernels, device, kernel, phases, Product(kernel.bits, rows, False, k), state)
+    run_product(kernels, device, kernel, phases,
+                Product(kernel.bits, rows, False, k, group=kernel.group), state)
     launch.sample(kernels, kernel.batch, BLOCKS, state)
 
     logits = rms_norm(x, norm) @ dequantize(weight).float().T
@@ -267,9 +276,18 @@ def test_the_same_seed_and_position_draw_the_same_token(kernels, device):
     assert len(drawn) > 2
 
 
-@pytest.mark.parametrize('bits,tolerance', [(8, 0.01), (4, 0.1)])
-def test_quantised_weights_stay_near(device, bits, tolerance):
+@pytest.mark.parametrize('bits,group,tolerance', [(8, 128, 0.01), (4, 128, 0.1), (4, 32, 0.075)])
+def test_quantised_weights_stay_near(device, bits, group, tolerance):
     weight = random(50, 416, device=device)
-    matrix = quantize(weight, bits)
+    matrix = quantize(weight, bits, group)
     close(dequantize(matrix), weight, tolerance)
-    assert matrix.nbytes == matrix_bytes(50, 416, bits)
+    assert matrix.nbytes == matrix_bytes(50, 416, bits, group)
+
+
+def test_a_checkpoint_of_four_bits_keeps_its_numbers(device):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 16, (40, 13, 32), generator=generator)
+    codes[:, :, 0], codes[:, :, 1] = 0, 15                     # as GGUF's Q4_1 makes them
+    scale = torch.rand((40, 13, 1), generator=generator) * 0.02 + 0.001
+    weight = (codes * scale - scale * 7.3).view(40, -1).to(device, torch.bfloat16)
+    close(dequantize(quantize(weight, 4, 32)), weight, 0.006)

@@ -12,7 +12,7 @@ import torch
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed
 from timebill_ros.engine.cuda.quantize import dequantize
-from timebill_ros.engine.cuda.tiers import build_tier, tier_bytes, unsupported
+from timebill_ros.engine.cuda.tiers import build_tier, int4_group, tier_bytes, unsupported
 from timebill_ros.engine.cuda.tuning import Limits, Tuning
 from timebill_ros.engine.cuda.variants import emulator_source
 from timebill_ros.engine.decoder import Decoder
@@ -72,7 +72,7 @@ def weights():
 
 @pytest.fixture(scope='module')
 def tiers(weights):
-    return [build_tier(name, weights) for name in ('bf16', 'int8', 'int4')]
+    return [build_tier(name, weights, int4_group(CONFIG)) for name in ('bf16', 'int8', 'int4')]
 
 
 @pytest.fixture(scope='module')

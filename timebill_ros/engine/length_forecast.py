@@ -52,8 +52,7 @@ class LengthForecast:
         predictor = self._predictor
         if predictor is None:
             return
-        # The states of CUDA's decode steps were seen to be no numbers on an H200 (2026-11-22).
-        self._refines = predictor.refine_layer > 0 and engine.device.type == 'cpu'
+        self._refines = predictor.refine_layer > 0
         if predictor.max_prompt_tokens:
             self.n_given = prompt_tokens_that_fit(
                 len(prompt_ids), predictor.max_prompt_tokens, estimator.predict_s,

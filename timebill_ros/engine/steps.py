@@ -127,7 +127,7 @@ def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:
     free = usable_bytes(model.device, load.gpu_memory_fraction) - cuda.reserved_bytes(
         model.config, model.dtype, model.max_context)
     choice = cuda.choose_tiers(load.tiers, model.config, model.device, model.dtype, free)
-    return cuda.make_tiers(choice.names, model.weights), choice.notes
+    return cuda.make_tiers(choice.names, model.config, model.weights), choice.notes
 
 
 def make_steps(model: LoadedModel, load: Load, tiers: 'Tiers', rope: RopeTable,

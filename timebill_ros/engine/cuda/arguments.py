@@ -26,7 +26,7 @@ class Phase(ctypes.Structure):
         ('weight', _POINTER), ('scales', _POINTER), ('bias', _POINTER), ('norm', _POINTER),
         ('x', _POINTER), ('out', _POINTER), ('tap', _POINTER), ('attends', _INT),
         ('epilogue', _INT), ('bits', _INT), ('n_rows', _INT), ('k', _INT), ('row_k', _INT),
-        ('rows_per_block', _INT), ('continues', _INT)]
+        ('row_bytes', _INT), ('group', _INT), ('rows_per_block', _INT), ('continues', _INT)]
 
 
 class StepArgs(ctypes.Structure):

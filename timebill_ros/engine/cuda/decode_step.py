@@ -13,7 +13,7 @@ from timebill_ros.engine.cuda.arguments import Phase
 from timebill_ros.engine.cuda.layout import make_plan, Plan
 from timebill_ros.engine.cuda.program import attention_phase, phase_table, product_phases
 from timebill_ros.engine.cuda.state import allocate_state
-from timebill_ros.engine.cuda.tiers import BITS, HEAD_BITS, Tier
+from timebill_ros.engine.cuda.tiers import BITS, HEAD_BITS, int4_group, Tier
 from timebill_ros.engine.cuda.tuning import Limits, Tuning
 from timebill_ros.engine.cuda.variants import MAX_BATCH, Step
 from timebill_ros.engine.kv_cache import KVCache
@@ -31,7 +31,7 @@ def kernels_needed(config: ModelConfig, tiers: Iterable[str], tuning: Tuning,
 
 def tier_plan(config: ModelConfig, tier: str, width: int, tuning: Tuning, limits: Limits) -> Plan:
     """Return the kernel of a tier for a batch width."""
-    return make_plan(config, BITS[tier], HEAD_BITS[tier], width, tuning, limits)
+    return make_plan(config, BITS[tier], HEAD_BITS[tier], int4_group(config), width, tuning, limits)
 
 
 class DecodeStep:

@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Tuple
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.arguments import Phase
 from timebill_ros.engine.cuda.tuning import Limits, rows_per_block, Tuning
-from timebill_ros.engine.cuda.variants import MAX_GROUP, Step
+from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP, MAX_GROUP, Step
 from timebill_ros.engine.errors import EngineError
 
 PRODUCTS = ('qkv', 'o', 'gate_up', 'down', 'head')
@@ -48,6 +48,7 @@ class Product:
     pairs: bool              # gate and up rows together
     part_k: int
     keeps: bool = False      # one of several parts
+    group: int = GROUP       # of int4
 
     @property
     def n_chunks(self) -> int:
@@ -61,7 +62,9 @@ class Product:
         stride = -(-padded // 128) * 128 + 64
         if self.bits == 16:
             return batch * stride
-        return 2 * batch * stride + 4 * batch * padded // SCALE_COLUMNS
+        fine = self.bits == 4 and self.group == FINE_GROUP
+        sums = padded // FINE_GROUP if fine else 0
+        return 2 * batch * stride + 4 * batch * (padded // SCALE_COLUMNS + sums)
 
     def work_bytes(self, batch: int, warps: int, blocks: int) -> int:
         """Shared memory of its sums (kernels/product.cuh)."""
@@ -86,13 +89,13 @@ def part_columns(k: int, bits: int, parts: int) -> int:
     return -(-k // (chunk * parts)) * chunk
 
 
-def make_plan(config: ModelConfig, bits: int, head_bits: int, batch: int, tuning: Tuning,
-              limits: Limits) -> Plan:
+def make_plan(config: ModelConfig, bits: int, head_bits: int, group: int, batch: int,
+              tuning: Tuning, limits: Limits) -> Plan:
     """Return the kernel for a batch width that fits; raises EngineError if none does."""
     wanted = tuning.warps_of(bits)
     for warps in (wanted, *(w for w in (8, 4) if w < wanted)):
         for stages in range(tuning.stages, 2, -1):
-            kernel = Step(bits, head_bits, batch, config.head_dim, warps, stages)
+            kernel = Step(bits, head_bits, batch, config.head_dim, warps, stages, group)
             for part_bytes in _PART_BYTES:
                 products, parts = _cut(config, kernel, part_bytes)
                 layout = make_layout(kernel, products.values(), limits.sm_count)
@@ -108,11 +111,11 @@ def _cut(config: ModelConfig, kernel: Step, part_bytes: int
     for name in PRODUCTS:
         rows, k = product_shape(config, name)
         bits = kernel.head_bits if name == 'head' else kernel.bits
-        product = Product(bits, rows, name == 'gate_up', k)
+        product = Product(bits, rows, name == 'gate_up', k, group=kernel.group)
         parts = 1
         while name in ('o', 'down') and product.vector_bytes(kernel.batch) > part_bytes:
             parts += 1
-            product = Product(bits, rows, False, part_columns(k, bits, parts), True)
+            product = Product(bits, rows, False, part_columns(k, bits, parts), True, kernel.group)
         products[name], all_parts[name] = product, parts
     return products, all_parts
 
@@ -122,7 +125,8 @@ def make_layout(kernel: Step, products: Iterable[Product], blocks: int) -> Layou
     products = list(products)
     batch, warps, width = kernel.batch, kernel.warps, kernel.head_dim
     ring = kernel.stages * warps * 2048
-    scale_ring = kernel.stages * warps * 64 if kernel.bits == 4 else 0
+    unit_scales = 512 if kernel.group == FINE_GROUP else 64
+    scale_ring = kernel.stages * warps * unit_scales if kernel.bits == 4 else 0
     keys_and_values = warps * 16 * width * 2 * 2       # in attention, instead of the ring
     outputs = warps * MAX_GROUP * (width + 1) * 4          # in attention, instead of x
     x_at = ring + scale_ring

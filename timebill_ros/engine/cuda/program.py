@@ -12,7 +12,7 @@ from timebill_ros.engine.cuda.arguments import Phase, pointer
 from timebill_ros.engine.cuda.layout import part_columns
 from timebill_ros.engine.cuda.quantize import Matrix
 from timebill_ros.engine.cuda.tuning import rows_per_block
-from timebill_ros.engine.cuda.variants import GROUP
+from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP
 
 EPILOGUES = {'store': 0, 'add_residual': 1, 'swiglu': 2, 'logits': 3}
 _KEEP = 4
@@ -34,14 +34,15 @@ def product_phases(weight: Matrix, epilogue: str, blocks: int, x: Tensor, out: O
     for start in range(0, weight.k, columns):
         scales = pointer(weight.scales)
         if scales is not None and weight.bits == 4:
-            scales += start // GROUP * 4 * 2
+            scales += start // GROUP * (16 if weight.group == FINE_GROUP else 8)
         last = start + columns >= weight.k
         phases.append(Phase(
             weight=weight.data.data_ptr() + start * weight.bits // 8, scales=scales,
             bias=pointer(bias), norm=pointer(norm), x=x.data_ptr() + 2 * start, out=pointer(out),
             tap=pointer(tap) if last else None, bits=weight.bits, n_rows=rows,
             epilogue=EPILOGUES[epilogue] if last else _KEEP, k=min(columns, weight.k - start),
-            row_k=weight.k, rows_per_block=rows_per_block(rows, blocks), continues=start > 0))
+            row_k=weight.k, row_bytes=weight.row_bytes, group=weight.group,
+            rows_per_block=rows_per_block(rows, blocks), continues=start > 0))
     return phases
 
 

@@ -3,16 +3,17 @@
 """Weight-only int8 and int4: from bf16 matrices to what kernels/formats.cuh reads, and back."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from timebill_ros.engine.cuda.variants import GROUP
+from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP
 
-# Scales tried per int4 group, as fractions of the one that just covers the largest magnitude; the
-# one with the least squared error is kept.
+# Ranges tried per int4 group, as fractions of the one that just covers all of it; the one with the
+# least squared error is kept.
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+_ROWS = 4096                 # quantised at a time
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,12 @@ class Matrix:
     """A matrix [n, k] in one of the formats; ``data`` is bf16, int8 or words of eight int4."""
 
     bits: int
+    k: int                             # columns
     data: Tensor                       # [n, k] bf16 | [n, k] int8 | [n, k / 8] int32
-    scales: Optional[Tensor] = None    # int8: float32 [n]; int4: bf16 [ceil(n / 4), groups, 4]
+    # int8: float32 [n]. int4: bf16 [ceil(n / 4), groups, 4]; with groups of 32 columns bf16
+    # [n, groups, 2], scale and offset, and data and groups padded to 128 columns.
+    scales: Optional[Tensor] = None
+    group: int = GROUP                 # columns of int4 that share a scale
 
     @property
     def n(self) -> int:
@@ -29,9 +34,9 @@ class Matrix:
         return self.data.shape[0]
 
     @property
-    def k(self) -> int:
-        """Columns."""
-        return self.data.shape[1] * (8 if self.bits == 4 else 1)
+    def row_bytes(self) -> int:
+        """Bytes from one row of ``data`` to the next."""
+        return self.data.shape[1] * self.data.element_size()
 
     @property
     def nbytes(self) -> int:
@@ -40,20 +45,25 @@ class Matrix:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def matrix_bytes(n: int, k: int, bits: int) -> int:
+def matrix_bytes(n: int, k: int, bits: int, group: int = GROUP) -> int:
     """Memory of an [n, k] matrix in a format, known before it is made."""
+    if bits == 4 and group == FINE_GROUP:
+        padded = -(-k // GROUP) * GROUP
+        return n * padded // 2 + n * padded // FINE_GROUP * 4
     scales = {16: 0, 8: 4 * n, 4: 8 * -(-n // 4) * -(-k // GROUP)}[bits]
     return n * k * bits // 8 + scales
 
 
-def quantize(weight: Tensor, bits: int) -> Matrix:
+def quantize(weight: Tensor, bits: int, group: int = GROUP) -> Matrix:
     """Bring a bf16 matrix [n, k] into the format of ``bits`` (16: as it is)."""
     if weight.shape[1] % (128 // bits):
         raise ValueError(f'{bits}-bit kernels need a multiple of {128 // bits} columns, '
                          f'not {weight.shape[1]}')
     if bits == 16:
-        return Matrix(16, weight.contiguous())
-    return _to_int8(weight) if bits == 8 else _to_int4(weight)
+        return Matrix(16, weight.shape[1], weight.contiguous())
+    if bits == 8:
+        return _to_int8(weight)
+    return _to_fine_int4(weight) if group == FINE_GROUP else _to_int4(weight)
 
 
 def _to_int8(weight: Tensor) -> Matrix:
@@ -64,7 +74,7 @@ def _to_int8(weight: Tensor) -> Matrix:
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         q = (weight[part].float() / scale[part, None]).round_().clamp_(-127, 127)
         data[part] = q.to(torch.int8)
-    return Matrix(8, data, scale.contiguous())
+    return Matrix(8, weight.shape[1], data, scale.contiguous())
 
 
 def _to_int4(weight: Tensor) -> Matrix:
@@ -73,17 +83,64 @@ def _to_int4(weight: Tensor) -> Matrix:
     groups = -(-k // GROUP)
     data = torch.empty((n, k // 8), dtype=torch.int32, device=weight.device)
     scales = torch.ones((-(-n // 4) * 4, groups), dtype=torch.bfloat16, device=weight.device)
-    for start in range(0, n, 4096):
-        part = weight[start:start + 4096].float()
+    for start in range(0, n, _ROWS):
+        part = weight[start:start + _ROWS].float()
         part = torch.nn.functional.pad(part, (0, groups * GROUP - k)).view(-1, groups, GROUP)
         q, scale = _best_int4(part)
         scales[start:start + scale.shape[0]] = scale
-        data[start:start + 4096] = _pack(q.view(-1, groups * GROUP)[:, :k])
+        data[start:start + _ROWS] = _pack(q.view(-1, groups * GROUP)[:, :k])
     scales = scales.view(-1, 4, groups).transpose(1, 2).contiguous()
-    return Matrix(4, data, scales)
+    return Matrix(4, k, data, scales)
 
 
-def _best_int4(groups: Tensor) -> 'tuple[Tensor, Tensor]':
+def _to_fine_int4(weight: Tensor) -> Matrix:
+    """
+    Quantise with scale and offset per row and 32 columns: w = q * scale + offset, q in [-8, 7].
+
+    A checkpoint that had four bits in such groups before (GGUF's Q4_0, Q4_1) is met again but for
+    the rounding of scale and offset to bf16.
+    """
+    n, k = weight.shape
+    blocks = -(-k // GROUP)
+    groups = blocks * GROUP // FINE_GROUP
+    data = torch.empty((n, blocks * GROUP // 8), dtype=torch.int32, device=weight.device)
+    scales = torch.empty((n, groups, 2), dtype=torch.bfloat16, device=weight.device)
+    for start in range(0, n, _ROWS):
+        part = weight[start:start + _ROWS].float()
+        part = torch.nn.functional.pad(part, (0, blocks * GROUP - k))
+        q, scales[start:start + _ROWS] = _best_fine_int4(part.view(-1, groups, FINE_GROUP))
+        # Word 4 j + t of 128 columns goes to place 4 t + j: see kernels/formats.cuh.
+        words = _pack(q.view(-1, blocks * GROUP)).view(-1, blocks, 4, 4)
+        data[start:start + _ROWS] = words.transpose(2, 3).reshape(-1, blocks * GROUP // 8)
+    return Matrix(4, k, data, scales, FINE_GROUP)
+
+
+def _best_fine_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return integers [n, groups, 32] and bf16 (scale, offset) [n, groups, 2], least error."""
+    low, high = groups.amin(dim=2, keepdim=True), groups.amax(dim=2, keepdim=True)
+    mean = groups.mean(dim=2, keepdim=True)
+    best_error = torch.full_like(mean, torch.inf)
+    best = torch.zeros((*groups.shape[:2], 2), device=groups.device)
+    for shrink in _SHRINK:
+        scale = _nonzero((high - low) * (shrink / 15))
+        offset = (high + low) / 2 + scale / 2           # of the middle of -8 ... 7
+        q = ((groups - offset) / scale).round_().clamp_(-8, 7)
+        # The straight line that fits best through these integers, as bf16 can hold it.
+        centred = q - q.mean(dim=2, keepdim=True)
+        spread = centred.square().sum(dim=2, keepdim=True)
+        fitted = (centred * groups).sum(dim=2, keepdim=True) / spread.clamp_min(1e-9)
+        scale = _nonzero(torch.where(spread > 0, fitted, scale).to(torch.bfloat16).float())
+        offset = (mean - scale * q.mean(dim=2, keepdim=True)).to(torch.bfloat16).float()
+        q = ((groups - offset) / scale).round_().clamp_(-8, 7)
+        error = (q * scale + offset - groups).square().sum(dim=2, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, torch.cat([scale, offset], 2), best)
+    q = ((groups - best[..., 1:]) / best[..., :1]).round_().clamp_(-8, 7)
+    return q.to(torch.int32), best.to(torch.bfloat16)
+
+
+def _best_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
     """Return the integers [n, groups, GROUP] and bf16 scales with the least squared error."""
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     # The scale's sign lets the extreme of either side use the one integer more that -8 is.
@@ -122,11 +179,18 @@ def dequantize(matrix: Matrix) -> Tensor:
     if matrix.bits == 8:
         return (matrix.data.float() * matrix.scales[:, None]).to(torch.bfloat16)
     n, k = matrix.n, matrix.k
-    q = torch.empty((n, k // 8, 2, 4), dtype=torch.float32, device=matrix.data.device)
+    fine = matrix.group == FINE_GROUP
+    data = matrix.data
+    if fine:
+        data = data.view(n, -1, 4, 4).transpose(2, 3).reshape(n, -1)
+    q = torch.empty((n, data.shape[1], 2, 4), dtype=torch.float32, device=data.device)
     for i in range(4):
         for half in range(2):
-            nibble = (matrix.data >> (8 * i + 4 * half)) & 15
+            nibble = (data >> (8 * i + 4 * half)) & 15
             q[:, :, half, i] = (nibble ^ 8) - 8
+    if fine:
+        scale, offset = matrix.scales.float().unsqueeze(3).unbind(2)
+        return (q.view(n, -1, FINE_GROUP) * scale + offset).view(n, -1)[:, :k].to(torch.bfloat16)
     scales = matrix.scales.transpose(1, 2).reshape(-1, matrix.scales.shape[1])[:n]
     scales = scales.repeat_interleave(GROUP, dim=1)[:, :k].float()
     return (q.view(n, k) * scales).to(torch.bfloat16)

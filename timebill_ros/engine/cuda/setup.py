@@ -20,7 +20,8 @@ from timebill_ros.engine.cuda.prompt_kernels import PromptKernels
 from timebill_ros.engine.cuda.prompt_kernels import source as prompt_source
 from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.sliced_prefill import SlicedPrefill
-from timebill_ros.engine.cuda.tiers import BITS, build_tier, Tier, tier_bytes, unsupported
+from timebill_ros.engine.cuda.tiers import (
+    BITS, build_tier, int4_group, Tier, tier_bytes, unsupported)
 from timebill_ros.engine.cuda.tuning import DEFAULT
 from timebill_ros.engine.cuda.variants import sources
 from timebill_ros.engine.errors import EngineError
@@ -91,9 +92,9 @@ def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype,
     return unsupported(config, name)
 
 
-def make_tiers(names: Sequence[str], weights: Weights) -> List[Tier]:
+def make_tiers(names: Sequence[str], config: ModelConfig, weights: Weights) -> List[Tier]:
     """Quantise what is not bf16; takes about a second for a 7B model."""
-    return [build_tier(name, weights) for name in names]
+    return [build_tier(name, weights, int4_group(config)) for name in names]
 
 
 def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: RopeTable,

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.quantize import Matrix, matrix_bytes, quantize
+from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP, HEAD_DIMS, MAX_GROUP
 from timebill_ros.engine.weights import LayerWeights, Weights
 
 BITS: Dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 4}
 # The head is the matrix whose errors reach the logits directly, so int4 keeps it at eight bits.
 HEAD_BITS: Dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 8}
+# Small models lose much by coarse groups, and their steps take as long whatever their bytes.
+_FINE_UP_TO_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,21 @@ class Tier:
             for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down))
 
 
-def build_tier(name: str, weights: Weights) -> Tier:
-    """Quantise the matrices of a loaded model layer by layer; bf16 takes no further memory."""
-    bits = BITS[name]
-    layers = [
-        TierLayer(small=layer, qkv=quantize(layer.qkv, bits), o=quantize(layer.o, bits),
-                  gate_up=quantize(layer.gate_up, bits), down=quantize(layer.down, bits))
-        for layer in weights.layers]
-    return Tier(name, layers, weights.final_norm, quantize(weights.head, HEAD_BITS[name]))
+def build_tier(name: str, weights: Weights, group: int) -> Tier:
+    """
+    Quantise the matrices of a loaded model layer by layer; bf16 takes no further memory.
+
+    ``group`` as ``int4_group`` says.
+    """
+    layers = [TierLayer(layer, *(
+        quantize(matrix, BITS[name], group)
+        for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down))) for layer in weights.layers]
+    return Tier(name, layers, weights.final_norm, quantize(weights.head, HEAD_BITS[name], group))
+
+
+def int4_group(config: ModelConfig) -> int:
+    """Return the columns of int4 that share a scale."""
+    return FINE_GROUP if config.n_parameters <= _FINE_UP_TO_PARAMETERS else GROUP
 
 
 def tier_bytes(name: str, config: ModelConfig) -> int:
@@ -60,13 +70,12 @@ def tier_bytes(name: str, config: ModelConfig) -> int:
     d, width = config.d_model, config.head_dim
     shapes = ((heads * width, d), (d, config.n_heads * width), (2 * config.d_ff, d),
               (d, config.d_ff))
-    per_layer = sum(matrix_bytes(n, k, BITS[name]) for n, k in shapes)
+    per_layer = sum(matrix_bytes(n, k, BITS[name], int4_group(config)) for n, k in shapes)
     return config.n_layers * per_layer + matrix_bytes(config.vocab_size, d, HEAD_BITS[name])
 
 
 def unsupported(config: ModelConfig, name: str) -> Optional[str]:
     """Return why the kernels cannot run a model in a tier, or None if they can."""
-    from timebill_ros.engine.cuda.variants import HEAD_DIMS, MAX_GROUP
     if config.head_dim not in HEAD_DIMS:
         return f'head_dim {config.head_dim} (kernels have {HEAD_DIMS})'
     if config.group > MAX_GROUP:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, List
 
-GROUP = 128                  # columns that share one int4 scale
+GROUP = 128                  # columns of int4 that share a scale ...
+FINE_GROUP = 32              # ... or, finer, a scale and an offset
 MAX_BATCH = 8                # rows of the batch that one step serves
 MAX_GROUP = 8                # query heads that share one KV head
 HEAD_DIMS = (64, 128)
@@ -30,12 +31,17 @@ class Step:
     head_dim: int
     warps: int = 16
     stages: int = 8
+    group: int = GROUP       # of int4
 
     @property
     def name(self) -> str:
         """Name of the entry point."""
-        return (f'step_int{self.bits}_head{self.head_bits}_n{self.batch}_d{self.head_dim}'
-                f'_w{self.warps}_s{self.stages}')
+        return (f'step_int{self.bits}_g{self.group}_head{self.head_bits}_n{self.batch}'
+                f'_d{self.head_dim}_w{self.warps}_s{self.stages}')
+
+    def format_of(self, bits: int) -> int:
+        """Return what kernels/formats.cuh calls the format of a matrix."""
+        return 5 if bits == 4 and self.group == FINE_GROUP else bits
 
     @property
     def threads(self) -> int:
@@ -44,8 +50,8 @@ class Step:
 
     def entry(self) -> str:
         """Return the source line that makes this kernel."""
-        arguments = (f'{self.bits}, {self.head_bits}, {self.batch}, {self.head_dim}, '
-                     f'{self.warps}, {self.stages}')
+        formats = f'{self.format_of(self.bits)}, {self.format_of(self.head_bits)}'
+        arguments = f'{formats}, {self.batch}, {self.head_dim}, {self.warps}, {self.stages}'
         return f'ENTRY({self.name}, {self.threads}, StepArgs, (step<{arguments}>))'
 
 

@@ -4,7 +4,8 @@
 // Where a warp is with fetching weights: ahead of where it multiplies, and across phases.
 //
 // A unit is 16 rows times 128 bytes: a lane fetches twice 16 bytes of two rows, asynchronously,
-// into slots of a ring that only it reads. The scales of int4 come beside it, for the warp. The
+// into slots of a ring that only it reads. The scales of int4 come beside it, for the warp: 64
+// bytes (four rows' in each of eight lanes) or, of INT4_FINE, 512 (half a row's in each lane). The
 // cursor stops at attention, which uses the ring's memory itself, and goes on behind it.
 
 template<int WARPS, int STAGES>
@@ -13,7 +14,7 @@ struct Cursor
   static const int THREADS = WARPS * 32;
   static const int SLOTS = 4;                   // of a lane and stage: first row, second row, twice
   const Phase * held;        // [PHASES_HELD], in shared memory
-  u8 * ring;                 // [STAGES][SLOTS][THREADS] Vector16, then scales [STAGES][WARPS][32]
+  u8 * ring;                 // [STAGES][SLOTS][THREADS] Vector16, then scales [STAGES][WARPS]
   int at;                    // phase that it fetches
   int left;                  // units of it that are still to be fetched
   int readable;              // phases before this one are in shared memory
@@ -39,7 +40,9 @@ struct Cursor
     if (left == 0) {return;}
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool pairs = phase.epilogue == SWIGLU;
-    const int row_bytes = phase.row_k * phase.bits / 8, part_bytes = phase.k * phase.bits / 8;
+    const bool fine = phase.bits == 4 && phase.group == FINE_COLUMNS;
+    const int row_bytes = phase.row_bytes;
+    const int part_bytes = fine ? ceil_div(phase.k, 128) * 64 : phase.k * phase.bits / 8;
     const int tiles_before = s.first_unit / s.n_chunks;
     n_chunks = s.n_chunks;
     chunk = s.first_unit - tiles_before * n_chunks;
@@ -54,13 +57,23 @@ struct Cursor
     for (int half = 0; half < 2; ++half) {
       lane_chunks[half] = (part_bytes - t * 16 - half * 64 + 127) / 128;
     }
-    // Lanes 0 to 3 have the scales of a chunk's first group of 128 columns, 4 to 7 of the second.
-    const int groups = ceil_div(phase.row_k, 128), group = lane / 4;
-    scales_chunks = phase.bits == 4 && lane < 8 ? (ceil_div(phase.k, 128) - group + 1) / 2 : 0;
-    scales_ahead = (pairs ? t % 2 : t) * 4 - g;
-    const int quad = (row - g) / 4 + (pairs ? t % 2 + t / 2 * (phase.n_rows / 4) : t);
-    scales = (const u16 *)phase.scales + ((u64)quad * groups + chunk * 2 + group) * 4;
-    scales_jump = tile * groups - (n_chunks - 1) * 8;
+    if (phase.bits == 4) {enter_scales(phase, pairs, fine);} else {scales_chunks = 0;}
+  }
+
+  // Where this lane's scales are, of 128 columns: four rows', or one row's with their offsets.
+  DEVICE void enter_scales(const Phase & phase, bool pairs, bool fine)
+  {
+    const int lane = threadIdx.x % 32, first_row = row - lane / 4;
+    const int half = fine ? lane % 2 : lane / 4;        // of a chunk
+    const int in_tile = fine ? lane / 2 : lane % 4 * 4; // the row that they are of
+    const int ahead = pairs ? in_tile % 8 : in_tile;
+    const int source = first_row + ahead + (pairs && in_tile >= 8 ? phase.n_rows : 0);
+    const int groups = ceil_div(phase.row_k, 128), each = fine ? 8 : 4;
+    scales_chunks = fine || lane < 8 ? (ceil_div(phase.k, 128) - half + 1) / 2 : 0;
+    scales_ahead = ahead - lane / 4;
+    scales = (const u16 *)phase.scales +
+      ((u64)(fine ? source : source / 4) * groups + chunk * 2 + half) * each;
+    scales_jump = (fine ? tile : tile / 4) * groups * each - (n_chunks - 1) * 2 * each;
   }
 
   DEVICE bool find_work()
@@ -84,13 +97,15 @@ struct Cursor
   }
 
   // This warp's scales of a stage.
+  template<int BITS>
   DEVICE u16 * scales_of(int at_stage) const
   {
-    return (u16 *)(ring + STAGES * WARPS * 2048) + (at_stage * WARPS + threadIdx.x / 32) * 32;
+    return (u16 *)(ring + STAGES * WARPS * 2048) +
+      (at_stage * WARPS + threadIdx.x / 32) * (BITS == INT4_FINE ? 256 : 32);
   }
 
   // One unit, as one group of copies: an empty one if it is not wanted. No branches.
-  template<bool FOUR_BITS>
+  template<int BITS>
   DEVICE void fetch(bool wanted)
   {
     const bool has_first = wanted && row < end_row;
@@ -101,31 +116,34 @@ struct Cursor
     copy_async_16(slot + THREADS, first + 64, has_first && in_high);
     copy_async_16(slot + 2 * THREADS, second, has_second && in_low);
     copy_async_16(slot + 3 * THREADS, second + 64, has_second && in_high);
-    if (FOUR_BITS) {
-      // Where there is no group, zero: what lay there before times no sum is not always zero.
-      const bool has_scales = row + scales_ahead < end_row && chunk < scales_chunks;
-      copy_async_8_if(scales_of(stage) + threadIdx.x % 32 * 4, scales,
-        wanted && threadIdx.x % 32 < 8, has_scales);
+    // Where there is no group, zero: what lay there before times no sum is not always zero.
+    const int lane = threadIdx.x % 32;
+    const bool has_scales = row + scales_ahead < end_row && chunk < scales_chunks;
+    if (BITS == 4) {
+      copy_async_8_if(scales_of<BITS>(stage) + lane * 4, scales, wanted && lane < 8, has_scales);
+    }
+    if (BITS == INT4_FINE) {
+      copy_async_16(scales_of<BITS>(stage) + lane * 8, scales, wanted && has_scales);
     }
     copy_async_commit();
     const bool at_end = ++chunk == n_chunks;
     first += at_end ? jump : 128;
     second += at_end ? jump : 128;
-    scales += at_end ? scales_jump : 8;
+    scales += at_end ? scales_jump : BITS == INT4_FINE ? 16 : 8;
     row += at_end ? tile : 0;
     chunk = at_end ? 0 : chunk;
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
 
   // Fetches until the ring is full.
-  template<bool FOUR_BITS>
+  template<int BITS>
   DEVICE void top_up()
   {
 #pragma unroll 1
     while (in_flight < STAGES && find_work()) {
       const int n = smaller(STAGES - in_flight, left);
 #pragma unroll 1
-      for (int i = 0; i < n; ++i) {fetch<FOUR_BITS>(true);}
+      for (int i = 0; i < n; ++i) {fetch<BITS>(true);}
       in_flight += n;
       left -= n;
     }
@@ -133,7 +151,7 @@ struct Cursor
 
   // Makes the next units ready to be taken: returns how many of `wanted` can be taken in a row,
   // each behind a wait for all but STAGES - 2 groups of copies and a call of fetch(*fetches).
-  template<bool FOUR_BITS>
+  template<int BITS>
   DEVICE int prepare(int wanted, bool * fetches)
   {
     const bool more = find_work();
@@ -145,7 +163,7 @@ struct Cursor
       return n;
     }
     if (in_flight != STAGES - 1) {              // the first units, or phases that are very short
-      if (more) {top_up<FOUR_BITS>();}
+      if (more) {top_up<BITS>();}
       copy_async_wait<0>();
       n = in_flight == STAGES ? 1 : smaller(wanted, in_flight);
     }

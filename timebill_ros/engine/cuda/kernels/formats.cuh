@@ -4,7 +4,10 @@
 // The formats of weights, what x looks like beside them, and the product of one unit.
 //
 // 16 = bf16: x is bf16 too. 8 = int8, one scale per row. 4 = int4, one scale per 128 columns; byte
-// i of a word holds columns i (low half) and i + 4 of eight, in two's complement. Beside int8 and
+// i of a word holds columns i (low half) and i + 4 of eight, in two's complement. 5 = int4 with a
+// scale and an offset per 32 columns, five bits a weight in all; rows are padded to 128 columns,
+// and the words within 128 columns lie such that one tensor core product takes 32 neighbours: what
+// the offset adds is itself times the sum of x over the 32 columns. Beside int8 and
 // int4, x is an integer of 16 bits: 128 columns share the scale that maps their largest magnitude
 // to 32512. Its upper and its lower byte are two columns of the tensor cores' int8 operand, so the
 // weights are never unpacked to floating point, sums within the columns of a scale are exact, and
@@ -15,7 +18,8 @@
 template<int BITS>
 struct Format
 {
-  static const int CHUNK = 1024 / BITS;         // columns of a unit
+  static const int CHUNK = BITS == INT4_FINE ? 256 : 1024 / BITS;          // columns of a unit
+  static const bool FOUR = BITS == 4 || BITS == INT4_FINE;
 };
 
 const int SCALE_COLUMNS = 128;                  // that share a scale of x
@@ -33,7 +37,7 @@ DEVICE int vector_stride(int k)
 // Eight columns from column k on, of vector b, to where the products want them.
 template<int BITS, int BATCH>
 DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors, float * x_scales,
-  bool inside)
+  float * x_sums, bool inside)
 {
   const int stride = vector_stride<BITS>(row_k);
   if (BITS == 16) {
@@ -57,10 +61,18 @@ DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors
     q[i] = float_to_bits(fmaf(y[i], inverse, FIXED_POINT_MAGIC));
     up[i] = q[i] + 128;             // byte 1: the upper byte, rounded; byte 0 of q: the rest
   }
+  float sum = 0.0f;
+  if (BITS == INT4_FINE) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {sum += bits_to_float(q[i]) - FIXED_POINT_MAGIC;}
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+  }
   if (!inside) {return;}
   const int within = k % SCALE_COLUMNS;
-  const int place =
-    BITS == 8 ? k : k - within + within % 32 / 16 * 64 + within / 32 * 16 + within % 16;
+  const int place = BITS == 8 ? k : k - within + (BITS == 4 ?
+    within % 32 / 16 * 64 + within / 32 * 16 + within % 16 :
+    within / 64 * 64 + within % 32 / 8 * 16 + within % 64 / 32 * 8);
   u8 * const to = vectors + 2 * b * stride + place;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -71,10 +83,13 @@ DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors
       __byte_perm(q[4 * i], q[4 * i + 1], 0x0040), __byte_perm(q[4 * i + 2], q[4 * i + 3], 0x0040),
       0x5410);
   }
+  const float unit = largest * (1.0f / FIXED_POINT_LARGEST);
   if (within == 0) {
     // int4 values stand in the upper halves of bytes, so they are 16 times too large.
-    x_scales[k / SCALE_COLUMNS * BATCH + b] =
-      largest * (1.0f / FIXED_POINT_LARGEST) * (BITS == 4 ? 1.0f / 16.0f : 1.0f);
+    x_scales[k / SCALE_COLUMNS * BATCH + b] = unit * (Format<BITS>::FOUR ? 1.0f / 16.0f : 1.0f);
+  }
+  if (BITS == INT4_FINE && k % FINE_COLUMNS == 0) {
+    x_sums[k / FINE_COLUMNS * BATCH + b] = sum * unit;
   }
 }
 
@@ -107,7 +122,7 @@ DEVICE int vector_place(int k)
 // another; x points to the lane's columns of the chunk.
 template<int BATCH, int THREADS>
 DEVICE void add_unit(Total<16, BATCH> & total, const Vector16 * mine, const u8 * x, int,
-  const float *, const u16 *)
+  const float *, const float *, const u16 *)
 {
   float part[4] = {total.of[0][0], total.of[1][0], total.of[0][1], total.of[1][1]};
 #pragma unroll
@@ -125,9 +140,11 @@ DEVICE void add_unit(Total<16, BATCH> & total, const Vector16 * mine, const u8 *
 
 DEVICE float both_bytes(int upper, int lower) { return (float)(upper * 256 + lower); }
 
+const u32 UPPER = 0xF0F0F0F0u;                  // halves of four bytes
+
 template<int BATCH, int THREADS>
 DEVICE void add_unit(Total<8, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
-  const float * x_scales, const u16 *)
+  const float * x_scales, const float *, const u16 *)
 {
 #pragma unroll
   for (int set = 0; set < Total<8, BATCH>::SETS; ++set) {
@@ -147,10 +164,9 @@ DEVICE void add_unit(Total<8, BATCH> & total, const Vector16 * mine, const u8 * 
 
 template<int BATCH, int THREADS>
 DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
-  const float * x_scales, const u16 * scales)
+  const float * x_scales, const float *, const u16 * scales)
 {
   const int g = threadIdx.x % 32 / 4;
-  const u32 UPPER = 0xF0F0F0F0u;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
@@ -171,6 +187,36 @@ DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * 
       const float scale = x_scales[half * BATCH + set * 4];
       total.of[set][0] += both_bytes(part[set][0], part[set][1]) * (scale * scale_first);
       total.of[set][1] += both_bytes(part[set][2], part[set][3]) * (scale * scale_second);
+    }
+  }
+}
+
+template<int BATCH, int THREADS>
+DEVICE void add_unit(Total<INT4_FINE, BATCH> & total, const Vector16 * mine, const u8 * x,
+  int set_stride, const float * x_scales, const float * x_sums, const u16 * scales)
+{
+  const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+    // A word for 32 columns: the scale in its lower half, the offset in its upper one.
+    const Vector16 of_first = ((const Vector16 *)scales)[2 * g + half];
+    const Vector16 of_second = ((const Vector16 *)scales)[2 * (g + 8) + half];
+#pragma unroll
+    for (int set = 0; set < Total<INT4_FINE, BATCH>::SETS; ++set) {
+      const float scale = x_scales[half * BATCH + set * 4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Vector16 v = *(const Vector16 *)(x + set * set_stride + half * 128 + j / 2 * 64);
+        int part[4] = {0, 0, 0, 0};
+        multiply_accumulate(part, (a.word[j] << 4) & UPPER, (b.word[j] << 4) & UPPER,
+          a.word[j] & UPPER, b.word[j] & UPPER, v.word[j % 2 * 2], v.word[j % 2 * 2 + 1]);
+        const float sum = x_sums[(half * 4 + j) * BATCH + set * 4];
+        total.of[set][0] += both_bytes(part[0], part[1]) * (scale * low_half(of_first.word[j]))
+          + sum * high_half(of_first.word[j]);
+        total.of[set][1] += both_bytes(part[2], part[3]) * (scale * low_half(of_second.word[j]))
+          + sum * high_half(of_second.word[j]);
+      }
     }
   }
 }

@@ -10,7 +10,8 @@
 // Brings x, times the norm's weight if there is one, into shared memory; leaves each warp's sums of
 // squares in `squares` [WARPS][BATCH].
 template<int BITS, int BATCH, int THREADS, bool NORM, int AT_ONCE>
-DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, float * squares)
+DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, float * x_sums,
+  float * squares)
 {
   const u16 * const from = phase.x;
   const u16 * const norm = phase.norm;
@@ -54,7 +55,7 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
             y[2 * j + 1] *= high_half(weight[i].word[j]);
           }
         }
-        put_eight<BITS, BATCH>(y, b, at, k, vectors, x_scales, at < padded);
+        put_eight<BITS, BATCH>(y, b, at, k, vectors, x_scales, x_sums, at < padded);
       }
     }
   }
@@ -189,6 +190,8 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
   u8 * const vectors = shared + args.x_at;
   const int stride = vector_stride<BITS>(phase.k);
   float * const x_scales = (float *)(vectors + 2 * BATCH * stride);
+  float * const x_sums = x_scales +
+    ceil_div(phase.k, Format<BITS>::CHUNK) * Format<BITS>::CHUNK / SCALE_COLUMNS * BATCH;
 
   // Everything that does not depend on the phase before, while waiting for it.
   const int n_sums = larger(s.end_row - s.first_row, 0) * BATCH;
@@ -211,14 +214,16 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
   }
   if (phase.norm != nullptr) {
     load_vectors<BITS, BATCH, THREADS, true, BATCH < 4 ? 2 : 1>(
-      phase, vectors, x_scales, squares);
+      phase, vectors, x_scales, x_sums, squares);
   } else {
     load_vectors<BITS, BATCH, THREADS, false, BATCH == 1 ? 5 : BATCH == 2 ? 3 : BATCH == 4 ? 2 : 1>(
-      phase, vectors, x_scales, squares);
+      phase, vectors, x_scales, x_sums, squares);
   }
 
   const u8 * const my_vector = vectors + vector_place<BITS, BATCH>(phase.k);
   const float * const my_scales = x_scales + (t < BATCH ? t : 0);
+  const float * const my_x_sums = x_sums + (t < BATCH ? t : 0);
+  const int GROUPS = Format<BITS>::FOUR ? 2 : 1;        // of a chunk: scales of x, 128 bytes of x
   float * my_sums = sums + warp * span * 16 * BATCH;
   Total<BITS, BATCH> total;
   total.clear();
@@ -227,18 +232,17 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
 #pragma unroll 1
   while (left > 0) {
     bool fetches;
-    int n = cursor.template prepare<BITS == 4>(left, &fetches);
+    int n = cursor.template prepare<BITS>(left, &fetches);
     left -= n;
 #pragma unroll 1
     for (; n > 0; --n) {
       copy_async_wait<STAGES - 2>();
-      if (BITS == 4) {__syncwarp();}
-      const u16 * const scales = cursor.scales_of(cursor.taken);
+      if (Format<BITS>::FOUR) {__syncwarp();}
+      const u16 * const scales = cursor.template scales_of<BITS>(cursor.taken);
       const Vector16 * const mine = cursor.take();
-      if (fetches) {cursor.template fetch<BITS == 4>(true);} else {copy_async_commit();}
-      // A chunk of x: 128 bytes of bf16 and int8, 256 of int4; of scales: one, two of int4.
-      add_unit<BATCH, THREADS>(total, mine, my_vector + chunk * (BITS == 4 ? 256 : 128), 8 * stride,
-        my_scales + chunk * (BITS == 4 ? 2 : 1) * BATCH, scales);
+      if (fetches) {cursor.template fetch<BITS>(true);} else {copy_async_commit();}
+      add_unit<BATCH, THREADS>(total, mine, my_vector + chunk * GROUPS * 128, 8 * stride,
+        my_scales + chunk * GROUPS * BATCH, my_x_sums + chunk * 8 * BATCH, scales);
       if (++chunk == s.n_chunks) {
         leave_tile<BITS, BATCH>(total, my_sums);
         my_sums += 16 * BATCH;

@@ -6,12 +6,16 @@
 // A phase is a product W x with what follows it, or the attention of one layer. Between two phases
 // lies a barrier over all blocks. Weights depend on nothing, so fetching them runs ahead across it.
 
+const int INT4_FINE = 5;                // formats.cuh: int4 with scale and offset for ...
+const int FINE_COLUMNS = 32;            // ... so many columns
+
 enum Epilogue { STORE = 0, ADD_RESIDUAL = 1, SWIGLU = 2, LOGITS = 3, KEEP = 4 };
 
 struct Phase
 {
   const u8 * weight;         // [n_rows (x 2 with SWIGLU: gate rows, then up rows), row_k]
-  const u8 * scales;         // int8: float [rows]; int4: bf16 [row / 4][group][row % 4]
+  const u8 * scales;         // int8: float [rows]; int4: bf16 [row / 4][group][row % 4], or with
+                             // groups of 32 columns (scale, offset) [row][group], 4 k for 128 k
   const u16 * bias;          // [n_rows] or null
   const u16 * norm;          // [k]: x goes through an RMS norm; or null
   const u16 * x;             // [batch, row_k]
@@ -22,7 +26,9 @@ struct Phase
   int bits;
   int n_rows;
   int k;                     // columns that this phase takes, a whole number of chunks or the last
-  int row_k;                 // columns that a row of W and x has
+  int row_k;                 // columns that a row of x has
+  int row_bytes;             // of a row of W
+  int group;                 // columns of int4 that share a scale: 128, or 32 (INT4_FINE)
   int rows_per_block;        // a multiple of 4
   int continues;             // the same rows as the phase before, which has KEEP: no barrier
 };

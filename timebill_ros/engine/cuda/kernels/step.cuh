@@ -5,7 +5,7 @@
 // multiprocessor, which goes through the phases together with all others.
 
 // Attention of one layer, as phase p.
-template<bool FOUR_BITS, int BATCH, int D, int WARPS, int STAGES>
+template<int BITS, int BATCH, int D, int WARPS, int STAGES>
 DEVICE void attend_phase(const StepArgs & args, const Phase & phase, int p,
   Cursor<WARPS, STAGES> & cursor, u8 * shared, u32 barriers, u32 rounds)
 {
@@ -21,7 +21,7 @@ DEVICE void attend_phase(const StepArgs & args, const Phase & phase, int p,
     // The ring's memory is free for the weights behind attention once the last item's keys and
     // values have been used.
     const bool last = item + (int)gridDim.x >= items;
-    auto fill_ring = [&]() {if (last) {cursor.template top_up<FOUR_BITS>();}};
+    auto fill_ring = [&]() {if (last) {cursor.template top_up<BITS>();}};
     if (works) {
       own.attend(args, phase, shared, waited ? 0 : barriers);
       own.add_up(args, phase, shared, rounds, fill_ring);
@@ -57,7 +57,7 @@ DEVICE void step(const StepArgs & args)
   cursor.ring = shared;
   cursor.restart(-1);
   cursor.begin(0, args.n_phases);
-  cursor.template top_up<BITS == 4>();
+  cursor.template top_up<BITS>();
   if (args.table != nullptr) {
     if ((int)blockIdx.x < BATCH) {
       const int slot = rows[blockIdx.x].slot;
@@ -76,7 +76,7 @@ DEVICE void step(const StepArgs & args)
     cursor.begin(p, args.n_phases);
     const u32 word = phase_word(args, p + PHASES_HELD - 1);
     if (phase.attends) {
-      attend_phase<BITS == 4, BATCH, D, WARPS, STAGES>(
+      attend_phase<BITS, BATCH, D, WARPS, STAGES>(
         args, phase, p, cursor, shared, barriers, rounds);
       ++rounds;
     } else if (HEAD_BITS != BITS && phase.bits == HEAD_BITS) {

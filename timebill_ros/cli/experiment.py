@@ -9,6 +9,7 @@ import sys
 from timebill_ros.experiments.suite import EXPERIMENTS
 
 DEFAULT_OUT = Path('timebill-experiments')
+_SHOWN = 5      # rows that are not what they claim to be
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tiers', default='bf16,int8,int4', metavar='T,T',
                         help='precision tiers to load (default: %(default)s)')
     parser.add_argument('--items', type=int, default=0, metavar='N', help='questions')
+    parser.add_argument('--methods', default='', metavar='M,M',
+                        help='those of budgets, theta and load, e.g. vanilla,paper,joint; '
+                             'default: all')
     parser.add_argument('--seed', type=int, default=7)
-    parser.add_argument('--limit', type=float, default=0.0, metavar='SECONDS',
-                        help='begin no case so long after the first; the summary says what misses')
+    parser.add_argument('--limit', type=_limits, default=[0.0], metavar='S,S',
+                        help='begin no case so many seconds after the first, each NAME (the last '
+                             'number holds for all further ones); the summary says what misses')
     parser.add_argument('--ros', action='store_true',
                         help='ask through the action of a real node (budgets, robot)')
     parser.add_argument('--engine-python', default='', help='interpreter of the engine')
@@ -42,20 +47,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one experiment, or all in turn; returns the exit status."""
     from timebill_ros.experiments.engine_host import EngineFailed
     from timebill_ros.experiments.recorder import OtherExperiment
+    from timebill_ros.experiments.run import read_summary
     from timebill_ros.experiments.run import run as run_experiment
     from timebill_ros.experiments.workbench import EngineKeeper, Settings
 
     settings = Settings(
         arguments.quick, arguments.model, arguments.device,
-        tuple(each for each in arguments.tiers.split(',') if each), arguments.data, arguments.seed,
-        arguments.items, arguments.ros, arguments.engine_python, arguments.cache_dir)
+        _names(arguments.tiers), arguments.data, arguments.seed, arguments.items,
+        _names(arguments.methods), arguments.ros, arguments.engine_python, arguments.cache_dir)
     names = list(EXPERIMENTS) if 'all' in arguments.names else arguments.names
+    status = 0
     with EngineKeeper(settings) as keeper:
-        for name in names:
+        for number, name in enumerate(names):
+            limit_s = arguments.limit[min(number, len(arguments.limit) - 1)]
             try:
-                folder = run_experiment(name, settings, arguments.out, keeper, arguments.limit)
+                folder = run_experiment(name, settings, arguments.out, keeper, limit_s)
             except (OtherExperiment, EngineFailed, OSError) as error:
                 print(f'timebill experiment {name}: {error}', file=sys.stderr)
                 return 1
             print(folder, flush=True)
-    return 0
+            wrong = read_summary(folder)['not_as_claimed']
+            for each in wrong[:_SHOWN]:
+                print(f'not measured as claimed: {each}', file=sys.stderr)
+            status = status or int(bool(wrong))
+    return status
+
+
+def _limits(listed: str) -> list[float]:
+    return [float(each) for each in listed.split(',')]
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(each for each in listed.split(',') if each)

@@ -4,8 +4,9 @@
 An engine process for experiments: the node's own, without the node.
 
 The same messages go over the same pipe as from the node, so queue, admission, planner and engine
-are those that serve a robot; what is missing is DDS, and the node's own timer at the deadline. An
-answer that arrives after its plan deadline is therefore relabelled here, as the node would.
+are those that serve a robot; what is missing is DDS, and what the node itself does at a deadline. So an
+answer that arrives late is a miss here too, and what arrives while a late query runs on (Skip-Next)
+is skipped.
 """
 
 from dataclasses import asdict
@@ -22,10 +23,11 @@ from timebill_ros.executor.messages import (
     Finished, Load, LoadFailed, ModelInfo, Ready, SetPolicy, Shutdown, Submit)
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.query import (
-    Admission, Ending, ErrorCode, Outcome, Overrun, Query, Sampling, Turn)
+    Admission, Ending, ErrorCode, Outcome, Overrun, Query, QueryTiming, Sampling, Turn)
 
 # Kept back from every budget for the way to whoever asked; there is no DDS here.
 DELIVERY_MARGIN_S = 0.001
+RUN_ON_S = 2.0      # how long a late query runs on under Skip-Next: the node's max_overrun_s
 START_S = 600.0
 SHUTDOWN_S = 2.0
 GRACE_S = 60.0      # beyond a query's deadline, for its Finished to come
@@ -64,6 +66,7 @@ class EngineHost:
         self.lines: list[str] = []
         self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._finished: dict[str, tuple[Finished, int]] = {}
+        self._may_run_late: dict[str, Query] = {}
         try:
             python = engine_python(engine_python_path)
             self._process = EngineProcess(
@@ -114,11 +117,19 @@ class EngineHost:
         """Send a question that has to be answered within a budget; its arrival is now."""
         now_ns = time.monotonic_ns() if arrival_ns is None else arrival_ns
         deadline_ns = now_ns + round(budget_s * _NS)
+        runs_on = overrun == Overrun.SKIP_NEXT
         query = Query(
             uuid.uuid4().hex, [Turn('user', item.prompt)], now_ns, deadline_ns,
             deadline_ns - round(DELIVERY_MARGIN_S * _NS),
             min(item.max_new_tokens, self.info.n_max), True, admission=admission, overrun=overrun,
-            sampling=Sampling(**self.info.sampling))
+            sampling=Sampling(**self.info.sampling), overrun_ns=round(RUN_ON_S * _NS) * runs_on)
+        if self._late_one_runs(now_ns):
+            skipped = Ending(Outcome.SKIPPED, error_code=ErrorCode.LATE_JOB_RUNNING)
+            self._finished[query.query_id] = (
+                Finished(query.query_id, skipped, '', QueryTiming(), 0), now_ns)
+            return query
+        if runs_on:
+            self._may_run_late[query.query_id] = query
         self._process.send(Submit(query))
         return query
 
@@ -143,6 +154,11 @@ class EngineHost:
         """Wait up to ``wait_s`` for a query's end; tell whether it has ended."""
         return self._listen(query, time.monotonic() + wait_s)
 
+    def _late_one_runs(self, now_ns: int) -> bool:
+        """Tell whether a query under Skip-Next has missed its deadline and not yet ended."""
+        return any(each.plan_deadline_ns <= now_ns and not self.has_ended(each)
+                   for each in list(self._may_run_late.values()))
+
     def _wait_for(self, query: Query) -> tuple[Finished, int]:
         left_s = query.deadline_ns / _NS - time.monotonic()
         if not self._listen(query, time.monotonic() + max(0.0, left_s) + GRACE_S):
@@ -160,6 +176,7 @@ class EngineHost:
             message, at_ns = heard
             if isinstance(message, Finished):
                 self._finished[message.query_id] = (message, at_ns)
+                self._may_run_late.pop(message.query_id, None)
         return True
 
     def _hear(self, message: Any) -> None:

@@ -85,6 +85,8 @@ def _experiment(folder: Path) -> str:
     skipped = ''.join(
         f'<p class="left">Left out: {escape(each["what"])}: {escape(each["why"])}</p>'
         for each in summary['skipped'])
+    skipped += ''.join(f'<p class="lost">Not measured as claimed: {escape(each)}</p>'
+                       for each in summary.get('not_as_claimed', []))
     drawings = ''.join(_figure(drawing) for drawing in drawings_of(folder))
     return (
         f'<h2>{escape(summary["title"])}</h2><p><code>{escape(command)}</code> ({escape(name)}: '

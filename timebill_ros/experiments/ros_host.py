@@ -36,11 +36,12 @@ class RosQuery:
 class RosHost:
     """A server under one policy after the other (each a start of its own), and a client of it."""
 
-    def __init__(self, settings: 'Settings', say: Callable[[str], None] = lambda _: None) -> None:
-        """Start nothing yet: ``use`` does."""
+    def __init__(self, settings: 'Settings', say: Callable[[str], None], margin_s: float) -> None:
+        """Start nothing yet: ``use`` does, with ``margin_s`` as the delivery margin."""
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         self._settings = settings
         self._say = say
+        self._margin_s = margin_s
         self._policy: dict[str, Any] | None = None
         self._process: ServerProcess | None = None
         self._namespace = f'experiment_{os.getpid()}'
@@ -65,7 +66,8 @@ class RosHost:
         settings = self._settings
         parameters: dict[str, Any] = {
             **policy, 'model': settings.model, 'tiers': list(settings.tiers),
-            'engine_python': settings.engine_python, 'cache_dir': settings.cache_dir}
+            'engine_python': settings.engine_python, 'cache_dir': settings.cache_dir,
+            'delivery_margin_s': self._margin_s}
         given = ['--namespace', self._namespace, '--no-calibration', '--device', settings.device]
         for name, value in parameters.items():
             given += ['--param', f'{name}:={json.dumps(value)}']

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from timebill_ros.cli.profile_progress import ProgressBar
+from timebill_ros.experiments.claims import not_as_claimed
 from timebill_ros.experiments.recorder import read_rows, Recorder, Row
 from timebill_ros.experiments.suite import module_of
 from timebill_ros.experiments.workbench import Bench, EngineKeeper, Settings
@@ -51,6 +52,7 @@ def summarise(folder: Path, module: ModuleType | None = None) -> Row:
         'cases_done': progress[-1]['done'] if progress else 0,
         'skipped': [{'what': row['skipped'], 'why': row['why']}
                     for row in rows if 'skipped' in row],
+        'not_as_claimed': not_as_claimed(rows),
         'results': module.summarise(rows)}
     text = json.dumps(_rounded(summary), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + '\n', encoding='utf-8')

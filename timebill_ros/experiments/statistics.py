@@ -60,6 +60,18 @@ def answers(rows: Sequence[Row]) -> dict[str, Any]:
         'seconds': mean([row['elapsed_s'] for row in rows])}
 
 
+def ahead(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
+    """
+    Return by how much ``rows`` score higher than ``others`` on the same questions, and how surely.
+
+    Differences of pairs: what makes a question hard for both is in neither end of the interval.
+    """
+    theirs = {row['item']: counted_score(row) for row in others}
+    pairs = [counted_score(row) - theirs[row['item']] for row in rows if row['item'] in theirs]
+    low, high = interval(pairs)
+    return {'ahead': mean(pairs), 'ahead_low': low, 'ahead_high': high}
+
+
 def group_by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     """Return the rows of each key, keys in the order in which they come."""
     groups: dict[Any, list[Row]] = {}

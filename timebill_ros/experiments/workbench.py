@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ class Settings:
     data: str = ''                      # folder of the LongBench file; '' = look for it
     seed: int = generated.DEFAULT_SEED
     items: int = 0                      # questions; 0 = as many as the experiment wants
+    methods: tuple[str, ...] = ()       # names of policies.Method; () = all
     ros: bool = False                   # through the action of a real node, where that is possible
     engine_python: str = ''
     cache_dir: str = ''
@@ -47,6 +49,7 @@ class Settings:
         for place in ('engine_python', 'cache_dir', 'data'):
             del wishes[place]
         return {'experiment': experiment, **wishes, 'tiers': list(self.tiers),
+                'methods': list(self.methods),
                 'longbench': longbench.data_file(self.data_folder) is not None}
 
     @property
@@ -124,7 +127,10 @@ class Bench:
             elif not settings.quick:
                 info = self.host().info
                 self._items += longbench.read(path, info.max_context)
-        return spread(self._items, settings.items or (quick if settings.quick else count))
+        items = list(self._items)
+        if not settings.quick:      # the sets grow from short to long: any number has all lengths
+            random.Random(settings.seed).shuffle(items)
+        return spread(items, settings.items or (quick if settings.quick else count))
 
     def skip(self, what: str, why: str) -> None:
         """Note that something was left out, and why."""

@@ -3,7 +3,6 @@
 """Timing laws and predicted times against measured ones (the paper's Fig. 5 and 6)."""
 
 from collections.abc import Sequence
-import random
 from typing import Any
 
 from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S
@@ -25,8 +24,7 @@ def measure(bench: Bench) -> None:
     host = bench.host()
     laws = {'kind': 'laws', 'laws': host.ready.coefficients}
     bench.recorder.run([('laws', laws)], lambda row: row)
-    items = list(bench.items(ITEMS, QUICK_ITEMS))
-    random.Random(bench.settings.seed).shuffle(items)
+    items = bench.items(ITEMS, QUICK_ITEMS)
     plain = [(f'fixed/{item.item_id}', (item, 'fixed', fixed(ALPHAS[number % len(ALPHAS)])))
              for number, item in enumerate(items)]
     under_k = [(f'k/{item.item_id}', (item, 'k', worst_case(PAPER_K))) for item in items]
@@ -34,8 +32,7 @@ def measure(bench: Bench) -> None:
 
 
 def _timed(host: EngineHost, item: Item, kind: str, policy: dict[str, Any]) -> Row:
-    host.use(policy)
-    return {'kind': kind, **asked(host, item, GENEROUS_S)}
+    return {'kind': kind, **asked(host, item, GENEROUS_S, policy)}
 
 
 def pairs(rows: Sequence[Row], stage: str) -> list[tuple[float, float]]:

@@ -46,8 +46,7 @@ def _short(item: Item) -> Item:
 
 
 def _alone(host: EngineHost, item: Item) -> Row:
-    host.use(fixed(0.0))
-    return {'kind': 'alone', **asked(host, item, GENEROUS_S)}
+    return {'kind': 'alone', **asked(host, item, GENEROUS_S, fixed(0.0))}
 
 
 def _stream(host: EngineHost, items: Sequence[Item], alone_s: float, seed: int, load: float,
@@ -61,8 +60,8 @@ def _stream(host: EngineHost, items: Sequence[Item], alone_s: float, seed: int, 
         time.sleep(max(0.0, next_s - time.monotonic()))
         queries.append((item, next_s - began_s, host.submit(item, BUDGET_FACTOR * alone_s)))
         next_s += drawn.expovariate(load / alone_s)
-    return [{'kind': 'load', 'load': load, 'method': method.name, 'at_s': at_s,
-             **scored(item, host.result(query))} for item, at_s, query in queries]
+    return [{'kind': 'load', 'load': load, 'method': method.name, 'policy': method.policy,
+             'at_s': at_s, **scored(item, host.result(query))} for item, at_s, query in queries]
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

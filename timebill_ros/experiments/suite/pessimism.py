@@ -43,8 +43,7 @@ def measure(bench: Bench) -> None:
 
 def _with_factor(host: EngineHost, item: Item, budget_s: float, name: str,
                  policy: dict[str, Any]) -> Row:
-    host.use(policy)
-    return {'kind': 'k', 'k': name, **asked(host, item, budget_s)}
+    return {'kind': 'k', 'k': name, **asked(host, item, budget_s, policy)}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

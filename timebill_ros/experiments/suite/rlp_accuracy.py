@@ -64,8 +64,8 @@ def _capped(item: Item, cap: int) -> Item:
 
 
 def _answered(host: EngineHost, item: Item) -> Row:
-    host.use(paper(PAPER_K))
-    return {'kind': 'length', 'cap': item.max_new_tokens, **asked(host, item, GENEROUS_S)}
+    return {'kind': 'length', 'cap': item.max_new_tokens,
+            **asked(host, item, GENEROUS_S, paper(PAPER_K))}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _through_ros(bench: Bench, ours: Method, batches: Sequence[tuple[int, list[T
     if any(True for _ in bench.recorder.todo(cases)):
         from timebill_ros.experiments.robot_node import ask_through_node
         from timebill_ros.experiments.ros_host import RosHost
-        with RosHost(bench.settings, bench.bar.say) as ros:
+        with RosHost(bench.settings, bench.bar.say, MARGIN_S) as ros:
             ros.use(ours.policy)
             bench.recorder.run(cases, lambda batch: ask_through_node(
                 ros, batch, lambda item, row: _row(label, item, row)))

@@ -9,14 +9,16 @@ from typing import Any
 from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S
 from timebill_ros.experiments.policies import fixed, Method
 from timebill_ros.experiments.recorder import Row
-from timebill_ros.experiments.statistics import answers, group_by, mean, quantile
-from timebill_ros.experiments.suite.budgets import asked, usable_methods
+from timebill_ros.experiments.statistics import ahead, answers, group_by, mean, quantile
+from timebill_ros.experiments.suite.budgets import asked, pilot, usable_methods
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
 TITLE = 'Quality and seconds over θ = (precision tier, eviction ratio)'
 ITEMS, QUICK_ITEMS = 60, 4
 ALPHAS, QUICK_ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95), (0.0, 0.5, 0.95)
+LOWER_ALPHAS = (0.0, 0.5, 0.95)     # of the tiers below the best
+AT_ONCE = 6                 # questions whose grid and picks are measured before the next ones
 SHARES, QUICK_SHARES = (0.35, 0.5, 0.75, 1.0, 1.5), (0.75,)
 PICKERS = ('paper', 'joint')
 TOLERATED_LOSS = 0.05       # share of the score at alpha = 0 in the best tier
@@ -26,18 +28,20 @@ def measure(bench: Bench) -> None:
     """Ask every question at every point of the grid, unhurried; then under budgets."""
     host = bench.host()
     quick = bench.settings.quick
-    items = bench.items(ITEMS, QUICK_ITEMS)
-    tiers = _tiers(bench, host)
-    grid = [(f'grid/{item.item_id}/{tier}/{alpha:g}', (item, tier, alpha))
-            for item in items for alpha in (QUICK_ALPHAS if quick else ALPHAS) for tier in tiers]
-    bench.recorder.run(grid, lambda case: _at(host, *case))
-    reference_s = quantile([row['elapsed_s'] for row in bench.recorder.rows
-                            if row.get('kind') == 'grid' and row['alpha'] == 0.0], 0.5)
+    items, reference_s = pilot(bench, host, bench.items(ITEMS, QUICK_ITEMS))
+    best, *lower = _tiers(bench, host)
+    grid = [(best, alpha) for alpha in (QUICK_ALPHAS if quick else ALPHAS)] + [
+        (tier, alpha) for tier in lower for alpha in LOWER_ALPHAS]
     pickers = [each for each in usable_methods(bench, host) if each.name in PICKERS]
-    picks = [(f'pick/{item.item_id}/{share:g}/{method.name}', (item, share, reference_s, method))
-             for item in items for share in (QUICK_SHARES if quick else SHARES)
-             for method in pickers]
-    bench.recorder.run(picks, lambda case: _picked(host, *case))
+    for start in range(0, len(items), AT_ONCE):
+        several = items[start:start + AT_ONCE]
+        bench.recorder.run(
+            [(f'grid/{item.item_id}/{tier}/{alpha:g}', (item, tier, alpha))
+             for item in several for tier, alpha in grid], lambda case: _at(host, *case))
+        bench.recorder.run(
+            [(f'pick/{item.item_id}/{share:g}/{method.name}', (item, share, reference_s, method))
+             for item in several for share in (QUICK_SHARES if quick else SHARES)
+             for method in pickers], lambda case: _picked(host, *case))
 
 
 def _tiers(bench: Bench, host: EngineHost) -> list[str]:
@@ -48,15 +52,14 @@ def _tiers(bench: Bench, host: EngineHost) -> list[str]:
 
 
 def _at(host: EngineHost, item: Item, tier: str, alpha: float) -> Row:
-    host.use(fixed(alpha, '' if tier == host.info.tiers[0] else tier))
-    return {'kind': 'grid', 'tier': tier, 'alpha': alpha, **asked(host, item, GENEROUS_S)}
+    policy = fixed(alpha, '' if tier == host.info.tiers[0] else tier)
+    return {'kind': 'grid', 'tier': tier, 'alpha': alpha, **asked(host, item, GENEROUS_S, policy)}
 
 
 def _picked(host: EngineHost, item: Item, share: float, reference_s: float,
             method: Method) -> Row:
-    host.use(method.policy)
     return {'kind': 'pick', 'method': method.name, 'share': share,
-            **asked(host, item, share * reference_s)}
+            **asked(host, item, share * reference_s, method.policy)}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
@@ -88,20 +91,36 @@ def _counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _harmless(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return per class the largest α up to which the best tier loses at most 5 % of its score."""
+    """
+    Return per class the largest α up to which the best tier loses at most 5 % of its score.
+
+    ``alpha`` goes by the mean over the class, ``alpha_sure`` by the worse end of the 95 % bootstrap
+    interval of the loss, question by question; None = not even α = 0, because nothing is right.
+    """
     best_tier = rows[0]['timing']['tier'] if rows else ''
     found = []
     for group, of_group in group_by(
             [row for row in rows if row['timing']['tier'] == best_tier],
             lambda row: row['group']).items():
-        scores = {alpha: mean([row['score'] for row in same]) for alpha, same in group_by(
-            of_group, lambda row: row['alpha']).items()}
-        whole = scores.get(0.0, 0.0)
-        largest: float | None = None
-        for alpha in sorted(scores):
-            if whole <= 0.0 or scores[alpha] < (1.0 - TOLERATED_LOSS) * whole:
-                break
-            largest = alpha
-        found.append({'group': group, 'score': whole, 'alpha': largest,
-                      'n': len({row['item'] for row in of_group})})
+        by_alpha = group_by(of_group, lambda row: row['alpha'])
+        whole = answers(by_alpha.get(0.0, []))['score']
+        tolerated = -TOLERATED_LOSS * whole
+        differences = {alpha: ahead(by_alpha[alpha], by_alpha[0.0]) for alpha in sorted(by_alpha)
+                       } if whole > 0.0 else {}
+        found.append({
+            'group': group, 'n': len({row['item'] for row in of_group}), 'score': whole,
+            'alpha': _up_to(differences, 'ahead', tolerated),
+            'alpha_sure': _up_to(differences, 'ahead_low', tolerated),
+            **{f'loss_at_{alpha:g}': -each['ahead'] / whole
+               for alpha, each in differences.items() if alpha}})
     return found
+
+
+def _up_to(differences: dict[float, Row], name: str, tolerated: float) -> float | None:
+    """Return the last α before the first at which more than what is tolerated gets lost."""
+    largest = None
+    for alpha, difference in differences.items():
+        if difference[name] < tolerated:
+            break
+        largest = alpha
+    return largest

@@ -33,7 +33,7 @@ class Item:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Return ``count`` items, taken in turn from every group in the order of the items."""
+    """Return ``count`` items, taken in turn from every group, in the order of the items."""
     by_group: dict[str, list[Item]] = {}
     for item in items:
         by_group.setdefault(item.group, []).append(item)

@@ -3,6 +3,7 @@
 """The profiler on a made-up machine with a clock of its own: points, rounds, budget, cancel."""
 
 from dataclasses import replace
+from math import inf
 import random
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_machine_that_slows_down_meanwhile_does_not_stretch_it_for_long() -> N
 def test_the_points_are_visited_in_rounds_of_different_order() -> None:
     machine = Machine()
     seen: list[Progress] = []
-    effort = Effort(max_tokens=2048, points=5, rounds=3, most_rounds=3, budget_s=1e9)
+    effort = Effort(max_tokens=2048, points=5, rounds=3, most_rounds=3, budget_s=inf)
     profile(machine, effort, seen.append, clock_s=machine.clock_s)
     size = seen[-1].total // 3
     rounds = [[each.law for each in seen[i * size:(i + 1) * size]] for i in range(3)]
@@ -119,10 +120,10 @@ def test_the_points_are_visited_in_rounds_of_different_order() -> None:
     assert [each.done for each in seen] == list(range(3 * size))
 
 
-def test_how_long_it_takes_is_said_before_it_starts() -> None:
+@pytest.mark.parametrize('effort', [THOROUGH, replace(THOROUGH, rounds=4, most_rounds=4)])
+def test_how_long_it_takes_is_said_before_it_starts(effort: Effort) -> None:
     machine = Machine()
     seen: list[tuple[float, Progress]] = []
-    effort = replace(THOROUGH, rounds=4, most_rounds=4)
     profile(
         machine, effort, lambda each: seen.append((machine.now_s, each)),
         clock_s=machine.clock_s)

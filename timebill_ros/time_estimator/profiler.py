@@ -9,6 +9,7 @@ a clock that warms up spreads over all of them instead of bending a law.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import floor
 import random
 import time
 from typing import Protocol
@@ -106,16 +107,14 @@ def profile(
     samples: list[Sample] = []
     order = random.Random(_ORDER_SEED)
     rounds = runs = 0
-    while rounds < effort.rounds or (rounds < effort.most_rounds and (
-            clock_s() - began_s + round_s < effort.budget_s)):
+    while (more := _rounds_to_come(effort, rounds, clock_s() - began_s, round_s)):
         rounds += 1
         round_began_s = clock_s()
         order.shuffle(visits)
         for index, point in enumerate(visits):
-            later = max(0, effort.rounds - rounds)
-            left_s = round_s * (later + 1 - index / len(visits))
-            total = len(visits) * (rounds + later)
-            report(Progress(point.law, len(visits) * (rounds - 1) + index, total, left_s))
+            report(Progress(
+                point.law, len(visits) * (rounds - 1) + index, len(visits) * (rounds - 1 + more),
+                round_s * (more - index / len(visits))))
             if canceled():
                 raise ProfileCanceled
             if clock_s() - began_s > effort.budget_s:
@@ -129,6 +128,13 @@ def profile(
             samples += _measure(target, point, n, effort, runs)
         round_s = clock_s() - round_began_s
     return _fit(target, samples), samples
+
+
+def _rounds_to_come(effort: Effort, done: int, spent_s: float, round_s: float) -> int:
+    """Return how many rounds follow: those that have to, and those that the budget has room for."""
+    room = (effort.budget_s - spent_s) / max(round_s, 1e-9)
+    return min(max(effort.rounds - done, floor(min(room, effort.most_rounds))),
+               effort.most_rounds - done)
 
 
 class _Pilot:

@@ -4,6 +4,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 # In the order in which a newcomer needs them. A sub-command's module is imported when it is used,
@@ -23,6 +24,9 @@ COMMANDS = {
     'report': 'one page about the experiments that were run',
 }
 EXIT_USAGE = 2
+# As shells say it: 128 and the number of the signal, SIGINT and SIGPIPE.
+EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     if objection:
         print(f'timebill: {objection}', file=sys.stderr)
         return EXIT_USAGE
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone ("| head"); the interpreter would complain when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
+
+
+def _run(given: list[str]) -> int:
     command = given[0] if given and given[0] in COMMANDS else None
     parser = argparse.ArgumentParser(
         prog='timebill', description='Answers from a language model within a hard time budget.'
@@ -44,10 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             module.add_arguments(child)
             child.set_defaults(run=module.run)
     arguments = parser.parse_args(given)
-    try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        return 130
+    return int(arguments.run(arguments))
 
 
 def _not_text(arguments: list[str]) -> str:

@@ -194,18 +194,19 @@ class Calibration(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    context = rclpy.Context()
-    rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
-    executor = SingleThreadedExecutor(context=context)
-    try:
-        node = Calibration(context=context)
-    except ParameterException as error:
-        print(f'timebill_calibration: {error}', file=sys.stderr)
-        rclpy.shutdown(context=context)
-        return EXIT_BAD_CONFIGURATION
-    executor.add_node(node)
-    with StopSignals(node.ask_to_stop):
+    with StopSignals() as signals:
+        context = rclpy.Context()
+        rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
+        executor = SingleThreadedExecutor(context=context)
+        try:
+            node = Calibration(context=context)
+        except ParameterException as error:
+            print(f'timebill_calibration: {error}', file=sys.stderr)
+            rclpy.shutdown(context=context)
+            return EXIT_BAD_CONFIGURATION
+        executor.add_node(node)
+        signals.call(node.ask_to_stop)
         spin_while(executor, node.get_logger(), lambda: not node.stop_asked)
-    node.close()
-    rclpy.shutdown(context=context)
+        node.close()
+        rclpy.shutdown(context=context)
     return 0

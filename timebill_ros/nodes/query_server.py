@@ -260,17 +260,18 @@ def serve(node: QueryServer, executor: SingleThreadedExecutor) -> None:
 
 def main(args: list[str] | None = None, server: type[QueryServer] = QueryServer) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    context = rclpy.Context()
-    rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
-    executor = SingleThreadedExecutor(context=context)
-    try:
-        node = server(context=context)
-    except (ParameterException, FileNotFoundError) as error:
-        print(f'timebill: {error}', file=sys.stderr)
-        rclpy.shutdown(context=context)
-        return EXIT_BAD_CONFIGURATION
-    with StopSignals(node.ask_to_stop):
+    with StopSignals() as signals:
+        context = rclpy.Context()
+        rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
+        executor = SingleThreadedExecutor(context=context)
+        try:
+            node = server(context=context)
+        except (ParameterException, FileNotFoundError) as error:
+            print(f'timebill: {error}', file=sys.stderr)
+            rclpy.shutdown(context=context)
+            return EXIT_BAD_CONFIGURATION
+        signals.call(node.ask_to_stop)
         serve(node, executor)
-    node.close()
-    rclpy.shutdown(context=context)
+        node.close()
+        rclpy.shutdown(context=context)
     return 0

@@ -6,28 +6,41 @@ from collections.abc import Callable
 import os
 import signal
 import threading
+import time
 from types import TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The Ctrl-C of a terminal reaches launch and us, and launch then signals us once more.
+_SAME_REQUEST_S = 1.0
 
 
 class StopSignals:
     """
-    Calls back, in a thread of its own, for the first of the signals; the second ends the process.
+    Hears the signals from the moment it is entered, and calls back in a thread of its own.
 
-    rclpy's own handlers would take the context down before open goals have their results.
+    One that comes more than a moment after the first ends the process. After the context they are
+    ignored: what is left is the end of the process. rclpy's own handlers would take the context
+    down before open goals have their results.
     """
 
-    def __init__(self, callback: Callable[[], None]) -> None:
-        """Prepare; the context manager installs and removes the handlers (main thread only)."""
+    def __init__(self) -> None:
+        """Prepare; enter it before anything that takes long (main thread only)."""
+        self._callback: Callable[[], None] | None = None
+        self._heard = False
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Call this for the first signal, at once if it has come; it may be called twice then."""
         self._callback = callback
+        if self._heard:
+            callback()
 
     def __enter__(self) -> 'StopSignals':
         """Install the handlers."""
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._previous = [signal.signal(each, lambda *_: None) for each in _SIGNALS]
+        for each in _SIGNALS:
+            signal.signal(each, lambda *_: None)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -38,20 +51,23 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put back the handlers that were there."""
-        for each, previous in zip(_SIGNALS, self._previous):
-            signal.signal(each, previous)
+        """Ignore the signals from now on."""
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         signal.set_wakeup_fd(self._previous_fd)
         os.close(self._write_fd)
         self._thread.join()
         os.close(self._read_fd)
 
     def _watch(self) -> None:
-        asked = False
+        insist_s = 0.0
         while received := os.read(self._read_fd, 1):
             if received[0] not in _SIGNALS:
                 continue
-            if asked:
+            if not self._heard:
+                insist_s = time.monotonic() + _SAME_REQUEST_S
+                self._heard = True
+                if self._callback is not None:
+                    self._callback()
+            elif time.monotonic() > insist_s:
                 os._exit(128 + received[0])
-            asked = True
-            self._callback()

@@ -245,6 +245,20 @@ def test_it_compiles_for_arm(processor, tmp_path):
     build.compile_steps('aarch64-linux-gnu-g++', build.sources(), options, tmp_path / 'arm.so')
 
 
+@pytest.mark.parametrize('kind,expected', [
+    ('q4_1', 'int4'), ('q8_0', 'int8'), ('bfloat16', None), ('float32', None)])
+def test_auto_adds_the_tier_that_takes_no_memory(library, kind, expected):
+    weights = random_weights(CONFIG, kind)
+    made = make_tiers(['auto'], CONFIG, weights, cache_dir() / 'kernels')
+    assert [tier.name for tier in made.tiers] == ['fp32', *([expected] if expected else [])]
+    for base, other in zip(made.tiers[0].matrices, made.tiers[-1].matrices):
+        assert base is other
+    if kind == 'q8_0':      # named ones come as well, in their order, and none twice
+        tiers, _ = build_tiers(
+            Packer(library), random_weights(CONFIG, kind), CONFIG, ['fp32', 'int4'], free=True)
+        assert [tier.name for tier in tiers] == TIERS
+
+
 def test_memory_of_a_tier_is_known_before_it_is_made(library):
     weights = random_weights(CONFIG)
     tiers, _ = build_tiers(Packer(library), weights, CONFIG, TIERS)

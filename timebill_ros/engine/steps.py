@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from timebill_ros.engine.decoder import Decoder
-from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.errors import EngineError, ModelError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.memory import usable_bytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.threads import step_threads
-from timebill_ros.executor.messages import Load
+from timebill_ros.executor.messages import AUTO_TIERS, Load
 from timebill_ros.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -123,10 +123,13 @@ def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:
         from timebill_ros.engine.cpu import setup as cpu
         made = cpu.make_tiers(load.tiers, model.config, model.weights, _compiled(load))
         return made, made.notes
+    if model.tiers is not None:
+        return model.tiers, []
     from timebill_ros.engine.cuda import setup as cuda
     free = usable_bytes(model.device, load.gpu_memory_fraction) - cuda.reserved_bytes(
         model.config, model.dtype, model.max_context)
-    choice = cuda.choose_tiers(load.tiers, model.config, model.device, model.dtype, free)
+    wanted = [name for name in load.tiers if name != AUTO_TIERS]     # there every tier takes memory
+    choice = cuda.choose_tiers(wanted, model.config, model.device, model.dtype, free)
     return cuda.make_tiers(choice.names, model.config, model.weights), choice.notes
 
 
@@ -146,6 +149,8 @@ def make_steps(model: LoadedModel, load: Load, tiers: 'Tiers', rope: RopeTable,
                 load.tap_layer - 1 if load.tap_layer else None)
             return GraphSteps(runner)
         except EngineError as error:
+            if model.tiers is not None:
+                raise ModelError(f'without bf16 weights there is no other way: {error}') from error
             model.notes.append(f'decoding with plain tensor code, in one precision: {error}')
     return PlainSteps(decoder, model.dtype, model.device)
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Dict, List, Optional
 from timebill_ros.query import Ending, Query, QueryTiming, Stage
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+AUTO_TIERS = 'auto'      # in ``Load.tiers``: those that cost no memory beside the loaded weights
 _HEADER = struct.Struct('<I')
 
 
@@ -40,7 +41,7 @@ class Load:
     realtime_priority: int = 0               # SCHED_FIFO of a GPU's engine thread; 0 = off
     gpu_memory_fraction: float = 0.9         # share of a GPU's memory that the engine may take
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
-    tiers: List[str] = field(default_factory=lambda: ['bf16'])  # on CUDA: bf16, int8, int4
+    tiers: List[str] = field(default_factory=lambda: [AUTO_TIERS])  # and bf16, int8, int4
     prefill_tier: str = ''                   # of a CPU's prefill; "" = full precision
     tap_layer: int = 0                       # layers before the state to read; a predictor sets it
     predictor: str = 'default'               # of response lengths: a name or a path; "" = none

@@ -17,7 +17,7 @@ from rclpy.parameter import Parameter
 
 from timebill_ros.budget.pessimism import PESSIMISM
 from timebill_ros.budget.planner import POLICIES
-from timebill_ros.executor.messages import Load
+from timebill_ros.executor.messages import AUTO_TIERS, Load
 from timebill_ros.nodes.validation import ALPHA_MAX_LIMIT
 from timebill_ros.query import Admission, Overrun
 
@@ -101,10 +101,11 @@ _SPECS = (
     ),
     _Spec(
         'tiers',
-        ['bf16'],
+        [AUTO_TIERS],
         'Precisions of the weights to keep, best first: bf16 (on a CPU the one that it computes '
-        'in), int8, int4; one that does not fit is left out.',
-        TIERS,
+        'in), int8, int4; one that does not fit is left out. auto = bf16, and on a CPU the one '
+        'that takes no more memory, where the checkpoint is quantised already.',
+        (AUTO_TIERS, *TIERS),
         True,
     ),
     _Spec(

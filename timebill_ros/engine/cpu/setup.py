@@ -22,6 +22,7 @@ from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.memory import available_bytes, gibibytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import Weights
+from timebill_ros.executor.messages import AUTO_TIERS
 
 _TRIAL_STEPS = 8
 _CLEARLY = 0.85
@@ -45,7 +46,7 @@ def make_tiers(wanted: Sequence[str], config: ModelConfig, weights: Weights,
     name of a tier that does not exist.
     """
     for name in wanted:
-        if name not in (*TIERS, 'bf16'):
+        if name not in (*TIERS, 'bf16', AUTO_TIERS):
             raise EngineError(f'tier {name!r} is not one of {", ".join(TIERS)}')
     others = [name for name in TIERS[1:] if name in wanted]
     reason = unsupported(config)
@@ -60,7 +61,8 @@ def make_tiers(wanted: Sequence[str], config: ModelConfig, weights: Weights,
         left_out = f'; tiers {", ".join(others)} are left out' if others else ''
         return CpuTiers([], [f'decoding with plain tensor code: {reason}{left_out}'])
     names, notes = _that_fit(others, config, weights.embed.device)
-    tiers, more = build_tiers(Packer(compiled), weights, config, names)
+    tiers, more = build_tiers(
+        Packer(compiled), weights, config, names, free=AUTO_TIERS in wanted)
     if is_packed(tiers[0]):
         weights.drop_matrices()         # prefill and steps have all they need
         _return_free_memory()

@@ -10,7 +10,7 @@ the checkpoint has not been rounded before.
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from torch import Tensor
 
@@ -39,9 +39,13 @@ class CpuTier:
         return [*(matrix for layer in self.layers for matrix in layer.values()), self.head]
 
 
-def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: List[str]
-                ) -> Tuple[List[CpuTier], List[str]]:
-    """Return the tiers ``names`` (fp32 among them) and notes on those that are left out."""
+def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: List[str],
+                free: bool = False) -> Tuple[List[CpuTier], List[str]]:
+    """
+    Return the tiers ``names`` (fp32 first) and notes on those that are left out.
+
+    With ``free``, the one that takes no memory comes as well, if there is one.
+    """
     layers: Dict[str, List[Dict[str, Matrix]]] = {name: [] for name in names}
     for layer in weights.layers:
         made = {product: _formats(packer, weight, names, _FORMAT)
@@ -50,7 +54,23 @@ def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: Li
             layers[name].append({product: made[product][name] for product in PRODUCTS})
     head = _formats(packer, weights.head, names, {'int8': INT8, 'int4': _HEAD_FORMAT})
     tiers = [CpuTier(name, layers[name], head[name]) for name in names]
+    extra = free_tier(tiers[0]) if free else None
+    if extra is not None and extra.name not in names:
+        tiers = sorted([*tiers, extra], key=lambda tier: TIERS.index(tier.name))
     return _without_twins(tiers)
+
+
+def free_tier(base: CpuTier) -> Optional[CpuTier]:
+    """
+    Return the tier that has the matrices of fp32 itself and rounds the activations alone.
+
+    A checkpoint that was quantised to 8 bits or 4 has one; for others there is none.
+    """
+    formats = {matrix.format for matrix in base.matrices}
+    if not formats <= {INT8, INT4}:
+        return None
+    layers = {matrix.format for matrix in base.matrices[:-1]}
+    return CpuTier('int4' if layers == {INT4} else 'int8', base.layers, base.head)
 
 
 def _formats(packer: Packer, weight: Tensor, names: List[str],

@@ -44,8 +44,8 @@ from timebill_ros.engine.threads import prepare_environment
 prepare_environment()
 from timebill_ros.engine.engine import Engine
 from timebill_ros.executor.messages import Load
-engine = Engine.load(Load(sys.argv[1], sys.argv[2], tiers=['bf16', 'int8', 'int4'],
-                          max_context=32768, cache_dir=sys.argv[3]))
+engine = Engine.load(Load(sys.argv[1], sys.argv[2], tiers=sys.argv[4:], max_context=32768,
+                          cache_dir=sys.argv[3], gpu_memory_fraction=0.9))
 loaded_s = time.monotonic() - began_s
 seq = engine.open_sequence(list(range(200)), 220)
 while not engine.prefill_chunk(seq):
@@ -192,8 +192,12 @@ def kernels(what: str, action: Callable[[], Any]) -> None:
         print(f'    {event.self_device_time_total / 1e3:9.3f} ms {event.count:5} {event.key[:110]}')
 
 
-def start_up(shape: str, out: Path, device: str) -> List[Dict[str, Any]]:
-    """Write a checkpoint; start on it in new processes, first without compiled kernels."""
+def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[str, Any]]:
+    """
+    Write a checkpoint; start on it in new processes, first without compiled kernels.
+
+    The last start keeps the last tier alone.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made) / 'model'
@@ -205,11 +209,11 @@ def start_up(shape: str, out: Path, device: str) -> List[Dict[str, Any]]:
         if device != 'cpu':
             torch.cuda.empty_cache()
         note('checkpoint written')
-        for name in ('cold', 'warm'):
+        for name in ('cold', 'warm', 'last tier alone'):
             began_s = time.monotonic()
             result = subprocess.run(
-                [sys.executable, '-c', START, str(directory), device, f'{made}/cache'],
-                capture_output=True, text=True)
+                [sys.executable, '-c', START, str(directory), device, f'{made}/cache',
+                 *(tiers[-1:] if 'alone' in name else tiers)], capture_output=True, text=True)
             if result.returncode:
                 note(result.stderr[-3000:])
                 break
@@ -316,7 +320,7 @@ def main() -> None:
         if arguments.device != 'cpu':
             torch.cuda.empty_cache()
     if 'start' in arguments.parts:
-        rows = start_up(arguments.shapes[0], arguments.out, arguments.device)
+        rows = start_up(arguments.shapes[0], arguments.out, arguments.device, arguments.tiers)
         (arguments.out / 'start-up.json').write_text(json.dumps(rows, indent=1))
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from timebill_ros.engine.cuda.prompt_kernels import PromptKernels, source
+from timebill_ros.engine.cuda.quantize import dequantize, quantize
 from timebill_ros.engine.rope import rotate, sign_sin
 from timebill_ros.engine.snapkv import select
 
@@ -96,3 +97,13 @@ def test_kept_entries_move_to_the_front(
         kept = before[side, :, 1].gather(2, entries)
         assert torch.equal(cache[side, :, 1, :, :entries.shape[2]], kept)
         assert torch.equal(cache[side, :, 0], before[side, :, 0])
+
+
+@pytest.mark.parametrize('bits,group', [(8, 128), (4, 128), (4, 32)])
+def test_a_quantised_matrix_is_made_dense(
+        kernels: PromptKernels, bits: int, group: int) -> None:
+    torch.manual_seed(2)
+    matrix = quantize(torch.randn(44, 352).to(BF16), bits, group)
+    out = torch.empty((24, 352), dtype=BF16)
+    kernels.dequantize(matrix, 20, out)
+    assert torch.equal(out, dequantize(matrix)[20:])

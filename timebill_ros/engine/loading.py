@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import hashlib
 from pathlib import Path
 import platform
-from typing import Callable, List
+from typing import Callable, List, Optional, TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,9 @@ from timebill_ros.engine.threads import choose_threads, forbid_downloads
 from timebill_ros.engine.weights import load_weights, Weights
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.cuda.tiers import Tier
 
 _DTYPES = {
     'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -46,6 +49,7 @@ class LoadedModel:
     dtype: torch.dtype
     max_context: int                         # tokens, prompt and response
     notes: List[str]                         # for the operator
+    tiers: Optional[List['Tier']] = None     # CUDA, made while loading: no bf16 weights were kept
 
 
 def load_model(load: Load, report: Report) -> LoadedModel:
@@ -62,21 +66,32 @@ def load_model(load: Load, report: Report) -> LoadedModel:
     config = read_config(source.directory)
     codec = TextCodec(source.directory)
     dtype = choose_dtype(load.dtype, config, device)
-    _check_memory(config, dtype, device, load.gpu_memory_fraction)
-    with torch.inference_mode(), out_of_memory_as_ours('loading the weights', device):
-        weights = load_weights(
-            source.directory, config, device, dtype,
-            lambda fraction: report('loading weights', 0.8 + 0.2 * fraction))
     max_context = min(load.max_context or config.max_positions, config.max_positions)
-    return LoadedModel(source, config, weights, codec, device, dtype, max_context,
-                       _notes(load, source, config, codec, device))
+    notes = _notes(load, source, config, codec, device)
+    free = usable_bytes(device, load.gpu_memory_fraction)
+    lean = None
+    if device.type == 'cuda':
+        from timebill_ros.engine.cuda import setup
+        lean = setup.lean_tiers(load.tiers, config, device, dtype, free, max_context, notes)
+    if lean is None:
+        _check_memory(config, dtype, device, free)
+
+    def loaded(fraction: float) -> None:
+        report('loading weights', 0.8 + 0.2 * fraction)
+
+    with torch.inference_mode(), out_of_memory_as_ours('loading the weights', device):
+        if lean is None:
+            weights, tiers = load_weights(source.directory, config, device, dtype, loaded), None
+        else:
+            weights = load_weights(source.directory, config, device, dtype, loaded, lean.shrink)
+            tiers = lean.finish(weights)
+    return LoadedModel(source, config, weights, codec, device, dtype, max_context, notes, tiers)
 
 
 def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device,
-                  gpu_memory_fraction: float) -> None:
+                  have: int) -> None:
     """Raise OutOfMemory if the weights cannot fit: on a CPU the system would kill the process."""
     need = config.n_parameters * dtype.itemsize
-    have = usable_bytes(device, gpu_memory_fraction)
     if need > have:
         raise OutOfMemory(f'the weights need {gibibytes(need)} in {dtype}; '
                           f'{gibibytes(have)} are free on {device}')

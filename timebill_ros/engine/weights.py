@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -12,6 +12,11 @@ from torch import Tensor
 from timebill_ros.engine.checkpoint import Checkpoint
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.linear import lay_out
+
+if TYPE_CHECKING:
+    from timebill_ros.engine.cuda.quantize import Matrix
+
+Product = Union[Tensor, 'Matrix']       # quantised on CUDA devices where no bf16 weights are kept
 
 
 @dataclass
@@ -23,11 +28,11 @@ class LayerWeights:
     """
 
     input_norm: Tensor                 # [d]
-    qkv: Tensor                        # [(Hq + 2 Hkv) * D, d], query rows, then keys, then values
-    o: Tensor                          # [d, Hq * D]
+    qkv: Product                       # [(Hq + 2 Hkv) * D, d], query rows, then keys, then values
+    o: Product                         # [d, Hq * D]
     post_norm: Tensor                  # [d]
-    gate_up: Tensor                    # [2 F, d], gate rows first
-    down: Tensor                       # [d, F]
+    gate_up: Product                   # [2 F, d], gate rows first
+    down: Product                      # [d, F]
     qkv_bias: Optional[Tensor] = None  # [(Hq + 2 Hkv) * D]
     o_bias: Optional[Tensor] = None    # [d]
     q_norm: Optional[Tensor] = None    # [D]
@@ -43,7 +48,9 @@ class Weights:
     embed: Tensor                      # [V, d]
     layers: List[LayerWeights]
     final_norm: Tensor                 # [d]
-    head: Tensor                       # [V, d]; the same tensor as embed where tied and laid out so
+    head: Product                      # [V, d]; the same tensor as embed where tied and laid out so
+
+    scratch: Optional[Tensor] = None   # room for the largest quantised matrix of a layer as bf16
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +61,7 @@ class Weights:
         for layer in self.layers:
             values = [getattr(layer, field.name) for field in fields(layer)]
             tensors += [value for value in values if value is not None]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
     def drop_matrices(self) -> None:
         """Give the memory of all products back, for who computes with copies of their own."""
@@ -66,11 +73,13 @@ class Weights:
 
 
 def load_weights(directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype,
-                 report: Callable[[float], None] = lambda fraction: None) -> Weights:
+                 report: Callable[[float], None] = lambda fraction: None,
+                 shrink: Callable[[LayerWeights], None] = lambda layer: None) -> Weights:
     """
     Load a safetensors checkpoint; ``report`` gets the fraction done after each layer.
 
-    Only one layer is held twice at any moment, so a model loads in little more than its own size.
+    Only one layer is held twice at any moment, so a model loads in little more than its own size;
+    ``shrink`` may replace the matrices of each layer by smaller ones before the next is read.
     Raises ModelError when a tensor is missing or has another shape than the configuration says.
     """
     with Checkpoint(directory, device, dtype) as source:
@@ -78,6 +87,7 @@ def load_weights(directory: Path, config: ModelConfig, device: torch.device, dty
         layers = []
         for index in range(config.n_layers):
             layers.append(_load_layer(source, config, f'model.layers.{index}.'))
+            shrink(layers[-1])
             report((index + 1) / (config.n_layers + 1))
         final_norm = source.stack(['model.norm.weight'], [config.d_model])
         head = embed

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from timebill_ros.engine.attention import attend_chunk, chunk_mask
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.prompt_kernels import PromptKernels
+from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.rope import RopeTable, rotate, sign_sin
-from timebill_ros.engine.weights import LayerWeights, Weights
+from timebill_ros.engine.weights import LayerWeights, Product, Weights
 
 # Rows that go through the feed-forward at once: enough to fill any GPU, and a bound on its memory.
 _ROWS = 8192
@@ -47,7 +48,7 @@ class ChunkLayers:
         [M, n_heads, D].
         """
         layer, count = self.weights.layers[index], len(x)
-        qkv = F.linear(self._norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)
+        qkv = F.linear(self._norm(x, layer.input_norm), self._dense(layer.qkv), layer.qkv_bias)
         if self.kernels is None:
             queries = self._turn(layer, qkv, keys, values, start)
         else:
@@ -58,7 +59,7 @@ class ChunkLayers:
             self.kernels.turn(qkv, queries, keys, values, start, self._rope.cos, self._rope.sin,
                               layer.q_norm, layer.k_norm, self.config.norm_eps)
         attended = self.attention(queries, keys, values, start)[:count]
-        _add_product(x, attended, layer.o, layer.o_bias)
+        _add_product(x, attended, self._dense(layer.o), layer.o_bias)
         return queries[:count]
 
     def attention(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
@@ -78,18 +79,36 @@ class ChunkLayers:
         layer = self.weights.layers[index]
         for rows in x.split(_ROWS):
             normed = self._norm(rows, layer.post_norm)
-            gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
+            gate_up = F.linear(normed, self._dense(layer.gate_up), layer.gate_up_bias)
             if self.kernels is None:
                 gate, up = gate_up.chunk(2, -1)
                 gated = F.silu(gate).mul_(up)
             else:
                 gated = self.kernels.gate(gate_up)
-            _add_product(rows, gated, layer.down, layer.down_bias)
+            _add_product(rows, gated, self._dense(layer.down), layer.down_bias)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [vocab_size] after the hidden state ``x`` [1, d_model]."""
-        weights = self.weights
-        return F.linear(self._norm(x, weights.final_norm), weights.head)[0]
+        normed, head = self._norm(x, self.weights.final_norm), self.weights.head
+        if isinstance(head, Tensor):
+            return F.linear(normed, head)[0]
+        assert self.weights.scratch is not None
+        at_once = self.weights.scratch.numel() // (4 * head.k) * 4
+        return torch.cat([
+            F.linear(normed, self._dense(head, row, min(at_once, head.n - row)))[0]
+            for row in range(0, head.n, at_once)])
+
+    def _dense(self, matrix: Product, first_row: int = 0, rows: int = 0) -> Tensor:
+        """Return a matrix as bf16, or some rows of it; valid until the next call."""
+        if isinstance(matrix, Tensor):
+            return matrix
+        rows = rows or matrix.n
+        if self.kernels is None:
+            return dequantize(matrix)[first_row:first_row + rows]
+        assert self.weights.scratch is not None
+        out = self.weights.scratch[:rows * matrix.k].view(rows, matrix.k)
+        self.kernels.dequantize(matrix, first_row, out)
+        return out
 
     def _turn(self, layer: LayerWeights, qkv: Tensor, keys: Tensor, values: Tensor,
               start: int) -> Tensor:

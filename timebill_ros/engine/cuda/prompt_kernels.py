@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of kernels/prompt.cuh: tensors in, one launch each."""
+"""The kernels of kernels/prompt.cuh and dequantize.cuh: tensors in, one launch each."""
 
 import ctypes
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import Optional, Protocol, Tuple
 import torch
 from torch import Tensor
 
+from timebill_ros.engine.cuda.quantize import Matrix
+
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _STRIDE = ctypes.c_ulonglong
 TURN_THREADS, GATE_THREADS, SELECT_THREADS, COMPACT_THREADS = 256, 256, 512, 512
+DEQUANTIZE_THREADS = 256
 _SELECT_SHARED_BYTES = (256 + SELECT_THREADS // 32 + 2) * 4
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
@@ -54,6 +57,14 @@ class CompactArgs(ctypes.Structure):
         ('keys', _POINTER), ('values', _POINTER), ('best', _POINTER), ('layer_stride', _STRIDE),
         ('head_stride', _STRIDE), ('kv_heads', _INT), ('n_best', _INT), ('tail', _INT),
         ('length', _INT), ('vectors', _INT)]
+
+
+class DequantizeArgs(ctypes.Structure):
+    """See kernels/dequantize.cuh."""
+
+    _fields_ = [
+        ('data', _POINTER), ('scales', _POINTER), ('out', _POINTER), ('rows', _INT), ('k', _INT),
+        ('row_bytes', _INT), ('bits', _INT), ('group', _INT)]
 
 
 class PromptKernels:
@@ -125,15 +136,30 @@ class PromptKernels:
                              COMPACT_THREADS, 0, arguments)
 
 
+    def dequantize(self, matrix: Matrix, first_row: int, out: Tensor) -> None:
+        """Write the rows from ``first_row`` on, a multiple of four, to ``out`` [rows, k], bf16."""
+        assert matrix.scales is not None and first_row % 4 == 0
+        per_row = {128: matrix.scales.stride(0) // 4, 32: matrix.scales.stride(0)}[matrix.group]
+        scales = first_row * (4 if matrix.bits == 8 else 2 * per_row)
+        arguments = DequantizeArgs(
+            data=matrix.data.data_ptr() + first_row * matrix.row_bytes,
+            scales=matrix.scales.data_ptr() + scales, out=out.data_ptr(), rows=len(out),
+            k=matrix.k, row_bytes=matrix.row_bytes, bits=matrix.bits, group=matrix.group)
+        blocks = -(-len(out) * (matrix.k // 8) // DEQUANTIZE_THREADS)
+        self._kernels.launch('dequantize_rows', (blocks, 1, 1), DEQUANTIZE_THREADS, 0, arguments)
+
+
 def source(head_dim: int, primitives: str = '') -> str:
     """Return the translation unit for a width of a head (``primitives``: of the emulator)."""
     directory = Path(__file__).parent / 'kernels'
     texts = [primitives or (directory / 'primitives.cuh').read_text(encoding='utf-8'),
              (directory / 'prompt.cuh').read_text(encoding='utf-8'),
+             (directory / 'dequantize.cuh').read_text(encoding='utf-8'),
              f'ENTRY(turn_heads, {TURN_THREADS}, TurnArgs, (turn<{head_dim}>))',
              f'ENTRY(gate_rows, {GATE_THREADS}, GateArgs, gate)',
              f'ENTRY(select_best, {SELECT_THREADS}, SelectArgs, select)',
-             f'ENTRY(compact_entries, {COMPACT_THREADS}, CompactArgs, compact)']
+             f'ENTRY(compact_entries, {COMPACT_THREADS}, CompactArgs, compact)',
+             f'ENTRY(dequantize_rows, {DEQUANTIZE_THREADS}, DequantizeArgs, dequantize)']
     return '\n'.join(texts) + '\n'
 
 

@@ -13,7 +13,7 @@ from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP
 # Ranges tried per int4 group, as fractions of the one that just covers all of it; the one with the
 # least squared error is kept.
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-_ROWS = 4096                 # quantised at a time
+_AT_ONCE = 2 ** 23           # entries quantised at a time: what is made on the way is float32
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def _to_int8(weight: Tensor) -> Matrix:
     """Quantise with one scale per row: w = q * scale, q in [-127, 127]."""
     scale = weight.abs().amax(dim=1).float().clamp_min(1e-12) / 127
     data = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for rows in torch.arange(weight.shape[0], device=weight.device).split(8192):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    rows = _rows_at_once(weight.shape[1])
+    for start in range(0, weight.shape[0], rows):
+        part = slice(start, start + rows)
         q = (weight[part].float() / scale[part, None]).round_().clamp_(-127, 127)
         data[part] = q.to(torch.int8)
     return Matrix(8, weight.shape[1], data, scale.contiguous())
@@ -83,12 +84,13 @@ def _to_int4(weight: Tensor) -> Matrix:
     groups = -(-k // GROUP)
     data = torch.empty((n, k // 8), dtype=torch.int32, device=weight.device)
     scales = torch.ones((-(-n // 4) * 4, groups), dtype=torch.bfloat16, device=weight.device)
-    for start in range(0, n, _ROWS):
-        part = weight[start:start + _ROWS].float()
+    rows = _rows_at_once(k)
+    for start in range(0, n, rows):
+        part = weight[start:start + rows].float()
         part = torch.nn.functional.pad(part, (0, groups * GROUP - k)).view(-1, groups, GROUP)
         q, scale = _best_int4(part)
         scales[start:start + scale.shape[0]] = scale
-        data[start:start + _ROWS] = _pack(q.view(-1, groups * GROUP)[:, :k])
+        data[start:start + rows] = _pack(q.view(-1, groups * GROUP)[:, :k])
     scales = scales.view(-1, 4, groups).transpose(1, 2).contiguous()
     return Matrix(4, k, data, scales)
 
@@ -105,13 +107,14 @@ def _to_fine_int4(weight: Tensor) -> Matrix:
     groups = blocks * GROUP // FINE_GROUP
     data = torch.empty((n, blocks * GROUP // 8), dtype=torch.int32, device=weight.device)
     scales = torch.empty((n, groups, 2), dtype=torch.bfloat16, device=weight.device)
-    for start in range(0, n, _ROWS):
-        part = weight[start:start + _ROWS].float()
+    rows = _rows_at_once(k)
+    for start in range(0, n, rows):
+        part = weight[start:start + rows].float()
         part = torch.nn.functional.pad(part, (0, blocks * GROUP - k))
-        q, scales[start:start + _ROWS] = _best_fine_int4(part.view(-1, groups, FINE_GROUP))
+        q, scales[start:start + rows] = _best_fine_int4(part.view(-1, groups, FINE_GROUP))
         # Word 4 j + t of 128 columns goes to place 4 t + j: see kernels/formats.cuh.
         words = _pack(q.view(-1, blocks * GROUP)).view(-1, blocks, 4, 4)
-        data[start:start + _ROWS] = words.transpose(2, 3).reshape(-1, blocks * GROUP // 8)
+        data[start:start + rows] = words.transpose(2, 3).reshape(-1, blocks * GROUP // 8)
     return Matrix(4, k, data, scales, FINE_GROUP)
 
 
@@ -156,6 +159,11 @@ def _best_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
         best_scale = torch.where(better, scale, best_scale)
     q = (groups / best_scale[..., None]).round_().clamp_(-8, 7)
     return q.to(torch.int32), best_scale.to(torch.bfloat16)
+
+
+def _rows_at_once(k: int) -> int:
+    """Return how many rows of ``k`` columns are quantised at once: a multiple of four."""
+    return max(1, _AT_ONCE // (4 * k)) * 4
 
 
 def _nonzero(scale: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.chunk_layers import choose_chunk, ChunkLayers
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WIDTHS
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
+from timebill_ros.engine.cuda.lean import asked_for, fixed_bytes, LeanTiers
 from timebill_ros.engine.cuda.nvrtc import compile_cubins
 from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
 from timebill_ros.engine.cuda.prompt_kernels import HEAD_DIMS as PROMPT_HEAD_DIMS
@@ -24,7 +25,7 @@ from timebill_ros.engine.cuda.tiers import (
     BITS, build_tier, int4_group, Tier, tier_bytes, unsupported)
 from timebill_ros.engine.cuda.tuning import DEFAULT
 from timebill_ros.engine.cuda.variants import sources
-from timebill_ros.engine.errors import EngineError
+from timebill_ros.engine.errors import EngineError, OutOfMemory
 from timebill_ros.engine.kv_cache import kv_bytes_per_token, KVCache
 from timebill_ros.engine.memory import gibibytes
 from timebill_ros.engine.rope import RopeTable
@@ -48,8 +49,8 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
     """
     Tell which of the ``wanted`` tiers the kernels can serve and ``free_bytes`` can hold.
 
-    bf16 comes without being asked for: its weights are there for the prefill; what the other tiers
-    need comes on top of them. No names at all: the model decodes with plain tensor code.
+    bf16 comes first, for its weights are there already (``lean_tiers`` loads none); what the other
+    tiers need comes on top of them. No names at all: the model decodes with plain tensor code.
     """
     plain = _unserved(config, device, dtype, 'bf16')
     if plain is not None:
@@ -72,6 +73,36 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
         names.append(name)
         free -= need
     return TierChoice(names, notes)
+
+
+def lean_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
+               dtype: torch.dtype, free_bytes: int, max_context: int,
+               notes: List[str]) -> Optional[LeanTiers]:
+    """
+    Return what quantises while loading if tiers are ``wanted`` without bf16; else None.
+
+    What does not fit into ``free_bytes`` is left out with a note; raises OutOfMemory if that is
+    all. A model that the kernels cannot serve is loaded as ever: None.
+    """
+    served = [name for name in BITS
+              if name in wanted and _unserved(config, device, dtype, name) is None]
+    if not asked_for(wanted) or not served:
+        return None
+    free = free_bytes - reserved_bytes(config, dtype, max_context) - fixed_bytes(config)
+    names: List[str] = []
+    for name in served:
+        need = tier_bytes(name, config)
+        if need <= free:
+            names.append(name)
+            free -= need
+        else:
+            notes.append(f'tier {name} is left out: it needs {gibibytes(need)} and '
+                         f'{gibibytes(max(0, free))} are free')
+    if not names:
+        raise OutOfMemory(notes[-1])
+    notes.append('no bf16 weights are kept (tier bf16 is not asked for): prompts are read with '
+                 f'those of {names[0]}')
+    return LeanTiers(names, config)
 
 
 def reserved_bytes(config: ModelConfig, dtype: torch.dtype, max_context: int) -> int:

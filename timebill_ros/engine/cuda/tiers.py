@@ -53,10 +53,14 @@ def build_tier(name: str, weights: Weights, group: int) -> Tier:
 
     ``group`` as ``int4_group`` says.
     """
-    layers = [TierLayer(layer, *(
-        quantize(matrix, BITS[name], group)
-        for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down))) for layer in weights.layers]
-    return Tier(name, layers, weights.final_norm, quantize(weights.head, HEAD_BITS[name], group))
+    return Tier(name, [build_layer(name, layer, group) for layer in weights.layers],
+                weights.final_norm, quantize(weights.head, HEAD_BITS[name], group))
+
+
+def build_layer(name: str, layer: LayerWeights, group: int) -> TierLayer:
+    """Quantise the matrices of one layer."""
+    return TierLayer(layer, *(quantize(matrix, BITS[name], group) for matrix in (
+        layer.qkv, layer.o, layer.gate_up, layer.down)))
 
 
 def int4_group(config: ModelConfig) -> int:

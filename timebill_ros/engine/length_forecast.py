@@ -2,18 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the length predictor says about one query: before its plan, and while it decodes."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
 import time
-from typing import List, Optional, TYPE_CHECKING
+from typing import List, Optional, Protocol, TYPE_CHECKING
 
 from timebill_ros.budget.joint import PROBABILITIES, Quantiles
+from timebill_ros.length_predictor.device_probe import DeviceProbe
 from timebill_ros.length_predictor.shortening import prompt_tokens_that_fit, shorten
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from timebill_ros.engine.engine import Engine
     from timebill_ros.engine.sequence import Sequence
     from timebill_ros.length_predictor.distribution import LengthDistribution
@@ -23,13 +21,19 @@ REFINE_STEPS = 16       # decode steps between two refinements
 _NS = 1_000_000_000
 
 
+class _Pending(Protocol):
+    def result(self) -> 'LengthDistribution':
+        """Wait for the prediction."""
+
+
 class LengthForecast:
     """
     The predicted response length of one query; without a predictor nothing is ever known.
 
     A predictor that reads the prompt runs beside the prefill where it can (a stream of its own on
-    a GPU), else right after it, like one that reads the target's state. What it adds to the
-    critical path is measured around ``predict``.
+    a GPU), else right after it. One that reads the target's state runs after the prefill, on a GPU
+    while the first token is chosen. What it adds to the critical path is measured around
+    ``predict``.
     """
 
     def __init__(
@@ -46,8 +50,7 @@ class LengthForecast:
         self._predictor = engine.predictor
         self._cap = cap
         self._given = prompt_ids
-        self._running: Optional[Future['LengthDistribution']] = None
-        self._prompt_state: Optional['NDArray[np.float32]'] = None
+        self._running: Optional[_Pending] = None
         self._refines = False
         predictor = self._predictor
         if predictor is None:
@@ -71,8 +74,14 @@ class LengthForecast:
         if self._predictor is not None and self._predictor.beside:
             self._running = _BESIDE.submit(self._predictor.predict, self._given)
 
+    def prefilled(self, sequence: 'Sequence') -> None:
+        """Let a predictor that reads states on a GPU begin: the prefill is over, or will be."""
+        if isinstance(self._predictor, DeviceProbe):
+            state = self._engine.prompt_state(sequence)
+            self._running = None if state is None else self._predictor.begin(state)
+
     def predict(self, sequence: 'Sequence') -> None:
-        """Predict: the prefill of ``sequence`` is over."""
+        """Predict: the prefill of ``sequence`` is over and its first token is chosen."""
         predictor = self._predictor
         if predictor is None:
             return
@@ -80,10 +89,8 @@ class LengthForecast:
         if self._running is not None:
             said = self._running.result()
         else:
-            if predictor.state_layer:
-                state = self._engine.prompt_state(sequence)
-                self._prompt_state = None if state is None else state.cpu().numpy()
-            said = predictor.predict(self._given, self._prompt_state)
+            state = self._engine.prompt_state(sequence) if predictor.state_layer else None
+            said = predictor.predict(self._given, None if state is None else state.cpu().numpy())
         if isfinite(said.mean()):   # else nothing is predicted, and the cap is the worst case
             self.n_predicted = said.n_hat(self._cap)
             self.quantiles = said.quantiles(PROBABILITIES, self._cap)
@@ -95,7 +102,7 @@ class LengthForecast:
 
         ``n_predicted`` stays what the plan was made with; ``quantiles`` and ``n_left`` follow.
         """
-        if not self._refines or self._prompt_state is None:
+        if not self._refines:
             return
         if (n_generated - 1) % REFINE_STEPS:
             if self.n_left > 1:
@@ -106,10 +113,14 @@ class LengthForecast:
 
     def look_again(self, sequence: 'Sequence', n_generated: int) -> None:
         """Refine now, from the state of the newest decode step."""
+        predictor, prompt = self._predictor, self._engine.prompt_state(sequence)
         newest = self._engine.newest_state(sequence)
-        if self._predictor is None or newest is None or self._prompt_state is None:
+        if predictor is None or newest is None or prompt is None:
             return
-        said = self._predictor.refine(newest.cpu().numpy(), n_generated - 1, self._prompt_state)
+        if isinstance(predictor, DeviceProbe):
+            said = predictor.begin_refine(newest, n_generated - 1, prompt).result()
+        else:
+            said = predictor.refine(newest.cpu().numpy(), n_generated - 1, prompt.cpu().numpy())
         if not isfinite(said.mean()):
             return      # a state that is no number says nothing; the forecast stays
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)

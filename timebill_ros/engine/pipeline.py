@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 Message = Union[Progress, Planned, Finished]
 _NS = 1_000_000_000
-# A landing is at the node so long before the plan deadline, at which that ends the query itself.
-_LANDING_NS = 20_000_000
+# What we end is at the node so long before the plan deadline, at which that ends the query itself.
+_HANDOVER_NS = 5_000_000
+# A query at risk is so until it is predicted to leave this share of the time left over.
+_RISK_CLEARS = 0.05
 _LOG = logging.getLogger(__name__)
 
 
@@ -94,6 +96,7 @@ class QueryRun:
         self._watch = PlanWatch(planning)
         self._forecast = LengthForecast(engine, prompt_ids, cap, planning.estimator)
         self._hopeless = False      # not even the cheapest theta fits the worst case
+        self._at_risk = False       # as the newest feedback says
 
     @property
     def query_id(self) -> str:
@@ -157,10 +160,22 @@ class QueryRun:
             return []
         return [self._end(endings.DROPPED)] if self._dropped else self._missed()
 
-    def land_by(self, by_ns: int) -> list[Message]:
-        """Land softly if there is no more time for that after ``by_ns``; returns what to send."""
-        late = by_ns >= self.query.plan_deadline_ns - _LANDING_NS
-        return self._land(0) if late and not self.done else []
+    def end_in_time(self, by_ns: int) -> list[Message]:
+        """
+        End what we may cut short if there is no more time for that after ``by_ns``.
+
+        A soft landing, or the planned cap of ``joint``: its last word on how much fits is the
+        clock's. Returns what to send.
+        """
+        if self.done or by_ns < self.query.plan_deadline_ns - _HANDOVER_NS:
+            return []
+        if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
+            now_ns = self._clock()
+            if now_ns >= self.query.plan_deadline_ns:
+                return []
+            self._text.finish()
+            return [self._end(endings.answered(self.query, FinishReason.PLANNED_CAP, now_ns))]
+        return self._land(0)
 
     def advance(self) -> list[Message]:
         """Do one unit of work and return what to send to the node; an error ends the query."""
@@ -216,6 +231,8 @@ class QueryRun:
     def _prefill_chunk(self, sequence: 'Sequence') -> list[Message]:
         began_ns = self._clock()
         done = self._engine.prefill_chunk(sequence)
+        if done:
+            self._forecast.prefilled(sequence)
         token = self._engine.next_token(sequence) if done else -1
         now_ns = self._clock()
         took_s = (now_ns - began_ns) / _NS
@@ -271,9 +288,9 @@ class QueryRun:
         """Look at the plan again if it is time to; a change holds from the next unit on."""
         timing, now_ns = self.timing, self._clock()
         late = self.latest_end_ns > self.query.plan_deadline_ns
-        if not self._watch.is_due(timing.n_generated, late):
-            return
         made = self._made
+        if not self._watch.is_due(timing.n_generated, made.cap, late):
+            return
         found = self._watch.look(
             self._plan_inputs(now_ns), made, timing.n_generated, timing.n_kept,
             self._forecast.n_left)
@@ -324,10 +341,10 @@ class QueryRun:
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
         if (self.query.overrun != Overrun.SOFT_LANDING
-                or self.latest_end_ns <= self.query.plan_deadline_ns - _LANDING_NS):
+                or self.latest_end_ns <= self.query.plan_deadline_ns - _HANDOVER_NS):
             return []
         timing = self.timing
-        inputs = self._plan_inputs(self._clock() + _LANDING_NS)
+        inputs = self._plan_inputs(self._clock() + _HANDOVER_NS)
         return self._land(self._watch.tokens_left(
             inputs, self._made, timing.n_generated, timing.n_kept))
 
@@ -374,15 +391,23 @@ class QueryRun:
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
         now_ns = self._clock()
         self.latest_end_ns = now_ns + round(rest_s * _NS)
-        capped = self.plan is not None and self.plan.cap < self._cap    # in time, but not whole
-        at_risk = self.latest_end_ns > self.query.plan_deadline_ns or (capped and self._hopeless)
-        if at_risk:
+        self._at_risk = self._is_at_risk(rest_s, (self.query.plan_deadline_ns - now_ns) / _NS)
+        if self._at_risk:
             self._record.at_risk()
         if self.query.overrun_ns and now_ns >= self.query.plan_deadline_ns:
             stage = Stage.LATE
         return Progress(
             self.query_id, stage, text, self._record.timing.n_generated, self.latest_end_ns,
-            at_risk, now_ns)
+            self._at_risk, now_ns)
+
+    def _is_at_risk(self, rest_s: float, left_s: float) -> bool:
+        """Tell whether a rest of that time is too long, or the answer will hardly be whole."""
+        if self._hopeless and self._made.cap < self._cap:
+            return True
+        room_s = left_s * (1.0 - _RISK_CLEARS if self._at_risk and left_s > 0.0 else 1.0)
+        if rest_s > room_s and self._width > 1 and self.next_unit is Unit.STEP:
+            rest_s = self._rest_in_decode_s(width=1)    # who would be late because of it shares none
+        return rest_s > room_s
 
     def _rest_in_prefill_s(self) -> float:
         chunk_began_ns = self._clock() - round(self.chunk_spent_s * _NS)
@@ -390,10 +415,11 @@ class QueryRun:
             self._planning, self._plan_inputs(chunk_began_ns), self.n_prefilled)
         return max(0.0, rest_s - self.chunk_spent_s)
 
-    def _rest_in_decode_s(self) -> float:
+    def _rest_in_decode_s(self, width: int = 0) -> float:
+        """Return the worst case in steps of ``width`` queries; 0 = as the latest."""
         made = self._made
         rest_s = rest_in_decode_s(
-            self._planning, self.n_cached, self.n_left, made.tier, self._width)
+            self._planning, self.n_cached, self.n_left, made.tier, width or self._width)
         return rest_s + (made.predicted_evict_s if self.next_unit is Unit.EVICT else 0.0)
 
     @property

@@ -7,7 +7,9 @@ import time
 from typing import List, TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from timebill_ros.length_predictor.device_probe import DeviceProbe
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample
 from timebill_ros.time_estimator.laws import PREDICT
@@ -31,19 +33,28 @@ def with_predict_law(coefficients: TimingCoefficients, engine: 'Engine') -> Timi
     others = tuple(law for law in coefficients.laws if law.law != PREDICT)
     if engine.predictor is None:
         return replace(coefficients, laws=others)
-    law = fit_law(PREDICT, _samples(engine.predictor))
+    law = fit_law(PREDICT, _samples(engine.predictor, engine.device))
     return replace(coefficients, laws=(*others, law))
 
 
-def _samples(predictor: 'Predictor') -> List[Sample]:
+def _samples(predictor: 'Predictor', device: torch.device) -> List[Sample]:
     points = [n for n in _PROMPT_TOKENS if n <= predictor.max_prompt_tokens]
     state = np.zeros(predictor.card.d_model, np.float32) if predictor.state_layer else None
+    if isinstance(predictor, DeviceProbe):
+        on_device = torch.zeros(predictor.card.d_model, device=device)
+
+        def predict(n_tokens: int) -> None:
+            predictor.begin(on_device).result()
+    else:
+        def predict(n_tokens: int) -> None:
+            predictor.predict([1] * n_tokens, state)
+
     each = [(0, _STATE_ROUNDS)] if not points else [(n, _ROUNDS) for n in points]
-    predictor.predict([1] * 16, state)      # the first one is slower
+    predict(16)     # the first one is slower
     samples = []
     for n_tokens, rounds in each:
         for run in range(rounds):
             began_s = time.perf_counter()
-            predictor.predict([1] * n_tokens, state)
+            predict(n_tokens)
             samples.append(Sample(PREDICT, n_tokens, time.perf_counter() - began_s, run=run))
     return samples

@@ -3,6 +3,7 @@
 """What a predictor answers: a distribution over response lengths."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Sequence
 
 import numpy as np
@@ -32,6 +33,10 @@ class LengthDistribution:
         """The largest length, tokens."""
         return len(self.pmf)
 
+    @cached_property
+    def _cumulated(self) -> NDArray[np.float64]:
+        return np.cumsum(self.pmf)
+
     def quantile(self, q: float, n_max: int = 0) -> int:
         """
         Return the smallest length that N exceeds with probability at most 1 - q.
@@ -39,7 +44,7 @@ class LengthDistribution:
         With ``n_max`` it is at most that. Where the quantile is this distribution's own cap,
         nothing is known beyond it: then the answer is ``n_max``.
         """
-        length = int(np.searchsorted(np.cumsum(self.pmf), q - _ROUNDING)) + 1
+        length = int(np.searchsorted(self._cumulated, q - _ROUNDING)) + 1
         if n_max <= 0:
             return min(length, self.cap)
         return n_max if length >= self.cap else min(length, n_max)
@@ -49,7 +54,7 @@ class LengthDistribution:
     ) -> 'tuple[tuple[float, int], ...]':
         """Return (q, ``quantile(q, n_max)``) for ascending probabilities, in one go."""
         at = np.asarray(probabilities) - _ROUNDING
-        lengths = np.searchsorted(np.cumsum(self.pmf), at) + 1
+        lengths = np.searchsorted(self._cumulated, at) + 1
         return tuple(
             (q, n_max if n >= self.cap else min(int(n), n_max))
             for q, n in zip(probabilities, lengths)
@@ -106,7 +111,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Keep what every prediction needs."""
-        self._class_of_length = _class_of_length(self.buckets)
+        self.class_of_length = _class_of_length(self.buckets)     # [cap], from 0
         self._grid = np.linspace(0.0, 1.0, len(self.knots))
 
     def pmf(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -121,7 +126,7 @@ class Calibration:
 
     def raw_pmf(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return [rows, cap] without the conformal correction."""
-        return probabilities[:, self._class_of_length] * self.within
+        return probabilities[:, self.class_of_length] * self.within
 
     def distribution(self, probabilities: NDArray[np.float64]) -> LengthDistribution:
         """Return the distribution for one row of class probabilities [classes]."""

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-_CLIP = np.float32(8.0)     # standard deviations
+CLIP_DEVIATIONS = 8.0   # standard deviations that a feature may lie off its mean
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Head:
     def member_logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return [members, rows, classes] for ``features`` [rows, features]."""
         # clipped: a state far outside of what training saw must not drive the answer to an extreme
-        x = np.clip((features - self.mean) / self.scale, -_CLIP, _CLIP)
+        x = np.clip((features - self.mean) / self.scale, -CLIP_DEVIATIONS, CLIP_DEVIATIONS)
         hidden = np.einsum('mhf,rf->mrh', self.w1, x, optimize=True) + self.b1[:, None]
         hidden = hidden * _sigmoid(hidden)
         return np.einsum('mch,mrh->mrc', self.w2, hidden, optimize=True) + self.b2[:, None]
@@ -47,7 +47,7 @@ class Head:
             self._flat = np.ascontiguousarray(self.w1.reshape(members * hidden, width))
             self._inverse = (1.0 / self.scale).astype(np.float32)
         x = (features - self.mean) * self._inverse
-        np.minimum(np.maximum(x, -_CLIP, out=x), _CLIP, out=x)
+        np.minimum(np.maximum(x, -CLIP_DEVIATIONS, out=x), CLIP_DEVIATIONS, out=x)
         first = self._flat @ x + self.b1.ravel()
         first *= _sigmoid(first)
         members = np.matmul(self.w2, first.reshape(len(self.w2), -1, 1))[:, :, 0] + self.b2

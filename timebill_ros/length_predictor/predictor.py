@@ -139,14 +139,20 @@ def load_predictor(
     """
     Load a checkpoint for the given target; everything that can be wrong with it is found here.
 
-    ``target_directory`` and ``device`` serve the kind "slm", whose backbone is the target's own
-    first layers. Raises CheckpointError for a corrupt file, another vocabulary or another target.
+    ``device`` is the target's; ``target_directory`` serves the kind "slm", whose backbone is the
+    target's own first layers. Raises CheckpointError for a corrupt file, another vocabulary or another target.
     """
     card, tensors = load_checkpoint(path)
     check_fits(card, path, target_key, vocab_size, d_model)
     try:
         if card.kind == 'probe':
-            return ProbePredictor(card, tensors)
+            if not device.startswith('cuda'):
+                return ProbePredictor(card, tensors)
+            import torch
+
+            from timebill_ros.length_predictor.device_probe import DeviceProbe
+
+            return DeviceProbe(card, tensors, torch.device(device))
         if card.kind in ('median', 'length'):
             return FixedPredictor(card, tensors)
         if card.kind == 'slm':

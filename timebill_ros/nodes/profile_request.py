@@ -95,7 +95,7 @@ class ProfileRequest:
             self._under_way, self._retry_s = False, FIRST_RETRY_S
             self.state = ''
             self._on_profile(result.coefficients)
-        elif result.error_code == Profile.Result.BUSY:
+        elif result.error_code in (Profile.Result.BUSY, Profile.Result.ENGINE_NOT_READY):
             self._again(result.error_msg, BUSY_RETRY_S)
         else:
             self._again(result.error_msg)

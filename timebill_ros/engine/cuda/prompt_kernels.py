@@ -135,7 +135,6 @@ class PromptKernels:
         self._kernels.launch('compact_entries', (keys.shape[1], keys.shape[0], 2),
                              COMPACT_THREADS, 0, arguments)
 
-
     def dequantize(self, matrix: Matrix, first_row: int, out: Tensor) -> None:
         """Write the rows from ``first_row`` on, a multiple of four, to ``out`` [rows, k], bf16."""
         assert matrix.scales is not None and first_row % 4 == 0

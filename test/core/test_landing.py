@@ -84,17 +84,17 @@ def test_what_only_looks_like_json_is_text(text: str) -> None:
 
 def test_lands_at_a_sentence_when_the_next_one_would_not_fit() -> None:
     text = 'One sentence is here. Another one is there.'
-    assert land(text, 100, 12) is None
-    assert land(text, 5, 12).apply(text) == text
-    assert land(text + ' And', 5, 13) is None           # goes on: the time may do for this one
-    assert land(text + ' And', 0, 13).apply(text + ' And') == text
+    assert land(text, 100, 120) is None
+    assert land(text, 5, 120).apply(text) == text
+    assert land(text + ' And', 5, 121) is None          # goes on: the time may do for this one
+    assert land(text + ' And', 0, 121).apply(text + ' And') == text
 
 
 def test_does_not_give_up_more_than_a_tenth_for_a_whole_sentence() -> None:
     text = ' The first sentence is a long one.'     # 60 tokens: the next would need 90
     assert land(text, 50, 60) is None
-    assert land(text, 8, 60) is None
-    assert land(text, 7, 60).apply(text) == text    # no sentence is that short
+    assert land(text, 7, 60) is None
+    assert land(text, 6, 60).apply(text) == text
     long = text * 20                                # 600 tokens, 30 each: the next needs 45
     assert land(long, 50, 600) is None
     assert land(long, 40, 600).apply(long) == long

@@ -78,9 +78,9 @@ def land(text: str, tokens_left: int, n_generated: int) -> Landing | None:
     if point.kind not in _UNITS or text[point.end:].strip():
         return None
     units = len(set(_ends(text)))
-    next_tokens = min(
-        _LONGER_THAN_MEAN * n_generated / units, _MOST_GIVEN_UP * (n_generated + tokens_left))
-    return point if tokens_left < max(_LEAST_UNIT_TOKENS, next_tokens) else None
+    next_tokens = max(_LEAST_UNIT_TOKENS, _LONGER_THAN_MEAN * n_generated / units)
+    most_tokens = _MOST_GIVEN_UP * (n_generated + tokens_left)
+    return point if tokens_left < min(next_tokens, most_tokens) else None
 
 
 def _ends(text: str) -> Iterator[tuple[int, str]]:

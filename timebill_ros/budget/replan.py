@@ -164,7 +164,9 @@ def _cap_about_to_bind(at: Situation, state: RunState, now: TierTimes) -> Replan
         return stay
     cap = now.longest(state.n_kept, state.n_generated, at.cap)
     near = min(cap, state.plan.cap) - state.n_generated <= _BINDS_WITHIN
-    moved = cap < state.plan.cap or cap >= min(at.cap, state.plan.cap + _LEAST_EXTENSION)
+    last = state.n_generated >= state.plan.cap - 1      # then every token counts
+    least = min(at.cap, state.plan.cap + (1 if last else _LEAST_EXTENSION))
+    moved = cap < state.plan.cap or cap >= least
     if not near or not moved or cap == state.plan.cap:
         return stay
     why = 'time runs out' if cap < state.plan.cap else 'there is time to spare'

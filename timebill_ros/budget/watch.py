@@ -22,10 +22,10 @@ class PlanWatch:
         expected_s = self._planning.estimator.decode_s(n_cached, 1, tier=tier, width=width)
         self._pace.add(step_s, expected_s)
 
-    def is_due(self, n_generated: int, late: bool) -> bool:
-        """Tell whether to look again: every few steps, and when the query becomes late."""
+    def is_due(self, n_generated: int, cap: int, late: bool) -> bool:
+        """Tell whether to look again: every few steps, once late, and before the last token."""
         turned, self._was_late = late and not self._was_late, late
-        return turned or n_generated % REPLAN_STEPS == 0
+        return turned or n_generated % REPLAN_STEPS == 0 or n_generated == cap - 1
 
     def tokens_left(
             self, inputs: PlanInputs, plan: Plan, n_generated: int, n_kept: int) -> int:

@@ -52,7 +52,7 @@ class Dispatcher:
             turn = self._scheduler.next_turn(self._clock())
         if turn is None:
             return messages or None
-        messages += self._land_before(turn)
+        messages += self._end_before(turn)
         chosen_ns = self._clock()
         messages += self._do(turn)
         done_ns = self._clock()
@@ -99,10 +99,10 @@ class Dispatcher:
             self._note(over)
         return messages
 
-    def _land_before(self, turn: Turn) -> list[Message]:
-        """Land those softly that could not do so any more after this turn's worst case."""
+    def _end_before(self, turn: Turn) -> list[Message]:
+        """End those that we cut short in time, and could not any more after this turn's worst case."""
         by_ns = self._clock() + turn.worst_ns
-        messages = [each for run in self._runs.values() for each in run.land_by(by_ns)]
+        messages = [each for run in self._runs.values() for each in run.end_in_time(by_ns)]
         if messages:
             self._note(tuple(self._jobs[run.query_id] for run in self._runs.values() if run.done))
         return messages

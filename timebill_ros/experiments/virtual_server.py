@@ -146,6 +146,9 @@ class VirtualEngine:
         """Return the first token."""
         return self._token(seq)
 
+    def prompt_state(self, seq: _Sequence) -> None:
+        """Return no hidden state: there is no model."""
+
     def evict(self, seq: _Sequence, alpha: float) -> int:
         """Let an eviction's time pass."""
         self._pass('evict', self._estimator.evict_s(seq.n_prompt), 1)

@@ -17,16 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / 'README.md'
 REPORT = ROOT / 'docs' / 'report'
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
-LABELS = {'fixed-0.5': 'fixed α 0.5', 'fixed-0.95': 'fixed α 0.95', 'paper': "paper's policy",
-          'joint': '**ours**', 'quantised': 'quantised alone'}
+LABELS = {**{f'fixed-{alpha}': f'fixed α {alpha}' for alpha in ('0.25', '0.5', '0.75', '0.95')},
+          'quantised': 'quantised alone', 'paper': "paper's policy", 'joint': '**ours**'}
 
 Row = dict[str, Any]
 
 
 def summaries(name: str) -> list[Row]:
-    """Return the committed summaries of an experiment, one per machine."""
+    """Return the committed summaries of an experiment: per machine, and through the ROS action."""
     return [json.loads(path.read_text(encoding='utf-8'))
-            for path in sorted(REPORT.glob(f'*/{name}/summary.json'))]
+            for path in sorted(REPORT.rglob(f'{name}/summary.json'))]
 
 
 def provenance(summary: Row) -> str:
@@ -58,8 +58,9 @@ def budgets(summary: Row) -> Iterator[str]:
             yield f'| {LABELS.get(method, method)} | ' + ' | '.join(
                 _pair(cells.get(budget)) for budget in at) + ' |'
         yield ''
+    through = ' through the ROS action' if summary['ros'] else ''
     yield ('Average score / completed in time (a late answer scores 0). `timebill experiment '
-           f'budgets`: {provenance(summary)}.')
+           f'budgets`{through}: {provenance(summary)}.')
     yield from left_out(summary)
     behind = summary['results']['losses']
     if behind:

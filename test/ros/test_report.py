@@ -15,7 +15,7 @@ from timebill_ros.experiments.run import summarise
 
 HEADER = {
     'experiment': 'budgets', 'quick': True, 'model': 'embedded', 'device': 'auto', 'tiers': [],
-    'seed': 7, 'items': 0, 'ros': False, 'longbench': False}
+    'seed': 7, 'items': 0, 'methods': [], 'ros': False, 'longbench': False}
 START = {
     'case': 'start/1', 'of': 1, 'date': '2026-11-22', 'commit': 'abc', 'versions': {'torch': '2'},
     'info': {'name': 'Small', 'device': 'Some GPU', 'dtype': 'bfloat16', 'tiers': ['bf16']}}
@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
             ('pilot', '', 1.0), ('kill', 'vanilla', 1.0), ('kill', 'joint', 0.5)):
         rows.append({
             'case': f'{kind}/{method}', 'of': 1, 'kind': kind, 'method': method, 'score': score,
-            'outcome': 'COMPLETED', 'budget_s': 2.0, 'elapsed_s': 1.0})
+            'item': 'needle/0', 'outcome': 'COMPLETED', 'budget_s': 2.0, 'elapsed_s': 1.0,
+            'timing': {'feasible': True}})
     rows.append({'case': 'progress/1', 'of': 1, 'planned': 5, 'done': 3})
     place = tmp_path / 'budgets'
     place.mkdir()
@@ -57,6 +58,18 @@ def test_command_writes_page_and_figures(folder: Path, tmp_path: Path) -> None:
     assert main(arguments) == 0
     assert page.is_file()
     assert [path.name for path in figures.iterdir()] == ['budgets-kill.png']
+
+
+def test_predictors_are_shown_beside(folder: Path, tmp_path: Path) -> None:
+    rows = [{'predictor': name, 'n': 9, 'mae': mae, 'r2': 0.5, 'spearman': 0.7}
+            for name, mae in (('the target itself, run 2', 50.0), ('probe', 72.0), ('s3', 70.0))]
+    tables, page = tmp_path / 'tables.json', tmp_path / 'page.html'
+    tables.write_text(json.dumps({'date': '2026-11-22', 'target': 'small', 'comparison': rows}))
+    arguments = ['report', str(folder.parent), '--predictors', str(tables), '--out', str(page)]
+    assert main(arguments) == 0
+    written = page.read_text(encoding='utf-8')
+    assert 'MAE: s3 70.0, probe 72.0' in written
+    assert 'MAE: the target itself' not in written
 
 
 def test_nothing_to_report_is_an_error(

@@ -3,6 +3,7 @@
 """``timebill report``: one HTML page, and figures, from the experiments that were run."""
 
 import argparse
+import json
 from pathlib import Path
 import sys
 
@@ -14,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('sources', type=Path, nargs='*', default=[DEFAULT_OUT], metavar='DIR',
                         help=f'folders written by "timebill experiment" (default: {DEFAULT_OUT})')
     parser.add_argument('--out', type=Path, default=Path('timebill-report.html'), metavar='FILE')
+    parser.add_argument('--predictors', type=Path, metavar='FILE',
+                        help='output of "timebill predictor tables", to show beside them')
     parser.add_argument('--figures', type=Path, metavar='DIR', help='write the figures as PNG too')
 
 
@@ -32,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
               file=sys.stderr)
         return 1
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(report.page(folders), encoding='utf-8')
+    predictors = None
+    if arguments.predictors is not None:
+        predictors = json.loads(arguments.predictors.read_text(encoding='utf-8'))
+    arguments.out.write_text(report.page(folders, predictors), encoding='utf-8')
     print(arguments.out)
     if arguments.figures is not None:
         arguments.figures.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,9 @@
 An engine process for experiments: the node's own, without the node.
 
 The same messages go over the same pipe as from the node, so queue, admission, planner and engine
-are those that serve a robot; what is missing is DDS, and what the node itself does at a deadline. So an
-answer that arrives late is a miss here too, and what arrives while a late query runs on (Skip-Next)
-is skipped.
+are those that serve a robot; what is missing is DDS, and what the node itself does at a deadline.
+So an answer that arrives late is a miss here too, and what arrives while a late query runs on
+(Skip-Next) is skipped.
 """
 
 from dataclasses import asdict

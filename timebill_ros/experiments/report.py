@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from timebill_ros.experiments.drawings import draw, Drawing
+from timebill_ros.experiments.drawings.predictors import draw_predictors
 from timebill_ros.experiments.recorder import read_rows
 from timebill_ros.experiments.run import read_summary
 from timebill_ros.experiments.suite import EXPERIMENTS
@@ -45,6 +46,7 @@ def drawings_of(folder: Path) -> list[Drawing]:
     found = draw(header['experiment'], summary, rows)
     for drawing in found:
         drawing.caption += ' ' + provenance(summary)
+        drawing.name += '-ros' if summary['ros'] else ''
     return found
 
 
@@ -62,9 +64,18 @@ def provenance(summary: Row) -> str:
         + '.') if info else 'No engine was started.'
 
 
-def page(folders: Sequence[Path]) -> str:
-    """Return the page about the experiments in these folders."""
+def page(folders: Sequence[Path], predictors: Row | None = None) -> str:
+    """
+    Return the page about the experiments in these folders.
+
+    ``predictors``: what ``timebill predictor tables`` wrote.
+    """
     parts = [_experiment(folder) for folder in folders]
+    if predictors is not None:
+        parts.append(
+            '<h2>Length predictors compared</h2><p>Made by <code>timebill predictor tables</code>, '
+            f'{escape(predictors["date"])}.</p>{_figure(draw_predictors(predictors))}'
+            + _table('comparison', predictors['comparison']))
     absent = [name for name in EXPERIMENTS if name not in {folder.name for folder in folders}]
     left = ''.join(f'<li>{escape(name)}: {escape(EXPERIMENTS[name])}</li>' for name in absent)
     not_run = f'<h2>Not run</h2><ul>{left}</ul>' if absent else ''

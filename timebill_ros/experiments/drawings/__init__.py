@@ -27,6 +27,9 @@ LABELS = {
                                                                          '0.95')}}
 
 
+_BESIDE = 1.015     # x of a method over that of the one before it
+
+
 @dataclass
 class Drawing:
     """A figure and what it says."""
@@ -68,18 +71,21 @@ def logarithmic(axes: Axes, *names: str) -> None:
 
 
 def lines(axes: Axes, table: Sequence[Row], x: str, y: str, bars: bool = False) -> None:
-    """Draw ``y`` over ``x`` of every method; ``bars`` adds the interval ``y_low``..``y_high``."""
+    """
+    Draw ``y`` over ``x`` of every method; ``bars`` adds the interval ``y_low``..``y_high``.
+
+    With bars the methods stand a little beside one another, so that each can be read.
+    """
     names = list(dict.fromkeys(row['method'] for row in table))
     for number, name in enumerate(names):
         rows = sorted((row for row in table if row['method'] == name and row[y] is not None),
                       key=lambda row: float(row[x]))
-        at, values = [row[x] for row in rows], [row[y] for row in rows]
+        beside = _BESIDE ** (number - len(names) / 2) if bars else 1.0
+        at, values = [row[x] * beside for row in rows], [row[y] for row in rows]
+        errors = [[row[y] - row[f'{y}_low'] for row in rows],
+                  [row[f'{y}_high'] - row[y] for row in rows]] if bars else None
         own = name == 'joint'
-        axes.plot(at, values, 'o-', markersize=4, color=colour(name, number),
-                  linewidth=2.2 if own else 1.2, zorder=3 if own else 2,
-                  label=LABELS.get(name, name))
-        if bars:
-            axes.fill_between(at, [row[f'{y}_low'] for row in rows],
-                              [row[f'{y}_high'] for row in rows], color=colour(name, number),
-                              alpha=0.08)
+        axes.errorbar(at, values, errors, fmt='o-', markersize=4, color=colour(name, number),
+                      linewidth=2.2 if own else 1.2, elinewidth=0.8, zorder=3 if own else 2,
+                      label=LABELS.get(name, name))
     axes.grid(alpha=0.3)

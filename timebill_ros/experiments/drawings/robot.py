@@ -22,6 +22,9 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     for number, row in enumerate(table):
         at = [place + number * width for place in range(len(_SHARES))]
         axes.bar(at, [row[name] for name, _ in _SHARES], width, label=row['method'])
+        axes.errorbar(at[:1], row['acted'], [[row['acted'] - row['acted_low']],
+                                             [row['acted_high'] - row['acted']]],
+                      color='#222222', capsize=3)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(_SHARES))],
                     [label for _, label in _SHARES], fontsize=8)
     axes.set(ylabel='share of ticks', ylim=(0, 1.03))
@@ -35,4 +38,5 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     worst = ', '.join(f'{row["method"]} {row["latest_s"]:.2f} s' for row in table)
     yield Drawing('robot', figure, (
         f'{table[0]["n"]} ticks at 1 Hz with budgets from 0.5 to 5 s; at a miss the robot takes '
-        f'its default action. Latest answer after its deadline: {worst}.'), losses)
+        'its default action; bar: 95 % bootstrap interval. Latest answer after its deadline: '
+        f'{worst}.'), losses)

@@ -16,6 +16,8 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     grid = results['grid']
     if grid:
         yield _grid(grid)
+    if results['harmless']:
+        yield _harmless(results['harmless'])
     if results['picks']:
         yield _picks(results['picks'])
 
@@ -41,6 +43,26 @@ def _grid(grid: Sequence[Row]) -> Drawing:
     return Drawing('theta', figure, (
         'What precision tier and eviction ratio cost in quality and buy in time, no budget; '
         f'{min(counts)} to {max(counts)} questions per point, bars: 95 % bootstrap interval.'))
+
+
+def _harmless(classes: Sequence[Row]) -> Drawing:
+    """Draw how much of the prompt each class can spare."""
+    rows = sorted(classes, key=lambda row: (row['alpha'] is not None, row['alpha'] or 0.0))
+    figure, (axes,) = panels(1, height=3.8)
+    names = [f'{row["group"]} (n = {row["n"]}, score {row["score"]:.2f})' for row in rows]
+    axes.barh(names, [row['alpha'] or 0.0 for row in rows], color='#1f77b4', height=0.6,
+              label='by the mean')
+    axes.plot([row['alpha_sure'] or 0.0 for row in rows], names, 'D', color='#d62728',
+              label='by the worse end of the interval')
+    axes.set(xlabel='largest α that loses at most 5 % of the score', xlim=(-0.02, 1.0))
+    axes.tick_params(axis='y', labelsize=7)
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3, axis='x')
+    nothing = [row['group'] for row in rows if row['alpha'] is None]
+    return Drawing('theta-harmless', figure, (
+        'Per class the largest eviction ratio up to which the best tier loses at most 5 % of its '
+        'score at α = 0 (the same questions; 95 % bootstrap interval of the loss), no budget.'
+        + (f' Without a right answer at α = 0: {", ".join(nothing)}.' if nothing else '')))
 
 
 def _picks(picks: Sequence[Row]) -> Drawing:

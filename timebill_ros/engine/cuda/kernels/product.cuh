@@ -36,6 +36,7 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
     }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i) {
+      if (start + i * THREADS * 8 >= padded) {break;}
       const int at = start + (i * THREADS + threadIdx.x) * 8;
 #pragma unroll
       for (int b = 0; b < BATCH; ++b) {
@@ -216,7 +217,7 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
     load_vectors<BITS, BATCH, THREADS, true, BATCH < 4 ? 2 : 1>(
       phase, vectors, x_scales, x_sums, squares);
   } else {
-    load_vectors<BITS, BATCH, THREADS, false, BATCH == 1 ? 5 : BATCH == 2 ? 3 : BATCH == 4 ? 2 : 1>(
+    load_vectors<BITS, BATCH, THREADS, false, BATCH == 1 ? 10 : BATCH == 2 ? 3 : BATCH == 4 ? 2 : 1>(
       phase, vectors, x_scales, x_sums, squares);
   }
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planned caps and re-planning in a query's run through the embedded model, on a test's clock."""
 
+from dataclasses import replace
+
 import pytest
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
@@ -16,6 +18,7 @@ from timebill_ros.time_estimator.laws import Law
 S = 1_000_000_000
 LONG = 'The robot went to the shop and bought bread. ' * 20 + 'Tell me a story about it.'
 CAP = 60
+STEP = Law('decode_step', 'affine', (1e-4, 0.02), worst_ratio=1.1, correlation=0.2)
 
 
 class Clock:
@@ -32,12 +35,12 @@ class Clock:
 
 def run(engine: Engine, clock: Clock, within_s: float, overrun: Overrun,
         overrun_s: float = 0.0, alpha_max: float = 0.0,
-        admission: Admission = Admission.BEST_EFFORT) -> tuple[Finished, list[Progress]]:
+        admission: Admission = Admission.BEST_EFFORT,
+        steps: tuple[Law, ...] = (STEP,)) -> tuple[Finished, list[Progress]]:
     """Answer with laws by which a step takes 20 ms and 0.1 ms for each cached token."""
     planning = Planning(TimeEstimator(TimingCoefficients(
         1, 'd', 'm', 'float32', '1', (
-            Law('prefill', 'constant', (0.01,)),
-            Law('decode_step', 'affine', (1e-4, 0.02), worst_ratio=1.1, correlation=0.2),
+            Law('prefill', 'constant', (0.01,)), *steps,
             Law('evict', 'constant', (0.002,)), Law('overhead', 'constant', (0.001,)))), 'fp32'),
         PlannerConfig('joint'), 'profile')
     now_ns = clock.now_ns
@@ -64,6 +67,15 @@ def test_what_does_not_fit_is_capped_and_in_time(embedded: Engine) -> None:
     assert 5 < timing.n_generated == timing.n_cap < CAP and last.text
     assert not timing.feasible and timing.deadline_at_risk
     assert progress[-2].deadline_at_risk
+
+
+def test_only_a_tight_budget_costs_precision(embedded: Engine) -> None:
+    assert embedded.info.tiers == ['fp32', 'int4']      # by default, on a CPU
+    steps = (replace(STEP, tier='fp32'), replace(STEP, tier='int4', coefficients=(1e-5, 0.005)))
+    ample, _ = run(embedded, Clock(0.001), 30.0, Overrun.KILL, steps=steps)
+    tight, _ = run(embedded, Clock(0.003), 1.5, Overrun.KILL, steps=steps)
+    assert (ample.timing.tier, tight.timing.tier) == ('fp32', 'int4')
+    assert not ample.timing.replans and ample.timing.n_kept == ample.timing.n_prompt
 
 
 def test_without_a_planned_cap_the_deadline_kills(embedded: Engine) -> None:

@@ -74,7 +74,7 @@ def test_what_fits_is_loaded(make_checkpoint: Any, monkeypatch: pytest.MonkeyPat
     def choose(wanted: list[str], free: int, notes: list[str]) -> Any:
         return setup.lean_tiers(wanted, config, CPU, BF16, free, 512, notes)
 
-    assert choose(['bf16', 'int4'], 10 ** 12, []) is None and not asked_for(['fp32'])
+    assert choose(['bf16', 'int4'], 10 ** 12, []) is None and not asked_for(['auto', 'int4'])
     notes: list[str] = []
     assert choose(['int4'], 10 ** 12, notes) is not None and 'no bf16 weights' in notes[-1]
     with pytest.raises(OutOfMemory, match='int4 is left out: it needs'):

@@ -65,6 +65,5 @@ def lean_bytes(names: Sequence[str], config: ModelConfig) -> int:
 
 
 def asked_for(tiers: Sequence[str]) -> bool:
-    """Tell whether bf16 weights are not wanted: tiers are named, and bf16 is not among them."""
-    known = [name for name in tiers if name in BITS]
-    return bool(known) and 'bf16' not in known
+    """Tell whether bf16 weights are not wanted: all the tiers that are named have fewer bits."""
+    return bool(tiers) and all(BITS.get(name, 16) < 16 for name in tiers)

@@ -10,7 +10,7 @@ response length and B the time left for decoding once everything else is paid:
 
 (The paper prints the middle term as (N-2) / (2*p*N_x), which is not dimensionless, and has no
 lower clip.) The form holds for one straight decode-step law and while (1 - alpha)*N_x is at least
-window + 1; otherwise alpha comes from bisection over the same sum. Either way whether it *fits* is
+window + 1; otherwise alpha comes from a search over the same sum. Either way whether it *fits* is
 a separate answer, checked with that sum at the whole number of positions that the eviction will
 keep.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import isfinite, isnan, nan
 
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
+from timebill_ros.budget.search import last_within
 from timebill_ros.time_estimator.laws import Law
 
 
@@ -80,7 +81,7 @@ def closed_form_alpha(p: float, q: float, n_prompt: int, n_worst: int, budget_s:
 
 def raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
     """
-    Return alpha before clipping: the closed form where it holds, else by bisection.
+    Return alpha before clipping: the closed form where it holds, else by search.
 
     ``budget_s`` is what is left for ``steps`` decode steps with the first response token cached.
     """
@@ -94,11 +95,9 @@ def raw_alpha(step: Law, n_prompt: int, steps: int, budget_s: float) -> float:
         return nan
     if most_s <= budget_s:
         return 0.0
-    low, high = 0, n_prompt                     # low fits, high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if step.sum_steps(middle, steps) <= budget_s else (low, middle)
-    low_s, high_s = step.sum_steps(low, steps), step.sum_steps(high, steps)
+    low = last_within(
+        lambda kept: step.sum_steps(kept, steps), 0, n_prompt, budget_s, least_s, most_s)
+    low_s, high_s = step.sum_steps(low, steps), step.sum_steps(low + 1, steps)
     return 1.0 - (low + (budget_s - low_s) / (high_s - low_s)) / n_prompt
 
 

@@ -22,12 +22,13 @@ quality, or the whole of N_W was promised) alpha is what ends N_W soonest, as th
 ``docs/planner.md`` states order, ties and monotonicity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
 from timebill_ros.budget.quality import LossCurve, QualityProfile
+from timebill_ros.budget.search import last_within
 from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
 from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, REEVICT
 
@@ -101,6 +102,7 @@ class TierTimes:
         self._evict_s = evict.seconds(at.n_prompt) * self._of_one(worst_factor(evict, 1))
         self._overhead_factor = self._of_one(worst_factor(self._overhead, 1))
         self._rooms: dict[int, tuple[int, float, float]] = {}
+        self._sums: dict[tuple[int, int], float] = {}
         self.fewest = min(at.n_kept, kept_tokens(at.n_prompt, at.alpha_max, at.window))
 
     def needed_s(self, n_kept: int, n_total: int) -> float:
@@ -121,22 +123,24 @@ class TierTimes:
         The sum of an affine law is linear in the positions, so that the first look of the search
         is the closed form of alpha (``alpha``).
         """
-        if self._fits(self._at.n_kept, n_total):
-            return self._at.n_kept
-        if self.fewest >= self._at.n_kept or not self._fits(self.fewest, n_total):
+        n_kept, fewest = self._at.n_kept, self.fewest
+        if self._fits(n_kept, n_total):
+            return n_kept
+        if fewest >= n_kept or not self._fits(fewest, n_total):
             return None
         steps, _, room_s = self._rooms[n_total]
         return last_within(
-            lambda kept: self._step.sum_steps(kept + self._cached, steps), self.fewest,
-            self._at.n_kept, room_s)
+            lambda kept: self._step.sum_steps(kept + self._cached, steps), fewest, n_kept, room_s,
+            self._decode_s(fewest, steps), self._decode_s(n_kept, steps))
 
     def longest(self, n_kept: int, least: int, most: int) -> int:
         """Return the longest response in [least, most] that fits; ``least`` if none does."""
-        budget_s = self._at.budget_left_s
-        if self.needed_s(n_kept, most) <= budget_s:
+        budget_s, most_s = self._at.budget_left_s, self.needed_s(n_kept, most)
+        if most_s <= budget_s:
             return most
         return last_within(
-            lambda n_total: self.needed_s(n_kept, n_total), least, most, budget_s)
+            lambda n_total: self.needed_s(n_kept, n_total), least, most, budget_s,
+            self.needed_s(n_kept, least), most_s)
 
     def overhead_s(self, n_total: int) -> float:
         """Return the seconds around the model's work until then."""
@@ -154,9 +158,14 @@ class TierTimes:
                 steps, left_s / factor, (left_s - self._evict_s) / factor)
         steps, whole_s, after_evict_s = room
         room_s = after_evict_s if n_kept < self._at.n_kept else whole_s
-        if not steps:
-            return room_s >= 0.0
-        return self._step.sum_steps(n_kept + self._cached, steps) <= room_s
+        return self._decode_s(n_kept, steps) <= room_s
+
+    def _decode_s(self, n_kept: int, steps: int) -> float:
+        """Return the expected seconds of the steps to come; several questions ask for the same."""
+        found = self._sums.get((n_kept, steps))
+        if found is None:
+            found = self._sums[n_kept, steps] = self._step.sum_steps(n_kept + self._cached, steps)
+        return found
 
     def _decode_factor(self, steps: int) -> float:
         """
@@ -189,9 +198,9 @@ def choose(
     best: tuple[float, int, int, int] | None = None     # loss, tier's index, kept, horizon
     for index, (times, curve) in enumerate(zip(options, curves)):
         least = curve.at(_alpha(at, at.n_kept))
-        if best is not None and least + weights.truncation_loss * horizons[0][1] >= best[0]:
-            continue
-        for horizon, tail in horizons[_first_that_fits(times, horizons):]:
+        worth = horizons if best is None else [
+            each for each in horizons if least + weights.truncation_loss * each[1] < best[0]]
+        for horizon, tail in worth[_first_that_fits(times, worth):]:
             if best is not None and least + weights.truncation_loss * tail >= best[0]:
                 break
             kept = times.most_kept(horizon)
@@ -210,30 +219,6 @@ def choose(
     worst_fits = horizon == at.n_worst or any(times.fits(at.n_worst) for times in options)
     cap = options[index].longest(kept, horizon, at.cap) if at.may_cap else at.cap
     return Theta(tiers[index], kept, horizon, cap, loss, worst_fits)
-
-
-def last_within(
-        seconds: Callable[[int], float], low: int, high: int, limit_s: float) -> int:
-    """
-    Return the largest n in [low, high) whose ``seconds``, never decreasing, are within the limit.
-
-    Known: those of ``high`` are not; ``low`` is returned if nothing is. Interpolates, and halves
-    where that gets nowhere.
-    """
-    low_s, high_s = seconds(low), seconds(high)
-    stuck = 0
-    while high - low > 1 and low_s <= limit_s:
-        guess = (low + high) // 2
-        if stuck < 2 and high_s > low_s:
-            guess = low + int((high - low) * (limit_s - low_s) / (high_s - low_s))
-            guess = min(max(guess, low + 1), high - 1)
-        before, guess_s = high - low, seconds(guess)
-        if guess_s <= limit_s:
-            low, low_s = guess, guess_s
-        else:
-            high, high_s = guess, guess_s
-        stuck = stuck + 1 if 2 * (high - low) > before else 0
-    return low
 
 
 def beyond(quantiles: Quantiles, n_tokens: int) -> float:
@@ -261,7 +246,7 @@ def _horizons(at: Situation) -> list[tuple[int, float]]:
 
 def _first_that_fits(times: TierTimes, horizons: list[tuple[int, float]]) -> int:
     """Return the index of the longest horizon that fits at all; their number if none does."""
-    if times.fits(horizons[0][0]):
+    if not horizons or times.fits(horizons[0][0]):
         return 0
     low, high = 0, len(horizons)                        # low does not fit, high is taken to
     while high - low > 1:

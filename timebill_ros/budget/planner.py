@@ -185,7 +185,8 @@ def _joint_plan(
     if not theta.worst_fits and 0.0 < alpha and theta.n_kept == kept_tokens(
             inputs.n_prompt, inputs.alpha_max, config.window):
         alpha = inputs.alpha_max        # clipped, as the paper says it
-    step = _step(estimator, config, inputs.width, n_worst)
+    step = estimator.law(laws.DECODE_STEP, width=inputs.width)
+    after_s /= _step_factor(step, config, n_worst)      # cheaper than a law that is scaled
     choice = AlphaChoice(
         alpha, raw_alpha(step, inputs.n_prompt, n_worst - 1, after_s), theta.n_kept,
         theta.worst_fits)
@@ -210,6 +211,11 @@ def _choose(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig,
 def _step(estimator: TimeEstimator, config: PlannerConfig, width: int, n_worst: int) -> Law:
     """Return the decode-step law to plan ``n_worst`` tokens with."""
     step = estimator.law(laws.DECODE_STEP, width=width)
+    return step.scaled(_step_factor(step, config, n_worst))
+
+
+def _step_factor(step: Law, config: PlannerConfig, n_worst: int) -> float:
+    """Return planned over expected time of the steps of ``n_worst`` tokens."""
     if not config.worst_case_times:
-        return step
-    return step.scaled(config.time_factor * worst_factor(step, n_worst - 1))
+        return 1.0
+    return config.time_factor * worst_factor(step, n_worst - 1)

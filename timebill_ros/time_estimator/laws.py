@@ -14,6 +14,7 @@ two or less on each of a few intervals, so one evaluation, one derivative and on
 all. Nowhere else is a law evaluated, differentiated or summed.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, inf, isfinite, isnan, nan
@@ -86,6 +87,10 @@ class Law:
         """Return its polynomials; of CHUNKED those of the part that starts anew in each chunk."""
         return polynomials(self.form, self.coefficients, self.knots)
 
+    @cached_property
+    def _starts(self) -> tuple[float, ...]:
+        return tuple(piece[0] for piece in self.pieces)
+
     @property
     def is_affine(self) -> bool:
         """Tell whether one straight line holds everywhere, as the closed form of alpha needs."""
@@ -128,13 +133,9 @@ class Law:
         if steps <= 0:
             return 0.0
         total, done, last = 0.0, 0, len(pieces) - 1
-        for index, (_, a, b, c) in enumerate(pieces):
-            until = steps
-            if index < last:
-                end = pieces[index + 1][0]
-                if end <= n_first + done:
-                    continue
-                until = min(steps, ceil(end - n_first))
+        for index in range(max(0, bisect_right(self._starts, n_first) - 1), last + 1):
+            _, a, b, c = pieces[index]
+            until = steps if index == last else min(steps, ceil(pieces[index + 1][0] - n_first))
             total += _sum_polynomial(a, b, c, n_first + done, until - done)
             done = until
             if done >= steps:

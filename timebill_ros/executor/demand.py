@@ -128,7 +128,7 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
             likely_before_s=max(
                 0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s),
             n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier)
-    evict_s = run.plan.predicted_evict_s if run.evicts_next else 0.0
+    evict_s = run.plan.predicted_evict_s + _LEAST_UNIT_S if run.evicts_next else 0.0
     n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
     steps = max(0, run.n_left)
     likely = min(steps, n_predicted - n_generated) if n_predicted > n_generated else steps

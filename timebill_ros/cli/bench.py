@@ -18,6 +18,7 @@ BENCHMARKS = {
     'evict': 'what an eviction costs, and what it saves beside what a lower precision saves',
     'tail': 'the slowest of thousands of steps, against their median',
     'memory': 'whether thousands of queries make the engine grow',
+    'budget': 'score and completion over budgets, of ours and of the baselines',
     'load': 'deadlines met under recorded arrivals, against first come first served',
     'margin': 'how much of a budget the way to the client needs',
 }

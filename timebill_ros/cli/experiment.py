@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('names', nargs='+', choices=[*EXPERIMENTS, 'all'], metavar='NAME',
                         help='several share one engine')
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Describe what every experiment takes."""
     parser.add_argument('--quick', action='store_true', help='a minute each, to see that it works')
     parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='DIR',
                         help='folder of the results (default: %(default)s); a second start goes on')

@@ -44,9 +44,10 @@ def test_each_stage_takes_time_and_frees_its_place(engine: Engine) -> None:
 
 
 def test_queries_without_a_node_share_steps_and_have_whole_records(engine: Engine) -> None:
-    planning = Planning(TimeEstimator(TimingCoefficients(
-        1, '', '', '', '', (Law('prefill', 'constant', (0.01,)),
-                            Law('decode_step', 'affine', (1e-4, 1e-3), tier='fp32'))), 'fp32'),
+    laws = (Law('prefill', 'constant', (0.01,)),
+            Law('decode_step', 'affine', (1e-4, 1e-3), tier='fp32'))
+    planning = Planning(
+        TimeEstimator(TimingCoefficients(1, '', '', '', '', laws), 'fp32'),
         PlannerConfig(policy='fixed', fixed_alpha=0.5), 'profile')
     timings = answer(engine, planning, [
         (question(number, 6, Sampling()), list(range(90 + number))) for number in range(2)])

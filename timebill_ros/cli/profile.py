@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = chosen')
     parser.add_argument(
         '--max-context', type=int, default=0, metavar='N', help='as the server has it; 0 = model')
+    parser.add_argument(
+        '--tiers', nargs='+', default=[], metavar='T',
+        help='as the server has it, the best one first; with --quality: default bf16 int8 int4')
     parser.add_argument('--engine-python', default='', metavar='PATH', help='as the server has it')
     parser.add_argument('--cache-dir', default='', metavar='DIR', help='as the server has it')
     parser.add_argument(

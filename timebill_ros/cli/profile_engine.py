@@ -12,7 +12,7 @@ from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
 from timebill_ros.executor.engine_process import EngineProcess
 from timebill_ros.executor.messages import (
-    Load, LoadFailed, Loading, ProfileDone, ProfileProgress, Ready, RunProfile)
+    AUTO_TIERS, Load, LoadFailed, Loading, ProfileDone, ProfileProgress, Ready, RunProfile)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 
 _ENDED = object()
@@ -32,7 +32,8 @@ def measure(arguments: argparse.Namespace, bar: ProgressBar) -> Outcome:
         return Outcome(None, '', f'the engine cannot be started: {error}')
     process.send(Load(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
-        arguments.max_context, cache_dir=arguments.cache_dir))
+        arguments.max_context, tiers=arguments.tiers or [AUTO_TIERS],
+        cache_dir=arguments.cache_dir))
     try:
         while True:
             message = heard.get()

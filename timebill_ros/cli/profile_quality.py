@@ -17,6 +17,7 @@ from timebill_ros.paths import config_file
 
 _MAIN = Path(__file__).resolve().parents[1] / 'executor' / 'quality_main.py'
 CALIBRATION = 'quality/calibration.jsonl.gz'
+_TIERS = ['bf16', 'int8', 'int4']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='with --quality: prompt lengths in tokens')
     parser.add_argument(
         '--most', type=int, default=0, metavar='N', help='with --quality: prompts; 0 = all')
-    parser.add_argument('--tiers', nargs='+', default=['bf16', 'int8', 'int4'],
-                        help='with --quality: tiers, the best one first')
     parser.add_argument(
         '--out', default='', metavar='FILE',
         help='with --quality: file to write instead of the one that servers read')
@@ -57,7 +56,7 @@ def _measured(arguments: argparse.Namespace, bar: ProgressBar) -> dict[str, Any]
             'load': {
                 'model': arguments.model, 'device': arguments.device, 'dtype': arguments.dtype,
                 'threads': arguments.threads, 'max_context': arguments.max_context,
-                'cache_dir': arguments.cache_dir, 'tiers': arguments.tiers, 'max_batch': 1},
+                'cache_dir': arguments.cache_dir, 'tiers': arguments.tiers or _TIERS, 'max_batch': 1},
             'prompts': os.path.abspath(arguments.prompts or config_file(CALIBRATION)),
             'lengths': sorted(arguments.lengths), 'most': arguments.most,
             'out': os.path.abspath(arguments.out) if arguments.out else ''}

@@ -1,12 +1,13 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes the tables of accuracy and drift into the docs, from the JSON of their measurements.
+Writes tables into the docs, from the JSON of their measurements.
 
     python benchmarks/tables.py [--check]
 
 Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of
-docs/measurements without its ending. A table whose file is not there stays as it is.
+docs/measurements without its ending, or FILE:PART, a part of it. A table whose file is not there
+stays as it is.
 """
 
 import json
@@ -16,11 +17,15 @@ import sys
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from timebill_ros.experiments import accuracy_report, drift_report  # noqa: E402, I100
+from timebill_ros.experiments import (  # noqa: E402, I100
+    accuracy_report, cpu_report, drift_report, gpu_report)
 
 MEASUREMENTS = ROOT / 'docs' / 'measurements'
-PAGES = ('docs/estimator.md', 'docs/calibration.md')
-_TABLE = re.compile(r'(<!-- table (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
+PAGES = ('docs/estimator.md', 'docs/calibration.md', 'docs/cpu-engine.md',
+         'docs/gpu-engine.md', 'docs/gpu-prefill.md')
+MAKERS = {'accuracy': accuracy_report.table, 'cpu': cpu_report.table, 'drift': drift_report.table}
+_TABLE = re.compile(
+    r'(<!-- table (?P<name>[\w.-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
 
 
 def table(match: re.Match[str]) -> str:
@@ -30,8 +35,9 @@ def table(match: re.Match[str]) -> str:
         print(f'{path} is not there: its table stays as it is', file=sys.stderr)
         return match[0]
     result = json.loads(path.read_text(encoding='utf-8'))
-    make = drift_report.table if match['name'].startswith('drift') else accuracy_report.table
-    return f'{match[1]}{make(result)}{match[3]}'
+    made = (gpu_report.table(result, match['part']) if match['part']
+            else MAKERS[match['name'].split('-')[0]](result))
+    return f'{match[1]}{made}{match["end"]}'
 
 
 def main() -> int:

@@ -9,24 +9,29 @@ ratios are medians over rounds of the ratio within a round.
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 import os
 from pathlib import Path
 import statistics
+import sys
 import time
 
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.loading import load_model
 from timebill_ros.engine.source import EMBEDDED, embedded_file
 from timebill_ros.engine.threads import choose_threads
 from timebill_ros.executor.messages import Load
-from timebill_ros.experiments import engine_bench as bench
+from timebill_ros.experiments import bench_evict, cpu_report, engine_bench as bench
 from timebill_ros.experiments.llama_cpp_peer import LlamaCpp, prompt, REQUIREMENT, version
 from timebill_ros.experiments.tier_text import read_text
 from timebill_ros.query import Sampling
 
 CACHED = (64, 512, 4096)
 PROMPTS = (512, 4096)
+WORTH = (2048, 7680)
 PEER = 'llama.cpp'
 _ROOM = 256              # tokens beyond the longest prompt
+_LONG = 2048             # prompts from here on are measured in fewer rounds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,32 +39,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = ('Runs in the interpreter of the engine. The peer is optional: '
                      f'pip install --no-deps {REQUIREMENT}')
     parser.add_argument('--model', default=EMBEDDED, help='"embedded" or a GGUF file')
-    parser.add_argument('--threads', type=int, default=0, help='0 = all cores')
+    parser.add_argument('--threads', type=int, nargs='+', default=[0], metavar='N',
+                        help='numbers of threads to measure with, one after the other; 0 = all')
     parser.add_argument('--tiers', nargs='+', default=['fp32', 'int8', 'int4'])
     parser.add_argument('--cached', type=int, nargs='+', default=CACHED, metavar='N')
     parser.add_argument('--prompts', type=int, nargs='*', default=PROMPTS, metavar='N')
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--worth', type=int, nargs='*', default=WORTH, metavar='N',
+                        help='cached tokens at which evictions and tiers are compared')
+    parser.add_argument('--answer', type=int, default=256, help='tokens of the answer there')
+    parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--text', type=Path, help='a text to be foretold by every tier as well')
     parser.add_argument('--steps', type=int, default=32, help='decode steps per round')
+    parser.add_argument('--out', type=Path, help='write the JSON that the tables in docs are of')
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print tables or one JSON object."""
-    threads = choose_threads(arguments.threads)
-    longest = max([*arguments.cached, *arguments.prompts]) + _ROOM
-    file = embedded_file() if arguments.model == EMBEDDED else Path(arguments.model)
-    engine = Engine.load(Load(arguments.model, 'cpu', 'float32', threads, longest,
-                              tiers=arguments.tiers))
-    report = bench.head(engine, 'cpu')
-    report.update(threads=threads, peer=version(), load_average=os.getloadavg()[0])
-    with LlamaCpp(file, threads, longest) if report['peer'] else nullcontext() as peer:
-        report['decode'] = [row for length in arguments.cached
-                            for row in decode(engine, peer, length, arguments)]
-        report['prefill'] = [row for length in arguments.prompts
-                             for row in prefill(engine, peer, length, arguments.rounds)]
+    report: bench.Row = {}
+    for index, asked in enumerate(arguments.threads):
+        threads = choose_threads(asked)
+        engines, found = measure(arguments, threads)
+        if not index:
+            report = bench.head(engines['fp32'], 'cpu')
+            report.update(
+                peer=version(), load_average=os.getloadavg()[0], answer=arguments.answer,
+                command=' '.join(['timebill bench cpu', *sys.argv[sys.argv.index('cpu') + 1:]]))
+        for name, of_name in found.items():
+            report.setdefault(name, []).extend({'threads': threads, **row} for row in of_name)
     if arguments.text:
-        report['text'] = read_text(engine, arguments.text.read_text(), longest)
+        report['text'] = read_text(
+            engines['fp32'], arguments.text.read_text(), engines['fp32'].info.max_context)
+    if arguments.out:
+        arguments.out.write_text(cpu_report.to_json(report), encoding='utf-8')
     return bench.show(report, arguments.json)
+
+
+def measure(arguments: argparse.Namespace,
+            threads: int) -> tuple[dict[str, Engine], dict[str, list[bench.Row]]]:
+    """Return engines by what their prefill computes in, and rows of what was measured."""
+    longest = max([*arguments.cached, *arguments.prompts,
+                   *(length + arguments.answer for length in arguments.worth)]) + _ROOM
+    file = embedded_file() if arguments.model == EMBEDDED else Path(arguments.model)
+    load = Load(arguments.model, 'cpu', 'float32', threads, longest, tiers=arguments.tiers,
+                max_batch=1, predictor='')
+    model = load_model(load, lambda what, done: None)
+    engine = Engine(model, load)
+    engines = {'fp32': engine, **{
+        tier: Engine.load(replace(load, prefill_tier=tier)) for tier in engine.info.tiers[1:]}}
+    found = {}
+    with LlamaCpp(file, threads, longest) if version() else nullcontext() as peer:
+        found['decode'] = [row for length in arguments.cached
+                           for row in decode(engine, peer, length, arguments)]
+        found['prefill'] = [row for length in arguments.prompts
+                            for row in prefill(engines, peer, length, arguments.rounds)]
+    if arguments.worth:
+        found['worth'] = bench_evict.worth(
+            engine, model.config, arguments.worth, arguments.answer, arguments.rounds)
+    return engines, found
 
 
 def decode(engine: Engine, peer: LlamaCpp | None, n_cached: int,
@@ -76,11 +112,13 @@ def decode(engine: Engine, peer: LlamaCpp | None, n_cached: int,
     return rows(times, {'cached_tokens': n_cached})
 
 
-def prefill(engine: Engine, peer: LlamaCpp | None, n_tokens: int, rounds: int) -> list[bench.Row]:
-    """Return one row: milliseconds of a prompt of ``n_tokens``, and the peer's."""
-    times: dict[str, list[float]] = {'prefill': []}
-    for _ in range(rounds):
-        times['prefill'].append(prefill_ms(engine, n_tokens))
+def prefill(engines: dict[str, Engine], peer: LlamaCpp | None, n_tokens: int,
+            rounds: int) -> list[bench.Row]:
+    """Return a row per precision of the prefill: milliseconds of a prompt, and the peer's."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds if n_tokens < _LONG else max(2, rounds // 2)):
+        for name, engine in engines.items():
+            times[name].append(prefill_ms(engine, n_tokens))
         if peer:
             times.setdefault(PEER, []).append(peer.prefill_ms(n_tokens))
     return rows(times, {'prompt_tokens': n_tokens})

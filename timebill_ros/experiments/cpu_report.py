@@ -1,0 +1,75 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The tables in the docs of ``timebill bench cpu``."""
+
+from collections.abc import Iterable, Sequence
+import json
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def to_json(report: Row) -> str:
+    """Return one line for each row: small, and readable in a difference."""
+    parts = []
+    for name, value in report.items():
+        rows = isinstance(value, list) and value and isinstance(value[0], dict)
+        text = '[\n' + ',\n'.join(json.dumps(row) for row in value) + ']' if rows else (
+            json.dumps(value))
+        parts.append(f'"{name}": {text}')
+    return '{' + ',\n'.join(parts) + '}\n'
+
+
+def table(report: Row) -> str:
+    """Return all tables of a report, in Markdown."""
+    peer = f', beside {report["peer"]} in turn' if report['peer'] else ''
+    parts = [
+        f'{report["date"]}, {report["device"]}, torch {report["torch"]}{peer}, load average '
+        f'before {report["load_average"]:.1f}: `{report["command"]}`. Medians over rounds; '
+        '"times as fast" is the median of the ratios within a round.',
+        _table(('threads', 'cached tokens', 'tier', 'ms a step', 'llama.cpp, ms',
+                'times as fast'), (_step(row) for row in report['decode'])),
+        _table(('threads', 'prompt tokens', 'products in', 's', 'llama.cpp, s', 'times as fast'),
+               (_prefill(row) for row in report['prefill']))]
+    if report.get('worth'):
+        parts += [f'Seconds that an answer of {report["answer"]} tokens takes to decode, and what '
+                  'of it each choice saves (an eviction is taken off):',
+                  _worth(report['worth'])]
+    if report.get('text'):
+        parts += ['Every tier reads the same text; its first 32 tokens are read in full precision.',
+                  _table(('tier', 'tokens', 'perplexity', 'same likeliest token as `fp32`',
+                          'divergence, nats'), ((
+                              f'`{row["tier"]}`', row['tokens'], f'{row["perplexity"]:.2f}',
+                              f'{row["agreement"]:.3f}', f'{row["divergence_nats"]:.4f}')
+                              for row in report['text']))]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _step(row: Row) -> Sequence[Any]:
+    return (row['threads'], f'{row["cached_tokens"]:,}', f'`{row["tier"]}`', f'{row["ms"]:.1f}',
+            *_peer(row, 1.0, 1))
+
+
+def _prefill(row: Row) -> Sequence[Any]:
+    of = 'float32' if row['tier'] == 'fp32' else f'8 bits (`prefill_tier: {row["tier"]}`)'
+    return (row['threads'], f'{row["prompt_tokens"]:,}', of, f'{row["ms"] / 1e3:.2f}',
+            *_peer(row, 1e-3, 2))
+
+
+def _peer(row: Row, unit: float, digits: int) -> Sequence[str]:
+    if 'peer_ms' not in row:
+        return '–', '–'
+    return f'{row["peer_ms"] * unit:.{digits}f}', f'{row["times_as_fast"]:.1f}'
+
+
+def _worth(rows: Sequence[Row]) -> str:
+    names = [name for name in rows[0] if name.endswith('_ms')]
+    head = [name.removesuffix('_ms').replace('_', ' ').replace('alpha', 'α') for name in names]
+    return _table(('threads', 'prompt tokens', *head), (
+        (row['threads'], f'{row["tokens"]:,}', *(f'{row[name] / 1e3:.2f}' for name in names))
+        for row in rows))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

@@ -1,0 +1,117 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks of the CUDA engine measured, as tables in Markdown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+_SHARES = ('0.5', '0.99', '0.999', '1')
+
+
+def table(result: Row, part: str) -> str:
+    """Return the table of one part of a result, with what it was measured on."""
+    made = _PARTS[part](result)
+    return f'{result["device"]}, torch {result["torch"]}, {result["date"]}.\n\n{made}'
+
+
+def lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    cells = [list(head), ['---'] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in cells)
+
+
+def _steps(result: Row) -> str:
+    rows = result['steps']
+    lengths = sorted({row['cached_tokens'] for row in rows})
+    found = {(row['tier'], row['width'], row['cached_tokens']): row for row in rows}
+    bandwidth = max(v for k, v in result['ceilings'].items() if k.startswith('read'))
+
+    def cell(tier: str, width: int, length: int) -> str:
+        row, base = found[tier, width, length], found['bf16', width, length]
+        share = '' if tier == 'bf16' else f', {row["step_ms"] / base["step_ms"]:.2f} of bf16'
+        return f'{row["step_ms"]:.2f} ms ({row["ratio"]:.2f}{share})'
+
+    kinds = dict.fromkeys((row['tier'], row['width']) for row in rows)
+    return f'Read ceiling of the run {bandwidth / 1e12:.2f} TB/s.\n\n' + lines(
+        ['tier', 'sequences', *(f'{length:,} cached tokens each' for length in lengths)],
+        ((*kind, *(cell(*kind, length) for length in lengths)) for kind in kinds))
+
+
+def _tail(result: Row) -> str:
+    rows = []
+    for row in result['tail']:
+        shares = ['{0:.2f} / {1:.2f} / {2:.2f} / {3:.2f}'.format(
+            *(row[name][share] for share in _SHARES)) for name in ('step', 'device', 'host')]
+        rows.append((
+            row['tier'], row['beside'], row['wait'], *shares, f'{row["p99.9/median"]:.3f}',
+            f'{row["device p99.9/median"]:.3f}'))
+    return (f'{result["tail"][0]["steps"]:,} steps a row; milliseconds at the median, p99, p99.9 '
+            'and maximum.\n\n') + lines(
+        ['tier', 'beside', 'wait', 'step as the caller sees it', 'device', 'the rest (host)',
+         'p99.9 / median', 'of the device alone'], rows)
+
+
+def _quality(result: Row) -> str:
+    return lines(
+        ['weights', 'perplexity', 'same likeliest token as bf16', 'divergence'],
+        ((row['tier'], f'{row["perplexity"]:.2f}', f'{row["agrees_with_first"]:.1%}',
+          f'{row["divergence_nats"]:.4f} nats') for row in result['quality']))
+
+
+def _checked(result: Row) -> str:
+    return lines(
+        ['tier', 'sequences', 'steps', 'largest error of the logits', 'of the tapped state',
+         'values that are no numbers'],
+        ((row['tier'], row['width'], row['steps'], f'{row["logits"]:.4f}', f'{row["tap"]:.4f}',
+          row['not_finite']) for row in result['steps']))
+
+
+def _parity(result: Row) -> str:
+    parity = result['parity']
+    gaps = parity['gaps_in_bf16_steps']
+    ties = sum(gap <= 1.0 for gap in gaps)
+    return lines(
+        ['prompts', 'identical to the end', 'tokens compared', 'tokens that differ',
+         'of these near-ties (at most 1 step of bf16)', 'largest gap, steps of bf16'],
+        [(parity['prompts'], parity['identical'], f'{parity["tokens"]:,}',
+          parity['tokens_differing'], ties, max(gaps, default=0.0))])
+
+
+def _prefill(result: Row) -> str:
+    return lines(
+        ['prompt tokens', 'ours', 'transformers', 'ratio', 'longest call'],
+        ((f'{row["tokens"]:,}', f'{row["ms"]:.1f} ms', f'{row["transformers_ms"]:.1f} ms',
+          f'{row["ratio"]:.2f}', f'{row["longest_call_ms"]:.1f} ms') for row in result['prefill']))
+
+
+def _fresh(result: Row) -> str:
+    return lines(
+        ['prompt tokens', 'prompts', 'first time over again, median', 'largest',
+         'again: slower over faster, median'],
+        ((row['tokens'], row['prompts'], f'{row["first_to_again_median"]:.3f}',
+          f'{row["largest"]:.3f} at {row["at"]:,}', f'{row["again_spread_median"]:.3f}')
+         for row in result['fresh']))
+
+
+def _worth(result: Row) -> str:
+    rows = result['worth']
+    names = [name for name in rows[0] if name not in ('tokens', 'answer')]
+    return lines(
+        ['prompt tokens', 'answer', *(name.removesuffix('_ms').replace('_', ' ') + ', ms'
+                                      for name in names)],
+        ((f'{row["tokens"]:,}', row['answer'], *(row[name] for name in names)) for row in rows))
+
+
+def _start(result: Row) -> str:
+    return lines(
+        ['start', 'tiers', 'process, first answer included', 'to a loaded engine', 'memory kept',
+         'at the peak'],
+        ((row['start'], ', '.join(row['tiers']), f'{row["process_s"]:.1f} s',
+          f'{row["loaded_s"]:.1f} s', f'{row["allocated_bytes"] / 1e9:.2f} GB',
+          f'{row["peak_bytes"] / 1e9:.2f} GB') for row in result['start']))
+
+
+_PARTS: dict[str, Callable[[Row], str]] = {
+    'steps': _steps, 'tail': _tail, 'quality': _quality, 'checked': _checked, 'parity': _parity,
+    'prefill': _prefill, 'fresh': _fresh, 'worth': _worth, 'start': _start}

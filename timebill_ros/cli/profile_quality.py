@@ -56,7 +56,8 @@ def _measured(arguments: argparse.Namespace, bar: ProgressBar) -> dict[str, Any]
             'load': {
                 'model': arguments.model, 'device': arguments.device, 'dtype': arguments.dtype,
                 'threads': arguments.threads, 'max_context': arguments.max_context,
-                'cache_dir': arguments.cache_dir, 'tiers': arguments.tiers or _TIERS, 'max_batch': 1},
+                'cache_dir': arguments.cache_dir, 'tiers': arguments.tiers or _TIERS,
+                'max_batch': 1},
             'prompts': os.path.abspath(arguments.prompts or config_file(CALIBRATION)),
             'lengths': sorted(arguments.lengths), 'most': arguments.most,
             'out': os.path.abspath(arguments.out) if arguments.out else ''}

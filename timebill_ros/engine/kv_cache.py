@@ -10,7 +10,8 @@ from torch import Tensor
 
 from timebill_ros.engine.config import ModelConfig
 
-_MOVED_AT_ONCE_BYTES = 256 * 1024 ** 2      # memory that an eviction takes for a moment
+# Memory that an eviction takes for a moment; on a CPU what its caches hold.
+_MOVED_AT_ONCE_BYTES = {'cpu': 4 * 1024 ** 2, 'cuda': 256 * 1024 ** 2}
 
 
 @dataclass
@@ -71,7 +72,7 @@ class KVCache:
         for cache in (wide(self.k), wide(self.v)):
             rows = cache.view(-1, cache.shape[-1])
             layer_bytes = n_heads * kept * cache.shape[-1] * cache.element_size()
-            step = max(1, _MOVED_AT_ONCE_BYTES // max(1, layer_bytes))
+            step = max(1, _MOVED_AT_ONCE_BYTES[cache.device.type] // max(1, layer_bytes))
             for first in range(0, n_layers, step):
                 part = entries[first:first + step]
                 heads = torch.arange(n_heads, device=part.device)

@@ -16,7 +16,7 @@ from timebill_ros.budget.kept import SNAPKV_WINDOW
 
 POOL = 5
 _BYTES_PER_LOGIT = 8                        # logit and weight, while a layer is scored
-_SCORED_AT_ONCE_BYTES = 256 * 1024 ** 2
+_SCORED_AT_ONCE_BYTES = {'cpu': 8 * 1024 ** 2, 'cuda': 256 * 1024 ** 2}    # cpu: fits in caches
 
 
 class QueryWindow:
@@ -50,7 +50,7 @@ def prompt_scores(window: QueryWindow, keys: Tensor, scale: float) -> Tensor:
     """
     n_layers, _, n_prompt, _ = keys.shape
     layer_bytes = window.queries[0, ..., 0].numel() * n_prompt * _BYTES_PER_LOGIT
-    step = max(1, _SCORED_AT_ONCE_BYTES // layer_bytes)
+    step = max(1, _SCORED_AT_ONCE_BYTES[keys.device.type] // layer_bytes)
     return torch.cat([
         layer_scores(window.queries[first:first + step], keys[first:first + step], scale)
         for first in range(0, n_layers, step)])

@@ -85,6 +85,9 @@ def brute_force(
             for horizon in horizons:
                 if times.needed_s(n_kept, horizon) > at.budget_left_s:
                     break
+                if n_kept < at.n_prompt and horizon < at.n_worst and not times.evicting_saves(
+                        horizon, weights.least_gain):
+                    continue
                 trades = at.may_trade and horizon < at.cap
                 tail = beyond(at.quantiles, horizon) if trades else 0.0
                 loss = curve.at(alpha) + weights.truncation_loss * tail

@@ -11,7 +11,8 @@ take no longer than the budget, all in the worst case. Of h only the lengths at 
 known need a look: between two of them it stays, while the time grows. So per tier and h alpha
 follows in closed form (``TierTimes.most_kept``), and there are few h worth trying, because a loss
 lambda * P(N > h) above the best found ends the search. Below the first known length P(N > h) is
-not known at all, and so short an h counts as none.
+not known at all, and so short an h counts as none. For an h below N_W nothing is evicted where
+that cannot save the share ``least_gain`` of the decoding.
 
 The cap is then the longest response that still fits with this tier and alpha; it never exceeds the
 query's own. Where nothing fits, the tier is the one that ends N_W soonest, whatever the budget, and
@@ -34,8 +35,8 @@ from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, REEVI
 
 # At which probabilities a predicted length distribution is handed to the planner.
 PROBABILITIES = (
-    0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98,
-    0.99, 0.995, 0.998, 0.999)
+    0.01, *(round(0.04 * step, 2) for step in range(1, 23)),
+    0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 Quantiles = Sequence[tuple[float, int]]     # ascending (probability, tokens)
 
 
@@ -67,7 +68,7 @@ class Weights:
 
     worst_case_times: bool = True
     truncation_loss: float = 10.0   # lambda
-    least_gain: float = 0.05        # share of the worst case that a hopeless eviction must save
+    least_gain: float = 0.05        # share of decoding that an eviction short of N_W must save
     time_factor: float = 1.0        # learned, on all worst-case times
 
 
@@ -108,13 +109,16 @@ class TierTimes:
     def needed_s(self, n_kept: int, n_total: int) -> float:
         """Return the seconds until the response has ``n_total`` tokens, eviction included."""
         steps = n_total - self._at.n_generated
-        decode_s = self._step.sum_steps(n_kept + self._cached, steps) if steps > 0 else 0.0
+        decode_s = self._decode_s(n_kept, max(0, steps))
         evict_s = self._evict_s if n_kept < self._at.n_kept else 0.0
         return decode_s * self._decode_factor(steps) + evict_s + self.overhead_s(n_total)
 
     def fits(self, n_total: int) -> bool:
         """Tell whether ``n_total`` tokens fit, with as much eviction as is allowed or with none."""
-        return self._fits(self._at.n_kept, n_total) or self._fits(self.fewest, n_total)
+        steps, whole_s, evicted_s = self._room_s(n_total)
+        least_s = self._decode_s(self.fewest, steps)
+        return least_s <= evicted_s or (
+            least_s <= whole_s and self._decode_s(self._at.n_kept, steps) <= whole_s)
 
     def most_kept(self, n_total: int) -> int | None:
         """
@@ -124,14 +128,22 @@ class TierTimes:
         is the closed form of alpha (``alpha``).
         """
         n_kept, fewest = self._at.n_kept, self.fewest
-        if self._fits(n_kept, n_total):
+        steps, whole_s, evicted_s = self._room_s(n_total)
+        most_s = self._decode_s(n_kept, steps)
+        if most_s <= whole_s:
             return n_kept
-        if fewest >= n_kept or not self._fits(fewest, n_total):
+        least_s = self._decode_s(fewest, steps)
+        if fewest >= n_kept or least_s > evicted_s:
             return None
-        steps, _, room_s = self._rooms[n_total]
         return last_within(
-            lambda kept: self._step.sum_steps(kept + self._cached, steps), fewest, n_kept, room_s,
-            self._decode_s(fewest, steps), self._decode_s(n_kept, steps))
+            lambda kept: self._step.sum_steps(kept + self._cached, steps), fewest, n_kept,
+            evicted_s, least_s, most_s)
+
+    def evicting_saves(self, n_total: int, share: float) -> bool:
+        """Tell whether evicting all that is allowed saves more than a share of the decoding."""
+        whole_s = self.needed_s(self._at.n_kept, n_total)
+        saved_s = whole_s - self.needed_s(self.fewest, n_total)
+        return saved_s > share * (whole_s - self.overhead_s(n_total))
 
     def longest(self, n_kept: int, least: int, most: int) -> int:
         """Return the longest response in [least, most] that fits; ``least`` if none does."""
@@ -146,19 +158,20 @@ class TierTimes:
         """Return the seconds around the model's work until then."""
         return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
 
-    def _fits(self, n_kept: int, n_total: int) -> bool:
-        """Compare as ``needed_s`` would, with what depends on ``n_total`` alone computed once."""
+    def _room_s(self, n_total: int) -> tuple[int, float, float]:
+        """
+        Return the steps to ``n_total`` tokens, and what ``_decode_s`` of them may be.
+
+        Without an eviction, and with one. Several questions ask for the same.
+        """
         room = self._rooms.get(n_total)
         if room is None:
             steps = max(0, n_total - self._at.n_generated)
-            left_s, factor = self._at.budget_left_s - self.overhead_s(n_total), 1.0
-            if steps:
-                factor = self._decode_factor(steps)
+            left_s = self._at.budget_left_s - self.overhead_s(n_total)
+            factor = self._decode_factor(steps) if steps else 1.0
             room = self._rooms[n_total] = (
                 steps, left_s / factor, (left_s - self._evict_s) / factor)
-        steps, whole_s, after_evict_s = room
-        room_s = after_evict_s if n_kept < self._at.n_kept else whole_s
-        return self._decode_s(n_kept, steps) <= room_s
+        return room
 
     def _decode_s(self, n_kept: int, steps: int) -> float:
         """Return the expected seconds of the steps to come; several questions ask for the same."""
@@ -204,7 +217,8 @@ def choose(
             if best is not None and least + weights.truncation_loss * tail >= best[0]:
                 break
             kept = times.most_kept(horizon)
-            if kept is None:
+            if kept is None or (kept < at.n_kept and horizon < at.n_worst
+                                and not times.evicting_saves(horizon, weights.least_gain)):
                 continue
             loss = curve.at(_alpha(at, kept)) + weights.truncation_loss * tail
             if best is None or loss < best[0]:
@@ -265,11 +279,10 @@ def _cheapest(
     """
     soonest_s, choice = inf, (0, at.n_kept)
     for index, times in enumerate(options):
-        kept, whole_s = at.n_kept, times.needed_s(at.n_kept, at.n_worst)
-        least_s = whole_s if weighs else times.needed_s(times.fewest, at.n_worst)
-        # Not worth its loss, but for a GUARANTEED query's cheapest plan (least_gain 0).
-        if whole_s - least_s > weights.least_gain * (whole_s - times.overhead_s(at.n_worst)):
-            kept, whole_s = times.fewest, least_s
+        kept = at.n_kept
+        if not weighs and times.evicting_saves(at.n_worst, weights.least_gain):
+            kept = times.fewest
+        whole_s = times.needed_s(kept, at.n_worst)
         if whole_s < soonest_s:
             soonest_s, choice = whole_s, (index, kept)
     index, kept = choice

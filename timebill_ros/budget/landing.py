@@ -17,7 +17,7 @@ SENTENCE, ITEM, LINE, JSON, WORD, NOTHING = 'sentence', 'item', 'line', 'json', 
 _UNITS = (SENTENCE, ITEM, LINE)
 _LEAST_UNIT_TOKENS = 8      # a sentence or list item is taken to have at least so many
 _LONGER_THAN_MEAN = 1.5     # and the next one so much more than they had on average
-_MOST_GIVEN_UP = 0.1        # of what the response can become, for ending at a whole one
+_MOST_GIVEN_UP = 0.05       # of what the response can become, for ending at a whole one
 _FENCE = '```'
 # A full stop after a digit may be a decimal point until something follows; one after a list's
 # number never ends anything.
@@ -67,7 +67,7 @@ def land(text: str, tokens_left: int, n_generated: int) -> Landing | None:
 
     ``tokens_left`` more tokens fit in the time that is left, in the worst case; ``n_generated``
     there are. Ends at a sentence or item when the next one is not likely to fit, unless that gives up
-    more than a tenth of what fits: then it goes on, and what comes of the next is left out if it is
+    more than a twentieth of what fits: then it goes on, and what comes of the next is left out if it is
     not whole in time. Ends JSON once it is complete, and wherever it stands when no token fits.
     """
     point = landing_point(text)

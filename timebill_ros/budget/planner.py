@@ -36,7 +36,7 @@ class PlannerConfig:
     pessimistic_factor: float = 5.0     # k >= 1: worst-case length / predicted length (paper: 5)
     worst_case_times: bool = True       # plan with worst-case times; False = expected (the paper)
     window: int = SNAPKV_WINDOW         # observation window of the eviction, tokens
-    least_gain: float = 0.05            # share of the worst case that a hopeless eviction must save
+    least_gain: float = 0.05            # share of decoding that an eviction short of N_W must save
     fixed_tier: str = ''                # tier of the policy "fixed"; '' = the best allowed
     truncation_loss: float = 10.0       # lambda of ``joint``, at least 1
     time_factor: float = 1.0            # learned, >= 1: on all worst-case times

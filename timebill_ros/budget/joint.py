@@ -225,7 +225,8 @@ def choose(
                 best = (loss, index, kept, horizon)
             if kept == at.n_kept:
                 break       # a shorter one only loses more
-    if best is None or best[3] < at.n_worst:
+    # With nothing evicted the search has seen every known length: what is left is to be too short.
+    if best is None or (best[3] < at.n_worst and best[0] >= weights.truncation_loss):
         cheapest = _cheapest(at, options, curves, weights, weighs)
         if best is None or cheapest.loss < best[0]:
             return cheapest

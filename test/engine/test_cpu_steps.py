@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled CPU steps: packed weights, tiers, batches and processors other than this one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 import shutil
 from types import SimpleNamespace
@@ -281,6 +282,47 @@ def test_without_a_compiler_the_engine_says_so_and_decodes(make_checkpoint, monk
     assert engine.prefill_chunk(seq)
     engine.next_token(seq)
     assert len(engine.decode_step([seq])) == 1
+
+
+@pytest.fixture
+def small_kernels(monkeypatch, tmp_path):
+    """Have something compiled that takes no time; returns a cache directory that is not there."""
+    (tmp_path / 'kernels').mkdir()
+    (tmp_path / 'kernels' / 'one.cpp').write_text('extern "C" int one() { return 1; }')
+    monkeypatch.setattr(build, '_KERNELS', tmp_path / 'kernels')
+    return tmp_path / 'cache' / 'kernels'
+
+
+def test_what_was_compiled_is_kept_and_made_anew_where_it_is_broken(small_kernels, monkeypatch):
+    small_kernels.mkdir(parents=True)
+    file = small_kernels / f'cpu-{build._digest(build.find_compiler())[:24]}.so'
+    file.write_bytes(b'')           # as a power failure leaves it
+    assert build.library(small_kernels).one() == 1
+    assert list(small_kernels.iterdir()) == [file] and file.stat().st_size > 0
+    monkeypatch.setattr(build, 'compile_steps', None)
+    assert build.library(small_kernels).one() == 1
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(small_kernels, caplog):
+    small_kernels.parent.write_text('a file where the directory should be')
+    assert build.library(small_kernels).one() == 1
+    assert 'at every start' in caplog.text
+
+
+def test_two_engines_may_start_at_once_on_an_empty_cache(small_kernels):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(build.library, [small_kernels] * 4))
+    assert [each.one() for each in found] == [1] * 4 and len(list(small_kernels.iterdir())) == 1
+
+
+@pytest.mark.parametrize('program', ['#!/bin/sh\nexit 1\n', 'no program'])
+def test_a_compiler_that_does_not_work_is_named(small_kernels, monkeypatch, tmp_path, program):
+    broken = tmp_path / 'broken-g++'
+    broken.write_text(program)
+    broken.chmod(0o755)
+    monkeypatch.setenv('CXX', str(broken))
+    with pytest.raises(build.NoCompiler, match='broken-g' if program[0] == '#' else 'format'):
+        build.library(small_kernels)
 
 
 def test_shapes_that_the_kernels_do_not_have_are_named():

@@ -89,9 +89,11 @@ def _integer(kind: str, value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    """Return text that can be sent; raises ValueError for half characters."""
+    """Return text that can be sent; raises ValueError for half characters, and for what ends it."""
     text: str = _require(value, str)
     text.encode('utf-8')
+    if '\0' in text:
+        raise ValueError('a ROS string ends at its first NUL character')
     return text
 
 

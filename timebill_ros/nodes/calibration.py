@@ -6,15 +6,11 @@ The node ``timebill_calibration``: keeps the timing coefficients true, and publi
 It may be started, killed and restarted at any time: the query server goes on with what it has.
 """
 
-import sys
 import time
 
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
@@ -28,7 +24,7 @@ from timebill_ros.nodes.diagnostics import Diagnostics, PERIOD_S
 from timebill_ros.nodes.event_inbox import EventInbox
 from timebill_ros.nodes.guarded import guarded, spin_while
 from timebill_ros.nodes.profile_request import ProfileRequest
-from timebill_ros.nodes.signals import StopSignals
+from timebill_ros.nodes.run import run_node
 from timebill_ros.paths import cache_dir
 from timebill_ros.time_estimator.calibrator import Calibrator
 from timebill_ros.time_estimator.coefficients import (
@@ -38,7 +34,6 @@ from timebill_ros.time_estimator.coefficients import (
     FROM_TOPIC,
 )
 
-EXIT_BAD_CONFIGURATION = 2
 ADOPTION_S = 5.0  # the server must plan with what is published after so long
 
 
@@ -192,21 +187,12 @@ class Calibration(Node):
         self.stop_asked = True
 
 
+def serve(node: Calibration, executor: SingleThreadedExecutor) -> None:
+    """Spin the node until it is asked to stop."""
+    executor.add_node(node)
+    spin_while(executor, node.get_logger(), lambda: not node.stop_asked)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    with StopSignals() as signals:
-        context = rclpy.Context()
-        rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
-        executor = SingleThreadedExecutor(context=context)
-        try:
-            node = Calibration(context=context)
-        except ParameterException as error:
-            print(f'timebill_calibration: {error}', file=sys.stderr)
-            rclpy.shutdown(context=context)
-            return EXIT_BAD_CONFIGURATION
-        executor.add_node(node)
-        signals.call(node.ask_to_stop)
-        spin_while(executor, node.get_logger(), lambda: not node.stop_asked)
-        node.close()
-        rclpy.shutdown(context=context)
-    return 0
+    return run_node(args, lambda context: Calibration(context=context), serve)

@@ -8,18 +8,14 @@ only post events.
 """
 
 import os
-import sys
 import time
 from typing import Any
 
-import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
@@ -46,7 +42,7 @@ from timebill_ros.nodes.goal_record import GoalRecord
 from timebill_ros.nodes.guarded import guarded, spin_while
 from timebill_ros.nodes.parameters import apply_parameters, declare_parameters
 from timebill_ros.nodes.profile_action import ProfileAction
-from timebill_ros.nodes.signals import StopSignals
+from timebill_ros.nodes.run import run_node
 from timebill_ros.nodes.status import StatusReport
 from timebill_ros.query import Ending, ErrorCode, Outcome
 
@@ -55,7 +51,6 @@ STATUS_PERIOD_S = 1.0
 # When the node is stopped: for the results of open goals, and then for DDS to send them.
 DRAIN_S = 1.0
 LINGER_S = 0.2
-EXIT_BAD_CONFIGURATION = 2
 
 
 class _StopAsked:
@@ -260,18 +255,4 @@ def serve(node: QueryServer, executor: SingleThreadedExecutor) -> None:
 
 def main(args: list[str] | None = None, server: type[QueryServer] = QueryServer) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    with StopSignals() as signals:
-        context = rclpy.Context()
-        rclpy.init(args=args, context=context, signal_handler_options=SignalHandlerOptions.NO)
-        executor = SingleThreadedExecutor(context=context)
-        try:
-            node = server(context=context)
-        except (ParameterException, FileNotFoundError) as error:
-            print(f'timebill: {error}', file=sys.stderr)
-            rclpy.shutdown(context=context)
-            return EXIT_BAD_CONFIGURATION
-        signals.call(node.ask_to_stop)
-        serve(node, executor)
-        node.close()
-        rclpy.shutdown(context=context)
-    return 0
+    return run_node(args, lambda context: server(context=context), serve)

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='measure what tiers and evictions lose instead of what takes how long')
     parser.add_argument(
         '--prompts', default='', metavar='FILE',
-        help='with --quality: JSON lines with id and prompt; default: the set that is shipped')
+        help='with --quality: JSON lines with id, prompt and, for a task score, answers (right '
+             'ones); default: the set that is shipped, without answers')
     parser.add_argument(
         '--lengths', type=int, nargs='+', default=[512, 2048, 4096], metavar='N',
         help='with --quality: prompt lengths in tokens')
@@ -95,12 +96,13 @@ def _table(measured: dict[str, Any]) -> str:
     lines = [f'{quality["model"]} on {about["device"]}, {about["date"]}: {about["prompts"]} '
              f'prompts, {about["seconds"]} s',
              f'{"tokens":>7} {"tier":6}{"alpha":>6}{"loss":>8}{"divergence":>12}'
-             f'{"agreement":>11}{"perplexity":>12}']
+             f'{"agreement":>11}{"perplexity":>12}{"score":>8}']
     alphas = quality['alphas']
     for cell in about['cells']:
         row = quality['lengths'].index(cell['length'])
         loss = quality['losses'][cell['tier']][row][alphas.index(cell['alpha'])]
         lines.append(
             f'{cell["length"]:7d} {cell["tier"]:6}{cell["alpha"]:6.2f}{loss:8.4f}'
-            f'{cell["divergence"]:12.4f}{cell["agreement"]:11.1%}{cell["perplexity"]:12.2f}')
+            f'{cell["divergence"]:12.4f}{cell["agreement"]:11.1%}{cell["perplexity"]:12.2f}'
+            + ('' if cell['score'] is None else f'{cell["score"]:8.3f}'))
     return '\n'.join([*lines, f'stored in {measured["path"]}'])

@@ -5,7 +5,7 @@
 from collections.abc import Callable
 import gzip
 import json
-from math import exp
+from math import exp, isnan
 from pathlib import Path
 import time
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from timebill_ros.budget.quality import QualityProfile
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.errors import EngineError
-from timebill_ros.engine.quality_meter import ALPHAS, loss_of, measure, Reading
+from timebill_ros.engine.quality_meter import ALPHAS, loss_of, measure, Prompt, Reading
 
 
 def measure_profile(
-        engine: Engine, prompts: list[tuple[str, str]], lengths: tuple[int, ...],
+        engine: Engine, prompts: list[Prompt], lengths: tuple[int, ...],
         report: Callable[[int, int], None]) -> tuple[QualityProfile, dict[str, Any]]:
     """Return the profile and what to store beside it; raises EngineError if no prompt fits."""
     began_s = time.perf_counter()
@@ -52,17 +52,24 @@ def cells_of(tiers: list[str], readings: list[Reading]) -> list[dict[str, Any]]:
         for tier in tiers:
             for alpha in ALPHAS:
                 cell = _cell(readings, tier, length, alpha)
+                scores = [each.score for each in cell if not isnan(each.score)]
                 cells.append({
                     'length': length, 'tier': tier, 'alpha': alpha, 'prompts': len(cell),
                     'tokens': sum(each.tokens for each in cell),
                     'divergence': round(_mean(cell, 'divergence'), 5),
                     'agreement': round(_mean(cell, 'agreement'), 4),
-                    'perplexity': round(exp(_mean(cell, 'nll')), 3)})
+                    'perplexity': round(exp(_mean(cell, 'nll')), 3),
+                    'score': round(sum(scores) / len(scores), 4) if scores else None,
+                    'labelled': len(scores)})
     return cells
 
 
-def read_prompts(path: Path) -> list[tuple[str, str]]:
-    """Read JSON lines with id and prompt, plain or .gz; raises ValueError that names the line."""
+def read_prompts(path: Path) -> list[Prompt]:
+    """
+    Read JSON lines with id, prompt and perhaps answers (right ones, a list), plain or .gz.
+
+    Raises ValueError that names the line.
+    """
     opened = gzip.open(path, 'rt', encoding='utf-8') if path.suffix == '.gz' else open(
         path, encoding='utf-8')
     prompts = []
@@ -70,7 +77,9 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                prompts.append((str(row['id']), str(row['prompt'])))
+                prompts.append(Prompt(
+                    str(row['id']), str(row['prompt']),
+                    tuple(str(answer) for answer in row.get('answers', ()))))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f'{path}:{number} has no id and prompt: {error}') from error
     return prompts

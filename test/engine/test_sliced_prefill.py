@@ -47,11 +47,15 @@ def state_of(engine: Engine, seq: Any) -> tuple[torch.Tensor, ...]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize('n_prompt,chunk_tokens,padded', [
-    (150, 512, []), (150, 64, []), (130, 128, []), (40, 512, [64, 128]), (100, 512, [64, 128]),
-    (128, 512, [64, 128]), (5, 512, [64]), (65, 512, [64])])
+@pytest.mark.parametrize('n_prompt,chunk_tokens,padded,filled', [
+    (150, 512, [], []), (150, 64, [], []), (130, 128, [], [128]), (40, 512, [64, 128], []),
+    (100, 512, [64, 128], []), (128, 512, [64, 128], []), (5, 512, [64], []), (65, 512, [64], []),
+    (130, 512, [], [128, 192]), (20, 512, [], [64]), (100, 512, [64], [128]), (64, 512, [], [64])])
 def test_it_leaves_what_the_decoder_leaves(
-        engine: Engine, n_prompt: int, chunk_tokens: int, padded: list[int]) -> None:
+        engine: Engine, monkeypatch: pytest.MonkeyPatch, n_prompt: int, chunk_tokens: int,
+        padded: list[int], filled: list[int]) -> None:
+    monkeypatch.setattr(SlicedPrefill, '_filled_lengths', lambda self, above=0: [
+        length for length in filled if length > above])
     ids = torch.randint(0, 297, (n_prompt,), generator=torch.Generator().manual_seed(2)).tolist()
     seq = engine.open_sequence(ids, n_prompt + 2)
     while not engine.prefill_chunk(seq):

@@ -15,8 +15,9 @@ from timebill_ros.engine.snapkv import QueryWindow
 class Chunk:
     """A chunk of a prompt on its way: ``x`` is what half layer ``half`` of 2 n_layers takes in."""
 
-    x: Tensor                                # [tokens, d_model]
+    x: Tensor                                # [count or, filled up, more, d_model]
     start: int                               # entries in the cache before it
+    count: int                               # tokens
     half: int = 0
 
 

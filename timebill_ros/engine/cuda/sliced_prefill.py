@@ -23,6 +23,9 @@ from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.sequence import Chunk, Sequence
 
 SLICE_S = 0.020
+# Prompts up to here are filled up to one of few lengths, each of which was met at the start: for
+# every other one libraries would choose kernels, and the allocator take memory, anew.
+_FILLED_UP_TO = 4096
 # Before anything was measured: slow, so that the very first slice is short even on a small GPU.
 _FIRST_PACE = 5e12          # operations per second
 
@@ -44,8 +47,9 @@ class SlicedPrefill:
 
     @property
     def padded_lengths(self) -> List[int]:
-        """Return the lengths of the graphs, ascending."""
-        return [] if self._graphs is None else self._graphs.lengths
+        """Return the lengths to which short prompts are filled up, ascending."""
+        graphs = [] if self._graphs is None else self._graphs.lengths
+        return graphs + self._filled_lengths(graphs[-1] if graphs else 0)
 
     def advance(self, seq: Sequence) -> int:
         """Run the next slice, as ``Prefill`` says."""
@@ -64,22 +68,27 @@ class SlicedPrefill:
                 break
             self._run_half(seq, chunk)
             work = more
-        count = len(chunk.x)
+        count = chunk.count
         finished = chunk.half == last_half
         if finished:
             self._cache.advance(seq.slot, count)
             if seq.n_prefilled + count == seq.n_prompt:
-                seq.logits = self._layers.logits(chunk.x[-1:])
+                seq.logits = self._layers.logits(chunk.x[count - 1:count])
             seq.chunk = None
         self._wait()
         self._pace = work / (time.perf_counter() - began_s)
         return count if finished else 0
 
     def warm_up(self) -> None:
-        """Have attention prepare itself for every length that it is done for, in slot 0."""
+        """Have everything prepare itself for every length that it is done for, in slot 0."""
         shortest = self._graphs.lengths[-1] + 1 if self._graphs and self._graphs.lengths else 1
         longest = min(self._chunk_tokens, self._cache.capacity)
         keys, values, config = self._cache.k[0, 0], self._cache.v[0, 0], self._layers.config
+        for length in self._filled_lengths(shortest - 1):
+            x = keys.new_zeros((length, config.d_model))
+            self._layers.attend(0, x, keys, values, 0)
+            self._layers.feed_forward(0, x)
+            self._layers.logits(x[:1])
         rows = shortest
         while self._layers.kernels is not None and rows <= longest:
             rows = min(padded(rows), self._cache.capacity)
@@ -90,8 +99,22 @@ class SlicedPrefill:
 
     def _begin(self, seq: Sequence) -> Chunk:
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
+        start, count = self._cache.length[seq.slot], len(ids)
+        if start == 0 and count == seq.n_prompt:
+            # What fills up comes behind the prompt, where causal attention does not see it; the
+            # response's entries overwrite it.
+            length = next((n for n in self._filled_lengths() if n >= count), count)
+            ids = ids + [0] * (length - count)
         x = F.embedding(torch.tensor(ids, device=self._device), self._layers.weights.embed)
-        return Chunk(x, self._cache.length[seq.slot])
+        return Chunk(x, start, count)
+
+    def _filled_lengths(self, above: int = 0) -> List[int]:
+        """Return the lengths above ``above`` to which prompts without a graph are filled up."""
+        if self._layers.kernels is None:
+            return []
+        limit = min(_FILLED_UP_TO, self._chunk_tokens, self._cache.capacity)
+        lengths = [*range(128, 2048, 128), *range(2048, _FILLED_UP_TO + 1, 256)]
+        return [length for length in lengths if above < length <= limit]
 
     def _run_half(self, seq: Sequence, chunk: Chunk) -> None:
         """Run half a layer."""
@@ -100,13 +123,14 @@ class SlicedPrefill:
         left = seq.n_prompt - seq.n_prefilled
         if second:
             self._layers.feed_forward(index, chunk.x)
-            if index + 1 == self._tap_layer and len(chunk.x) == left:
-                seq.prompt_state = chunk.x[-1].to(torch.float32, copy=True)
+            if index + 1 == self._tap_layer and chunk.count == left:
+                seq.prompt_state = chunk.x[left - 1].to(torch.float32, copy=True)
             return
         keys, values = self._cache.k[index, seq.slot], self._cache.v[index, seq.slot]
         queries = self._layers.attend(index, chunk.x, keys, values, chunk.start)
-        if left <= len(chunk.x) + SNAPKV_WINDOW:
-            seq.window.push(index, queries[-SNAPKV_WINDOW:].transpose(0, 1))
+        if left <= chunk.count + SNAPKV_WINDOW:
+            newest = queries[max(0, chunk.count - SNAPKV_WINDOW):chunk.count]
+            seq.window.push(index, newest.transpose(0, 1))
 
     def _work(self, chunk: Chunk) -> float:
         """Return the operations of the next half layer."""

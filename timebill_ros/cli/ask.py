@@ -3,6 +3,7 @@
 """``timebill ask``: one question, one answer, in time."""
 
 import argparse
+from collections.abc import Callable
 import json
 import sys
 from typing import Any, TextIO
@@ -10,11 +11,13 @@ from typing import Any, TextIO
 from unique_identifier_msgs.msg import UUID
 
 from timebill_ros.action import Query as QueryAction
+from timebill_ros.cli.arguments import add_namespace
 from timebill_ros.client import Answer, TimeBillClient
-from timebill_ros.nodes.conversions import Identity, json_value, timing_msg
-from timebill_ros.query import Admission, Ending, Outcome, Overrun, QueryTiming
+from timebill_ros.nodes.answer import no_answer
+from timebill_ros.nodes.conversions import Identity, json_value, NS_PER_S, timing_msg
+from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Overrun, QueryTiming
 
-# 0 = an answer in time; 2 is a wrong command line.
+# 0 = an answer in time. 1 is output that cannot be written, 2 a wrong command line.
 EXIT_STATUS = {
     Outcome.COMPLETED: 0,
     Outcome.TRUNCATED: 0,
@@ -24,6 +27,13 @@ EXIT_STATUS = {
     Outcome.INVALID: 6,
     Outcome.CANCELED: 7,
     Outcome.FAILED: 8,
+}
+# Of what the fields' types cannot hold; of all else the server says it.
+_CODES = {
+    'max_new_tokens': ErrorCode.INVALID_MAX_NEW_TOKENS,
+    'min_tier': ErrorCode.INVALID_MIN_TIER,
+    'seed': ErrorCode.INVALID_SAMPLING,
+    'stop': ErrorCode.INVALID_STOP,
 }
 _ADMISSIONS = {
     'default': Admission.SERVER_DEFAULT,
@@ -40,8 +50,10 @@ _OVERRUNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.epilog = 'Exit status: ' + ', '.join(
-        f'{code} {each.name}' for each, code in EXIT_STATUS.items()
+    parser.epilog = (
+        'Exit status: '
+        + ', '.join(f'{code} {each.name}' for each, code in EXIT_STATUS.items())
+        + '; 1 the answer cannot be written, 2 the command line is wrong.'
     )
     parser.add_argument('prompt', help='the question; "-" reads it from standard input')
     parser.add_argument(
@@ -70,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--stop', action='append', default=[], metavar='TEXT', help='end at this text; repeatable'
     )
-    parser.add_argument('--namespace', default='', help='ROS namespace of the server')
+    add_namespace(parser, 'server')
     parser.add_argument(
         '--server-wait',
         type=float,
@@ -91,25 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     stream = _Stream(sys.stderr if arguments.json else sys.stdout)
     with TimeBillClient(namespace=arguments.namespace, server_wait_s=0.0) as client:
         client.wait_for_server(arguments.server_wait)
-        try:
-            answer = client.ask(
-                prompt,
-                within=arguments.within,
-                on_feedback=stream.print_new,
-                stream=arguments.stream,
-                system_prompt=arguments.system,
-                max_new_tokens=arguments.max_new_tokens,
-                admission=_ADMISSIONS[arguments.admission],
-                overrun=_OVERRUNS[arguments.overrun],
-                min_tier=arguments.min_tier,
-                alpha_max=arguments.alpha_max,
-                temperature=arguments.temperature,
-                seed=arguments.seed,
-                stop=arguments.stop,
-            )
-        except ValueError as error:
-            print(f'timebill ask: {error}', file=sys.stderr)
-            return 2
+        answer = _ask(client, prompt, arguments, stream)
     if arguments.stream:
         stream.end(answer.response)
     if arguments.json:
@@ -117,6 +111,35 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_answer(answer, streamed=arguments.stream)
     return EXIT_STATUS[answer.outcome]
+
+
+def _ask(
+    client: TimeBillClient, prompt: str, arguments: argparse.Namespace, stream: '_Stream'
+) -> Answer:
+    """Ask; what cannot even be sent is INVALID as what the server refuses."""
+    try:
+        pending = client.ask_async(
+            prompt,
+            within=arguments.within,
+            on_feedback=stream.print_new,
+            stream=arguments.stream,
+            system_prompt=arguments.system,
+            max_new_tokens=arguments.max_new_tokens,
+            admission=_ADMISSIONS[arguments.admission],
+            overrun=_OVERRUNS[arguments.overrun],
+            min_tier=arguments.min_tier,
+            alpha_max=arguments.alpha_max,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            stop=arguments.stop,
+        )
+    except ValueError as error:
+        code = _CODES.get(str(error).split()[0], ErrorCode.INVALID_PROMPT)
+        return no_answer(
+            Outcome.INVALID, code, str(error), 0, round(arguments.within * NS_PER_S)
+        )
+    stream.reader_left = pending.cancel
+    return pending.result()
 
 
 def answer_fields(answer: Answer) -> dict[str, Any]:
@@ -145,13 +168,24 @@ class _Stream:
     """Prints text as it comes, and in the end what the feedback had not yet brought."""
 
     def __init__(self, output: TextIO) -> None:
+        self.reader_left: Callable[[], object] = lambda: None  # called when nobody reads any more
         self._output = output
         self._printed = ''
+        self._error: OSError | None = None
 
     def print_new(self, feedback: QueryAction.Feedback) -> None:
-        self._print(feedback.text)
+        """Print a piece; runs in the client's thread."""
+        if self._error is None:
+            try:
+                self._print(feedback.text)
+            except OSError as error:
+                self._error = error
+                self.reader_left()
 
     def end(self, response: str) -> None:
+        """Print the rest; raises OSError if a piece could not be printed."""
+        if self._error is not None:
+            raise self._error
         self._print(response[len(self._printed) :] + '\n')
 
     def _print(self, text: str) -> None:

@@ -8,6 +8,7 @@ from math import isnan
 import sys
 
 from timebill_ros.cli import profile_quality
+from timebill_ros.cli.arguments import add_namespace
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import doubts
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--drain', action='store_true',
         help='with --server: let its queries end first; without, it refuses while it has any')
-    parser.add_argument('--namespace', default='', help='ROS namespace of the server')
+    add_namespace(parser, 'server')
     parser.add_argument(
         '--model', default='embedded', help='model directory, GGUF file, hub name, or "embedded"')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')

@@ -13,6 +13,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from timebill_ros.cli.arguments import add_namespace
 from timebill_ros.msg import QueryTiming
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.conversions import json_value
@@ -23,7 +24,7 @@ from timebill_ros.query import Outcome
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument('out', help='file to append to; "-" is standard output')
-    parser.add_argument('--namespace', default='', help='ROS namespace of the server')
+    add_namespace(parser, 'server')
     parser.add_argument('--queries', type=int, default=0, metavar='N', help='end after N queries')
     parser.add_argument('--seconds', type=float, default=0.0, metavar='S', help='end after S')
 

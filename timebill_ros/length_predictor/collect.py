@@ -132,6 +132,8 @@ def read_lengths(path: Path, expect_target: Optional[str] = None) -> Lengths:
     rows = list(read_jsonl(path))
     if not rows or 'target' not in rows[0]:
         raise ValueError(f'{path} does not begin with a line that names its target')
+    if len(rows) < 2:
+        raise ValueError(f'{path} holds no lengths')
     if expect_target is not None and rows[0]['target'] != expect_target:
         raise ValueError(
             f'{path} holds lengths of target {rows[0]["target"]}, not of {expect_target}'

@@ -39,14 +39,13 @@ from timebill_ros.query import Sampling
 
 def collect(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     """Collect lengths into a file."""
-    chosen = settings.get('collect', {})
-    penalty = arguments.repetition_penalty or chosen.get('repetition_penalty', 1.1)
-    sampling = Sampling(temperature=chosen.get('temperature', 0.0), repetition_penalty=penalty)
+    chosen = settings['collect']
+    penalty = arguments.repetition_penalty or chosen['repetition_penalty']
     config = CollectConfig(
-        cap=chosen.get('cap', 512),
-        sampling=sampling,
-        max_rows=arguments.max_rows or chosen.get('max_rows', 1024),
-        max_batch_tokens=chosen.get('max_batch_tokens', 1_600_000),
+        cap=chosen['cap'],
+        sampling=Sampling(temperature=chosen['temperature'], repetition_penalty=penalty),
+        max_rows=arguments.max_rows or chosen['max_rows'],
+        max_batch_tokens=chosen['max_batch_tokens'],
         keep_tokens=arguments.keep_tokens,
     )
     added = collect_lengths(
@@ -57,17 +56,17 @@ def collect(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional
 
 def states(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     """Read the states that a probe is trained on."""
-    chosen = settings.get('states', {})
+    chosen = settings['states']
     target = _target(arguments)
     lengths = read_lengths(arguments.lengths, target.key) if arguments.lengths else None
-    decode_layer = chosen.get('layer', 18)
+    decode_layer = chosen['layer']
     file = collect_states(
         target,
         read_prompts(arguments.prompts),
         lengths,
-        sorted({*chosen.get('layers', []), decode_layer}),
+        sorted({*chosen['layers'], decode_layer}),
         decode_layer,
-        chosen.get('steps', [16, 64, 256]) if lengths else [],
+        chosen['steps'] if lengths else [],
         _progress,
     )
     file.save(arguments.out)
@@ -101,7 +100,8 @@ def evaluate(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optiona
         directory,
         _device(arguments.device),
     )
-    file = StatesFile.load(arguments.states) if predictor.state_layer else None
+    _check_cap(card, arguments, runs[0])
+    file = _states_of(arguments, runs[0]) if predictor.state_layer else None
     states = file.at(predictor.state_layer) if file else None
     row_of = {prompt_id: row for row, prompt_id in enumerate(file.ids)} if file else {}
     target = _target(arguments) if card.kind == 'slm' else None
@@ -132,8 +132,11 @@ def tables(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[
     """Make every table of the documentation."""
     from timebill_ros.length_predictor.tables_command import make_tables
 
+    run = read_lengths(arguments.lengths[0])
+    _states_of(arguments, run)
+    _check_cap(load_checkpoint(arguments.checkpoint)[0], arguments, run)
     command = ' '.join(['timebill predictor', *_shown(sys.argv)])
-    return make_tables(arguments, _head_training(settings.get('train', {})), command, _say)
+    return make_tables(arguments, _head_training(settings['train']), command, _say)
 
 
 def _train_head_kind(
@@ -143,15 +146,13 @@ def _train_head_kind(
     split: Split,
     runs: List[Lengths],
 ) -> Dict[str, Any]:
-    chosen = settings.get('train', {})
+    chosen = settings['train']
     config = _head_training(chosen)
     sources = {p.prompt_id: p.source for p in prompts}
     cap = int(runs[0].header['cap'])
     card = _card(arguments, runs, config.width, arguments.kind)
     if arguments.kind == 'probe':
-        if arguments.states is None:
-            raise ValueError('the probe needs --states (timebill predictor states)')
-        file = StatesFile.load(arguments.states)
+        file = _states_of(arguments, runs[0])
         card.state_layer, card.d_model = file.decode_layer, file.prompt.shape[2]
         rows = Rows(file.at(file.decode_layer), _lengths_of(file.ids, runs), file.ids)
     else:
@@ -172,7 +173,7 @@ def _train_head_kind(
     if arguments.kind == 'probe' and len(file.decode):
         card.refine_layer = file.decode_layer
         remaining = remaining_rows(file, runs[0])
-        again = _head_training({**chosen, **settings.get('refine', {})})
+        again = _head_training({**chosen, **settings['refine']})
         refined = train_head(remaining, split, cap, again, _say)
         card.metrics['refined'] = measure(refined, remaining, split)
         tensors.update(head_tensors('refine.', refined.head, refined.calibration))
@@ -184,10 +185,10 @@ def _train_head_kind(
 def _head_training(chosen: Dict[str, Any]) -> HeadTraining:
     names = ('hidden', 'dropout', 'input_noise', 'epochs')
     return HeadTraining(
-        width=chosen.get('width', 16),
-        n_folds=chosen.get('n_folds', 5),
-        seed=chosen.get('seed', 0),
-        head=HeadConfig(**{name: chosen[name] for name in names if name in chosen}),
+        width=chosen['width'],
+        n_folds=chosen['n_folds'],
+        seed=chosen['seed'],
+        head=HeadConfig(**{name: chosen[name] for name in names}),
     )
 
 
@@ -216,18 +217,18 @@ def _train_classifier(
     from timebill_ros.length_predictor.fit import FitConfig
 
     kind = arguments.kind
-    chosen = settings.get('baselines' if kind in ('proxy', 's3') else 'slm', {})
-    shared = settings.get('train', {})
+    chosen = settings['baselines' if kind in ('proxy', 's3') else 'slm']
+    shared = settings['train']
     names = ('n_layers', 'rank', 'max_prompt_tokens', 'encoder')
     fit_names = ('epochs', 'batch_rows', 'learning_rate')
     config = training.ClassifierTraining(
-        width=shared.get('width', 16),
+        width=shared['width'],
         fit=FitConfig(
-            seed=shared.get('seed', 0), **{n: chosen[n] for n in fit_names if n in chosen}),
+            seed=shared['seed'], **{n: chosen[n] for n in fit_names if n in chosen}),
         **{name: chosen[name] for name in names if name in chosen},
     )
     if kind == 'regression':
-        config.n_layers = settings.get('regression', {}).get('n_layers', config.n_layers)
+        config.n_layers = settings['regression']['n_layers']
     kept = [p for p in prompts if all(p.prompt_id in run.rows for run in runs)]
     lengths = _lengths_of([p.prompt_id for p in kept], runs)
     data = training.Data(kept, lengths, int(runs[0].header['cap']), split)
@@ -315,9 +316,29 @@ def _lengths_of(ids: List[str], runs: List[Lengths]) -> 'np.ndarray[Any, np.dtyp
     return np.array([[run.rows[i]['n'] for run in runs] for i in ids], np.int64)
 
 
+def _check_cap(card: Card, arguments: argparse.Namespace, run: Lengths) -> None:
+    if card.cap != run.header['cap']:
+        raise ValueError(
+            f'{arguments.checkpoint} was trained with lengths up to {card.cap} tokens; '
+            f'{arguments.lengths[0]} has the cap {run.header["cap"]}')
+
+
+def _states_of(arguments: argparse.Namespace, run: Lengths) -> StatesFile:
+    if arguments.states is None:
+        raise ValueError('the probe needs --states (timebill predictor states)')
+    file = StatesFile.load(arguments.states)
+    if file.target != run.header['target']:
+        raise ValueError(
+            f'{arguments.states} holds states of the target {file.target}, the lengths are of '
+            f'{run.header["target"]}')
+    return file
+
+
 def _device(device: str) -> str:
     import torch
 
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError('there is no CUDA device here; try --device cpu')
     return ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
 
 

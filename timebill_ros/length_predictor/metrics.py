@@ -21,14 +21,20 @@ def evaluate_points(
 
     MAE is that of ``median`` and RMSE and R2 are those of ``mean``, each measure at the point that
     serves it; Spearman's rank correlation is the mean's. Predictors with one point give it twice.
+    Where all lengths are the same there is nothing to explain and R2 is 0.
     """
     error = mean - lengths
     return {
         'mae': float(np.abs(median - lengths).mean()),
         'rmse': float(np.sqrt((error**2).mean())),
-        'r2': float(1.0 - (error**2).sum() / ((lengths - lengths.mean()) ** 2).sum()),
+        'r2': _r2(error, lengths),
         'spearman': spearman(mean, lengths),
     }
+
+
+def _r2(error: NDArray[np.float64], lengths: NDArray[np.int64]) -> float:
+    total = ((lengths - lengths.mean()) ** 2).sum()
+    return float(1.0 - (error**2).sum() / total) if total > 0 else 0.0
 
 
 def evaluate_distribution(
@@ -73,10 +79,10 @@ def pinball(predicted: NDArray[np.float64], lengths: NDArray[np.int64], q: float
 
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return Spearman's rank correlation; NaN where one side never changes."""
+    """Return Spearman's rank correlation; 0 where one side never changes, and so orders nothing."""
     ranks = _ranks(a), _ranks(b)
     if ranks[0].std() == 0 or ranks[1].std() == 0:
-        return float('nan')
+        return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
 
 

@@ -140,7 +140,8 @@ def load_predictor(
     Load a checkpoint for the given target; everything that can be wrong with it is found here.
 
     ``device`` is the target's; ``target_directory`` serves the kind "slm", whose backbone is the
-    target's own first layers. Raises CheckpointError for a corrupt file, another vocabulary or another target.
+    target's own first layers. Raises CheckpointError for a corrupt file, another vocabulary or
+    another target.
     """
     card, tensors = load_checkpoint(path)
     check_fits(card, path, target_key, vocab_size, d_model)

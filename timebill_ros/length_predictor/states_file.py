@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,20 +66,23 @@ class StatesFile:
 
     @staticmethod
     def load(path: Path) -> 'StatesFile':
-        """Read a file written by ``save``."""
-        with np.load(path, allow_pickle=False) as z:
-            return StatesFile(
-                str(z['target']),
-                [int(layer) for layer in z['layers']],
-                int(z['decode_layer']),
-                [str(i) for i in z['ids']],
-                z['n_prompt'],
-                _unpacked('prompt', z),
-                _unpacked('mean', z),
-                z['decode_row'],
-                z['decode_step'],
-                _unpacked('decode', z),
-            )
+        """Read a file written by ``save``; ValueError if it is none."""
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                return StatesFile(
+                    str(z['target']),
+                    [int(layer) for layer in z['layers']],
+                    int(z['decode_layer']),
+                    [str(i) for i in z['ids']],
+                    z['n_prompt'],
+                    _unpacked('prompt', z),
+                    _unpacked('mean', z),
+                    z['decode_row'],
+                    z['decode_step'],
+                    _unpacked('decode', z),
+                )
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise ValueError(f'{path} is no whole file of states: {error}') from error
 
 
 def _packed(name: str, values: NDArray[np.float32]) -> Dict[str, NDArray[Any]]:

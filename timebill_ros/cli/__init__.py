@@ -23,7 +23,7 @@ COMMANDS = {
     'experiment': 'run the experiments behind the claims, one or all',
     'report': 'one page about the experiments that were run',
 }
-# What the node's interpreter need not have. A command that imports one there goes on in the engine's.
+# What the node's interpreter need not have: a command that wants one goes on in the engine's.
 ENGINE_MODULES = ('torch', 'transformers', 'safetensors')
 EXIT_USAGE = 2
 # As shells say it: 128 and the number of the signal, SIGINT and SIGPIPE.

@@ -43,7 +43,7 @@ class SlicedPrefill:
         self._pace = _FIRST_PACE
         self.eviction = (PlainEviction() if layers.kernels is None
                          else KernelEviction(layers.kernels))
-        self._done = torch.cuda.Event(blocking=True) if self._device.type == 'cuda' else None
+        self._done = torch.cuda.Event() if self._device.type == 'cuda' else None
 
     @property
     def padded_lengths(self) -> List[int]:
@@ -142,7 +142,7 @@ class SlicedPrefill:
         return count * (products + 4.0 * width * (chunk.start + count / 2))
 
     def _wait(self) -> None:
-        """Wait for the GPU, sleeping; a failed kernel is reported here."""
+        """Wait for the GPU, busily as for a step; a failed kernel is reported here."""
         if self._done is not None:
             self._done.record()
             self._done.synchronize()

@@ -122,7 +122,10 @@ def fresh(point: Point, chunk: int, padded: tuple[int, ...], order: random.Rando
         return order.randint(below + 1, n)
     if point.law == laws.PREFILL and length % chunk == 0:
         return n
-    return order.randint(n - int(_FRESH_SHARE * length), n)
+    least = n - int(_FRESH_SHARE * length)
+    if point.law == laws.PREFILL and padded and n > padded[-1]:
+        least = max(least, padded[-1] + 1)
+    return order.randint(least, n)
 
 
 def missing(samples: Iterable[Sample], wanted: Iterable[Point]) -> set[Name]:

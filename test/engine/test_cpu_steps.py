@@ -3,6 +3,7 @@
 """Compiled CPU steps: packed weights, tiers, batches and processors other than this one."""
 
 from concurrent.futures import ThreadPoolExecutor
+import ctypes
 from dataclasses import replace
 import shutil
 from types import SimpleNamespace
@@ -223,15 +224,19 @@ def test_the_tier_may_change_at_every_token(library):
         assert (logits - expected).norm() / expected.norm() < 0.02
 
 
-def test_processors_without_this_ones_instructions_compute_the_same(library, tmp_path):
-    compiler = build.find_compiler()
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    """Return the library compiled for any processor of this architecture."""
+    options = ['-std=c++17', '-O1', '-fPIC', '-shared', '-pthread', '-Wno-psabi']
+    path = tmp_path_factory.mktemp('plain') / 'plain.so'
+    build.compile_steps(build.find_compiler(), build.sources(), options, path)
+    return ctypes.CDLL(str(path))
+
+
+def test_processors_without_this_ones_instructions_compute_the_same(library, plain):
     weights = random_weights(CONFIG)
     tiers, _ = build_tiers(Packer(library), weights, CONFIG, TIERS)
     filled = filled_cache(CONFIG, weights)
-    options = ['-std=c++17', '-O1', '-fPIC', '-shared', '-pthread', '-Wno-psabi']
-    build.compile_steps(compiler, build.sources(), options, tmp_path / 'plain.so')
-    import ctypes
-    plain = ctypes.CDLL(str(tmp_path / 'plain.so'))
     for tier in TIERS:
         logits = [compiled(each, CONFIG, weights, tiers, copied(filled)).run([2], [5], tier)
                   for each in (library, plain)]
@@ -356,7 +361,7 @@ def test_a_compiled_prefill_leaves_what_the_decoder_leaves(library, shape, kind)
     cache = allocate(config, 2, 512, torch.float32, CPU)
     other = copied(cache)
     steps = compiled(library, config, weights, tiers, cache, threads=3)
-    assert steps.can_prefill == ['fp32']
+    assert steps.can_prefill[0] == 'fp32'
     decoder = Decoder(config, weights, rope_table(config, 1024, CPU), other, 1)
     window = QueryWindow(config.n_layers, config.n_heads, config.head_dim, torch.float32, CPU)
     seq = SimpleNamespace(
@@ -409,6 +414,21 @@ def test_a_prefill_in_a_lower_tier_is_near_the_exact_one(library, tier):
     assert (logits - expected).norm() / expected.norm() < 0.03
     keys = other.k[:, :, :, :203]
     assert (cache.k[:, :, :, :203] - keys).norm() / keys.norm() < 0.03
+
+
+@pytest.mark.parametrize('kind', ['q4_1', 'q8_0'])
+def test_a_prefill_in_16_bits_is_nearly_exact_on_any_processor(library, plain, kind):
+    weights = random_weights(CONFIG, kind)
+    tiers, _ = build_tiers(Packer(library), weights, CONFIG, ['fp32'])
+    cache = allocate(CONFIG, 1, 512, torch.float32, CPU)
+    ids = torch.randint(0, CONFIG.vocab_size, (203,))
+    expected = Decoder(CONFIG, weights, rope_table(CONFIG, 1024, CPU), copied(cache)).prefill_chunk(
+        0, ids, None, True)
+    for each in (library, plain):
+        steps = compiled(each, CONFIG, weights, tiers, copied(cache))
+        assert steps.can_prefill == ['fp32', 'int16'] and steps.tiers == ['fp32']
+        logits, _ = steps.prefill(0, ids.tolist(), None, True, 'int16')
+        assert 1e-6 < (logits - expected).norm() / expected.norm() < 2e-4
 
 
 def test_an_engine_reads_prompts_in_the_tier_that_is_wanted(make_checkpoint):

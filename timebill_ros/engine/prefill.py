@@ -95,7 +95,8 @@ def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_token
         from timebill_ros.engine.cpu.steps import CompiledSteps
         if isinstance(steps, CompiledSteps) and steps.can_prefill:
             if tier and tier not in steps.can_prefill:
-                model.notes.append(f'prefill_tier {tier} is not among the tiers')
+                model.notes.append(f'prefill_tier {tier} is none of '
+                                   f'{", ".join(steps.can_prefill)}')
                 tier = ''
             if (tier or 'fp32') in steps.can_prefill:
                 return CompiledPrefill(steps, model.config, chunk_tokens, tier or 'fp32')

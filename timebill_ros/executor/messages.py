@@ -42,7 +42,7 @@ class Load:
     gpu_memory_fraction: float = 0.9         # share of a GPU's memory that the engine may take
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
     tiers: List[str] = field(default_factory=lambda: [AUTO_TIERS])  # and bf16, int8, int4
-    prefill_tier: str = ''                   # of a CPU's prefill; "" = full precision
+    prefill_tier: str = ''                   # of a CPU's prefill, or int16; "" = full precision
     tap_layer: int = 0                       # layers before the state to read; a predictor sets it
     predictor: str = 'default'               # of response lengths: a name or a path; "" = none
     allow_download: bool = False

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 
+from timebill_ros.engine.cpu.steps import INT16
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import load_model
 from timebill_ros.engine.source import EMBEDDED, embedded_file
@@ -85,7 +86,8 @@ def measure(arguments: argparse.Namespace,
     model = load_model(load, lambda what, done: None)
     engine = Engine(model, load)
     engines = {'fp32': engine, **{
-        tier: Engine.load(replace(load, prefill_tier=tier)) for tier in engine.info.tiers[1:]}}
+        tier: Engine.load(replace(load, prefill_tier=tier))
+        for tier in (INT16, *engine.info.tiers[1:])}}
     found = {}
     with LlamaCpp(file, threads, longest) if version() else nullcontext() as peer:
         found['decode'] = [row for length in arguments.cached

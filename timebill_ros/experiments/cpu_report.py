@@ -51,7 +51,8 @@ def _step(row: Row) -> Sequence[Any]:
 
 
 def _prefill(row: Row) -> Sequence[Any]:
-    of = 'float32' if row['tier'] == 'fp32' else f'8 bits (`prefill_tier: {row["tier"]}`)'
+    of = 'float32' if row['tier'] == 'fp32' else (
+        f'{16 if row["tier"] == "int16" else 8} bits (`prefill_tier: {row["tier"]}`)')
     return (row['threads'], f'{row["prompt_tokens"]:,}', of, f'{row["ms"] / 1e3:.2f}',
             *_peer(row, 1e-3, 2))
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cpu.structures import (
     BatchC, check_sizes, ChunkC, is_packed, MAX_BATCH, ModelC, tier_c, TierC)
-from timebill_ros.engine.cpu.tiers import CpuTier
+from timebill_ros.engine.cpu.tiers import CpuTier, free_tier
 from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.rope import RopeTable, sign_sin
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.weights import Weights
+
+INT16 = 'int16'      # prefill alone: the matrices of fp32, activations rounded to 16 bits
 
 
 class CompiledSteps:
@@ -38,7 +40,12 @@ class CompiledSteps:
         self._count = 0
         tables = (rope.cos.contiguous(), sign_sin(rope.sin).contiguous())
         self._kept = (weights, tiers, tables)
-        self._tier: Dict[str, TierC] = {tier.name: tier_c(tier, weights) for tier in tiers}
+        self._tier: Dict[str, TierC] = {
+            tier.name: tier_c(tier, weights, 32 if tier.name == 'fp32' else 8) for tier in tiers}
+        self._prefill_tier = {
+            tier.name: self._tier[tier.name] for tier in tiers if is_packed(tier)}
+        if free_tier(tiers[0]) is not None:     # only whole numbers are multiplied with such
+            self._prefill_tier[INT16] = tier_c(tiers[0], weights, 16)
         self._batch = BatchC(logits=self._logits.data_ptr())
         self._model = ModelC(
             config.n_layers, config.d_model, config.n_heads, config.n_kv_heads, config.head_dim,
@@ -52,7 +59,7 @@ class CompiledSteps:
         self._run_chunk = library.timebill_prefill
         self._run_chunk.argtypes = [
             ctypes.c_void_p, ctypes.POINTER(TierC), ctypes.POINTER(ChunkC)]
-        self.can_prefill = [tier.name for tier in tiers if is_packed(tier)]
+        self.can_prefill = list(self._prefill_tier)
         self._destroy = library.timebill_destroy
         self._destroy.argtypes = [ctypes.c_void_p]
         self._handle = library.timebill_create(ctypes.byref(self._model), threads)
@@ -79,7 +86,8 @@ class CompiledSteps:
         addresses = [None if each is None else each.data_ptr() for each in (logits, tap, window)]
         chunk = ChunkC(ctypes.addressof(numbers), *addresses, cache.length[slot],
                        cache.position[slot], len(ids), slot)
-        self._run_chunk(self._handle, ctypes.byref(self._tier[tier]), ctypes.byref(chunk))
+        self._run_chunk(self._handle, ctypes.byref(self._prefill_tier[tier]),
+                        ctypes.byref(chunk))
         cache.advance(slot, len(ids))
         return logits, tap
 

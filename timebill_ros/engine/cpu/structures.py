@@ -28,7 +28,7 @@ class TierC(ctypes.Structure):
     """Model.hpp, Tier."""
 
     _fields_ = [('layers', ctypes.POINTER(LayerC)), ('final_norm', ctypes.c_void_p),
-                ('head', MatrixC), ('int8_activations', ctypes.c_int32)]
+                ('head', MatrixC), ('activation_bits', ctypes.c_int32)]
 
 
 class ModelC(ctypes.Structure):
@@ -59,8 +59,12 @@ class ChunkC(ctypes.Structure):
                 ('count', ctypes.c_int32), ('slot', ctypes.c_int32)]
 
 
-def tier_c(tier: CpuTier, weights: Weights) -> TierC:
-    """Return a tier as the compiled code takes it; what it points to must be kept alive."""
+def tier_c(tier: CpuTier, weights: Weights, activation_bits: int) -> TierC:
+    """
+    Return a tier as the compiled code takes it; what it points to must be kept alive.
+
+    ``activation_bits``: 32 = float32, 8, and in a prefill 16.
+    """
     layers = (LayerC * len(tier.layers))()
     for to, matrices, layer in zip(layers, tier.layers, weights.layers):
         for name in ('input_norm', 'post_norm', 'q_norm', 'k_norm'):
@@ -69,7 +73,7 @@ def tier_c(tier: CpuTier, weights: Weights) -> TierC:
         for name, bias in _biases(layer).items():
             setattr(to, name, matrices[name].for_c(bias))
     return TierC(layers, weights.final_norm.data_ptr(), tier.head.for_c(None),
-                 int(tier.name != 'fp32'))
+                 activation_bits)
 
 
 def is_packed(tier: CpuTier) -> bool:

@@ -76,56 +76,67 @@ inline void multiply(const float* x, int64_t count, int64_t stride, const float*
   for (; at < count; ++at) multiply_tile<1>(x + at * stride, stride, panel, columns, at, take);
 }
 
-// --- 8-bit vectors
+// --- vectors of whole numbers
 
-constexpr int INT8_TILE = 6;             // 12 sums of a block, 12 of all
+constexpr int WHOLE_TILE = 6;            // 12 sums of a block, 12 of all
 
-// A panel of two groups as whole bytes: words [columns / 4][2][LANES], scales and minima
+// A panel of two groups as whole numbers: words [columns / PER_WORD][2][LANES], scales and minima
 // [columns / BLOCK][2][LANES].
-struct BytePanel {
+template <class Whole> struct WholePanel {
+  static constexpr int PER_WORD = 4 / sizeof(Whole);     // columns
   std::vector<Words> words;
   std::vector<Floats> scales, minima;
 
-  explicit BytePanel(int64_t columns)
-      : words(columns / 2), scales(columns / LANES), minima(columns / LANES) {}
+  explicit WholePanel(int64_t columns)
+      : words(2 * columns / PER_WORD), scales(columns / LANES), minima(columns / LANES) {}
 };
 
+// Four columns, a byte each, into a panel; ``to`` is the word of the first.
+inline void spread(Words bytes, int8_t, Words* to) { to[0] = bytes; }
+inline void spread(Words bytes, int16_t, Words* to) {
+  to[0] = (bytes & 0xffu) | ((bytes & 0xff00u) << 8);
+  to[2] = ((bytes >> 16) & 0xffu) | ((bytes >> 8) & 0xff0000u);
+}
+
 // Unpack a group of an INT4 or INT8 matrix into one ``half`` of a panel.
-inline void unpack(const Matrix& m, int64_t group, int half, BytePanel& to) {
+template <class Whole>
+inline void unpack(const Matrix& m, int64_t group, int half, WholePanel<Whole>& to) {
   const int64_t blocks = m.columns / BLOCK;
   const bool four = m.format == INT4;
   const char* data = (const char*)m.data + group * blocks * (four ? INT4_BYTES : INT8_BYTES);
   const uint16_t* scales = m.scales + group * blocks * (four ? 2 * LANES : LANES);
+  Words* words = to.words.data() + half;
   for (int64_t block = 0; block < blocks; ++block) {
-    Words* words = to.words.data() + block * BLOCK / 4 * 2 + half;
     const Floats scale = halves_to_floats(scales);
     to.scales[2 * block + half] = scale;
     to.minima[2 * block + half] = four ? halves_to_floats(scales + LANES) : scale * -128.0f;
     for (int i = 0; i < BLOCK / 4; ++i) {
       const Words both = load<Words>(data + 64 * (four ? i / 2 : i));
-      words[2 * i] = four ? (both >> (4 * (i % 2))) & 0x0f0f0f0fu : both;
+      spread(four ? (both >> (4 * (i % 2))) & 0x0f0f0f0fu : both, Whole(), words);
+      words += 2 * sizeof(Whole);
     }
     data += four ? INT4_BYTES : INT8_BYTES;
     scales += four ? 2 * LANES : LANES;
   }
 }
 
-template <int T, class Take>
-inline void multiply_tile(const Int8Vectors& x, int64_t first, const BytePanel& panel,
-                          const Take& take) {
+template <int T, class Whole, class Take>
+inline void multiply_tile(const WholeVectors<Whole>& x, int64_t first,
+                          const WholePanel<Whole>& panel, const Take& take) {
+  constexpr int PER_WORD = WholePanel<Whole>::PER_WORD;
   const int64_t blocks = x.columns / BLOCK;
   Floats sums[T][2] = {};
   for (int64_t block = 0; block < blocks; ++block) {
-    const Words* words = panel.words.data() + block * BLOCK / 4 * 2;
-    const int8_t* values = x.values + first * x.columns + block * BLOCK;
+    const Words* words = panel.words.data() + block * BLOCK / PER_WORD * 2;
+    const Whole* values = x.values + first * x.columns + block * BLOCK;
     Ints dots[T][2] = {};
-    for (int i = 0; i < BLOCK / 4; ++i) {
+    for (int i = 0; i < BLOCK / PER_WORD; ++i) {
       const Words low = words[2 * i], high = words[2 * i + 1];
 #pragma GCC unroll 6
       for (int t = 0; t < T; ++t) {
-        const Words four = splat4(values + t * x.columns + 4 * i);
-        dots[t][0] = dot4(dots[t][0], low, four);
-        dots[t][1] = dot4(dots[t][1], high, four);
+        const Words word = splat_word(values + t * x.columns + PER_WORD * i);
+        dots[t][0] = add_products(dots[t][0], low, word, Whole());
+        dots[t][1] = add_products(dots[t][1], high, word, Whole());
       }
     }
 #pragma GCC unroll 6
@@ -143,11 +154,11 @@ inline void multiply_tile(const Int8Vectors& x, int64_t first, const BytePanel& 
 }
 
 // Vectors ``first`` .. ``first + count - 1`` with a panel.
-template <class Take>
-inline void multiply(const Int8Vectors& x, int64_t first, int64_t count, const BytePanel& panel,
-                     const Take& take) {
+template <class Whole, class Take>
+inline void multiply(const WholeVectors<Whole>& x, int64_t first, int64_t count,
+                     const WholePanel<Whole>& panel, const Take& take) {
   const int64_t last = first + count;
-  for (; first + INT8_TILE <= last; first += INT8_TILE)
-    multiply_tile<INT8_TILE>(x, first, panel, take);
+  for (; first + WHOLE_TILE <= last; first += WHOLE_TILE)
+    multiply_tile<WHOLE_TILE>(x, first, panel, take);
   for (; first < last; ++first) multiply_tile<1>(x, first, panel, take);
 }

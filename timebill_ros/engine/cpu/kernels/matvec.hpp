@@ -29,13 +29,16 @@ struct Matrix {
   int32_t format;
 };
 
-// Activations of a batch in 8 bits, one scale for each BLOCK columns; [batch][columns].
-struct Int8Vectors {
-  const int8_t* values;
+// Activations of a batch as whole numbers (int8_t or int16_t), one scale for each BLOCK columns;
+// [batch][columns].
+template <class Whole> struct WholeVectors {
+  const Whole* values;
   const float* scales;         // [batch][columns / BLOCK]
   const float* sums;           // likewise: scale times the sum of the values
   int64_t columns;
 };
+
+using Int8Vectors = WholeVectors<int8_t>;
 
 struct FloatVectors {
   const float* values;         // [batch][columns]
@@ -74,8 +77,8 @@ inline void int4_rows(const Matrix& m, int64_t group, const Int8Vectors& x, Floa
       const Words low = w & 0x0f0f0f0fu, high = (w >> 4) & 0x0f0f0f0fu;
       for (int b = 0; b < N; ++b) {
         const int8_t* v = x.values + b * x.columns + block * BLOCK + 8 * i;
-        dot[b] = dot4(dot[b], low, splat4(v));
-        dot[b] = dot4(dot[b], high, splat4(v + 4));
+        dot[b] = dot4(dot[b], low, splat_word(v));
+        dot[b] = dot4(dot[b], high, splat_word(v + 4));
       }
     }
     const Floats scale = halves_to_floats(scales), minimum = halves_to_floats(scales + LANES);
@@ -100,7 +103,7 @@ inline void int8_rows(const Matrix& m, int64_t group, const Int8Vectors& x, Floa
     for (int i = 0; i < 8; ++i) {
       const Words w = load<Words>(data + 64 * i);
       for (int b = 0; b < N; ++b)
-        dot[b] = dot4(dot[b], w, splat4(x.values + b * x.columns + block * BLOCK + 4 * i));
+        dot[b] = dot4(dot[b], w, splat_word(x.values + b * x.columns + block * BLOCK + 4 * i));
     }
     const Floats scale = halves_to_floats(scales);
     for (int b = 0; b < N; ++b) {

@@ -18,7 +18,7 @@ struct Tier {
   const Layer* layers;
   const float* final_norm;
   Matrix head;
-  int32_t int8_activations;
+  int32_t activation_bits;     // 8, 16 (in a prefill) or 32: float32
 };
 
 struct Model {
@@ -44,17 +44,20 @@ inline void normalise(const float* x, const float* weight, int64_t n, float eps,
     store(out + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
 }
 
-inline void to_int8(const float* x, int64_t n, int8_t* values, float* scales, float* sums) {
-  typedef int8_t Bytes __attribute__((vector_size(16)));
+// Round ``x`` [n] to whole numbers with a scale for each block, as WholeVectors has them.
+template <class Whole>
+inline void to_whole(const float* x, int64_t n, Whole* values, float* scales, float* sums) {
+  typedef Whole Wholes __attribute__((vector_size(LANES * sizeof(Whole))));
+  constexpr float MOST = sizeof(Whole) == 1 ? 127.0f : 32767.0f;
   for (int64_t block = 0; block < n / BLOCK; ++block) {
     const Floats a = load<Floats>(x + block * BLOCK), b = load<Floats>(x + block * BLOCK + LANES);
     const float most = largest_of(larger(larger(a, -a), larger(b, -b)));
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const float inverse = most > 0.0f ? MOST / most : 0.0f;
     const Floats whole_a = (a * inverse + ROUND) - ROUND, whole_b = (b * inverse + ROUND) - ROUND;
-    const Bytes bytes[2] = {__builtin_convertvector(whole_a, Bytes),
-                            __builtin_convertvector(whole_b, Bytes)};
-    memcpy(values + block * BLOCK, bytes, BLOCK);
-    scales[block] = most / 127.0f;
+    const Wholes wholes[2] = {__builtin_convertvector(whole_a, Wholes),
+                              __builtin_convertvector(whole_b, Wholes)};
+    memcpy(values + block * BLOCK, wholes, sizeof(wholes));
+    scales[block] = most / MOST;
     sums[block] = scales[block] * sum_of(whole_a + whole_b);
   }
 }

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A chunk of one prompt through all layers in one call, from the packed weights: in float32, or
-// with products of 8-bit numbers where the tier has 8-bit activations.
+// with products of whole numbers where the tier has activations of 8 or 16 bits.
 #pragma once
 
 #include <vector>
@@ -92,9 +92,10 @@ class Prefill final : public Pool::Walk {
 
   struct Thread {
     explicit Thread(const Model& m, int64_t widest)
-        : panel((size_t)(widest * PANEL)), bytes(widest), attention(m.head_dim) {}
+        : panel((size_t)(widest * PANEL)), int8(widest), int16(widest), attention(m.head_dim) {}
     std::vector<float> panel;
-    BytePanel bytes;
+    WholePanel<int8_t> int8;
+    WholePanel<int16_t> int16;
     ChunkAttention attention;
   };
 
@@ -120,7 +121,7 @@ class Prefill final : public Pool::Walk {
   void count_pieces() {
     const Layer& l = tier_->layers[0];
     pieces_[NORM] = pieces_[ROTATE] = pieces_[POST_NORM] = pieces_of(chunk_->count, ROWS);
-    pieces_[ROUND] = pieces_[ROUND_GATED] = tier_->int8_activations ? pieces_[NORM] : 0;
+    pieces_[ROUND] = pieces_[ROUND_GATED] = rounds() ? pieces_[NORM] : 0;
     pieces_[QKV] = products(l.qkv, 2);
     pieces_[ATTENTION] = m_.n_heads * pieces_of(chunk_->count, QUERIES);
     pieces_[OUTPUT] = products(l.o, 2);
@@ -144,20 +145,24 @@ class Prefill final : public Pool::Walk {
     const int64_t d = m_.d_model, last = std::min<int64_t>((piece + 1) * ROWS, chunk_->count);
     for (int64_t t = piece * ROWS; t < last; ++t)
       normalise(&x_[t * d], weight, d, m_.norm_eps, &normed_[t * d]);
-    if (tier_->int8_activations) round_rows(normed_, d, piece);
+    if (rounds()) round_rows(normed_, d, piece);
   }
 
   void round_rows(const std::vector<float>& from, int64_t columns, int piece) {
     const int64_t last = std::min<int64_t>((piece + 1) * ROWS, chunk_->count);
     const int64_t blocks = columns / BLOCK;
-    for (int64_t t = piece * ROWS; t < last; ++t)
-      to_int8(&from[t * columns], columns, &values_[t * columns], &scales_[t * blocks],
-              &sums_[t * blocks]);
+    for (int64_t t = piece * ROWS; t < last; ++t) {
+      float *scales = &scales_[t * blocks], *sums = &sums_[t * blocks];
+      if (tier_->activation_bits == 8)
+        to_whole(&from[t * columns], columns, values<int8_t>() + t * columns, scales, sums);
+      else
+        to_whole(&from[t * columns], columns, values<int16_t>() + t * columns, scales, sums);
+    }
   }
 
-  Int8Vectors rounded(int64_t columns) const {
-    return {values_.data(), scales_.data(), sums_.data(), columns};
-  }
+  bool rounds() const { return tier_->activation_bits < 32; }
+
+  template <class Whole> Whole* values() { return (Whole*)values_.data(); }
 
   static Floats bias_of(const Matrix& m, int64_t group) {
     Floats out[1] = {};
@@ -184,11 +189,13 @@ class Prefill final : public Pool::Walk {
   void multiply_pair(Thread& t, const Matrix& first, int64_t first_group, const Matrix& second,
                      int64_t second_group, const float* x, const Part& p, const Take& take) {
     const int64_t columns = first.columns;
-    if (tier_->int8_activations) {
-      unpack(first, first_group, 0, t.bytes);
-      unpack(second, second_group, 1, t.bytes);
-      return multiply(rounded(columns), p.first, p.count, t.bytes, take);
-    }
+    const auto rounded = [&](auto& panel, auto* values) {
+      unpack(first, first_group, 0, panel);
+      unpack(second, second_group, 1, panel);
+      multiply({values, scales_.data(), sums_.data(), columns}, p.first, p.count, panel, take);
+    };
+    if (tier_->activation_bits == 8) return rounded(t.int8, values<int8_t>());
+    if (tier_->activation_bits == 16) return rounded(t.int16, values<int16_t>());
     unpack(first, first_group, t.panel.data());
     unpack(second, second_group, t.panel.data() + LANES);
     multiply(x + p.first * columns, p.count, columns, t.panel.data(), columns,
@@ -291,6 +298,6 @@ class Prefill final : public Pool::Walk {
   int64_t parts_ = 1, part_tokens_ = TILE;
   std::vector<Thread> threads_;
   std::vector<float> x_, normed_, qkv_, attended_, gated_;
-  std::vector<int8_t> values_;           // what the next products are taken of, in 8 bits
+  std::vector<int16_t> values_;          // what the next products are taken of, rounded
   std::vector<float> scales_, sums_;
 };

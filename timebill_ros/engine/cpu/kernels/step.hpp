@@ -139,16 +139,16 @@ class Step final : public Pool::Walk {
   // Make ``from`` [batch][columns] what the thread's products of this stage are taken of.
   void take(Thread& t, const float* from, int64_t columns) {
     t.x = {from, columns};
-    if (from == nullptr || !tier_->int8_activations) return;
+    if (from == nullptr || tier_->activation_bits != 8) return;
     const int64_t blocks = columns / BLOCK;
     for (int row = 0; row < batch_->count; ++row)
-      to_int8(from + row * columns, columns, t.bytes.data() + row * columns,
+      to_whole(from + row * columns, columns, t.bytes.data() + row * columns,
               t.scales.data() + row * blocks, t.sums.data() + row * blocks);
     t.x8 = {t.bytes.data(), t.scales.data(), t.sums.data(), columns};
   }
 
   template <int N> void rows_for(const Thread& t, const Matrix& m, int64_t group, Floats* out) {
-    if (tier_->int8_activations) rows_of_16<N>(m, group, t.x8, out);
+    if (tier_->activation_bits == 8) rows_of_16<N>(m, group, t.x8, out);
     else rows_of_16<N>(m, group, t.x, out);
   }
 

@@ -32,7 +32,7 @@ template <class Vector> inline Vector load(const void* from) {
 
 inline void store(float* to, Floats v) { memcpy(to, &v, sizeof(v)); }
 inline Floats splat(float value) { return Floats{} + value; }
-inline Words splat4(const int8_t* from) {
+inline Words splat_word(const void* from) {
   uint32_t word;
   memcpy(&word, from, sizeof(word));
   return Words{} + word;
@@ -122,6 +122,24 @@ inline Ints dot4(Ints sum, Words w, Words x) {
   return sum;
 #endif
 }
+
+// sum + two products per lane: 16-bit numbers of ``w`` times those of ``x``, all signed.
+inline Ints dot2(Ints sum, Words w, Words x) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVX2__)
+  __m256i parts[2], a[2], b[2];
+  memcpy(parts, &sum, 64), memcpy(a, &w, 64), memcpy(b, &x, 64);
+  for (int i = 0; i < 2; ++i)
+    parts[i] = _mm256_add_epi32(parts[i], _mm256_madd_epi16(a[i], b[i]));
+  return load<Ints>(parts);
+#else
+  return sum + ((Ints)(w << 16) >> 16) * ((Ints)(x << 16) >> 16) + ((Ints)w >> 16) * ((Ints)x >> 16);
+#endif
+}
+
+inline Ints add_products(Ints sum, Words w, Words x, int8_t) { return dot4(sum, w, x); }
+inline Ints add_products(Ints sum, Words w, Words x, int16_t) { return dot2(sum, w, x); }
 
 // e^x within 2 ulp; x <= 0 or small. Cephes' polynomial on [-ln 2 / 2, ln 2 / 2].
 inline Floats exponential(Floats x) {

@@ -7,12 +7,13 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
 
 - Least squares on (law - t) / t with non-negative coefficients, so that no law falls anywhere;
   slow outliers are left out (``least_squares``).
-- mape: each inner measuring point is predicted by a fit that has not seen it.
+- mape: each inner measuring point is predicted by a fit that has not seen it; of a length that
+  prompts are padded to, one visit (each is of another prompt length) by a fit without that.
 - Every law has the paper's form, unless that error is above GOOD_FIT and above what the noise of
   its points explains, and another form has less than SHAPE_GAIN of it: a floor that ends in a
   slope (launch-bound, then bandwidth-bound), straight lines between knots, or for the prefill the
   sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
-  short prompts are known to be padded, the form that says so need only be the better one.
+  short prompts are known to be padded, the form that says so is taken.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
 - correlation: the share of their variance that lies between runs of samples and not within them.
@@ -20,9 +21,9 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   out over the steps of a query.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite, nan
+from math import inf, isfinite, isnan, nan
 
 import numpy as np
 
@@ -123,22 +124,33 @@ def fit_law(
     data = replace(data, point=np.where(data.point > 0.0, data.point, data.n))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
-    mape = _unseen_error(name, shape, data)
-    padded = [length for length in padded if length <= data.point.max()]
-    if padded or mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
-        others = [(_unseen_error(name, each, data), each)
-                  for each in _other_shapes(name, chunk_tokens, tuple(padded))]
-        least, best = min(others, key=lambda each: each[0])
-        # that prompts are padded is known, and not to be proved by the samples
-        if least < (mape if best.padded else SHAPE_GAIN * mape):
-            shape, mape = best, least
+    shape, mape = _choose_shape(
+        name, data, chunk_tokens, tuple(each for each in padded if each <= data.point.max()))
     fit = _fit(shape, data)
     law, kept = fit.law(name), data.where(fit.solution.kept)
     ratios = kept.t / _seconds(law, kept)
     return replace(
         law, tier=tier, width=width, worst_ratio=_worst_ratio(ratios), mape=mape,
         samples=len(ratios), correlation=correlation(ratios, kept.run))
+
+
+def _choose_shape(
+        name: str, data: _Data, chunk: int, padded: tuple[int, ...]) -> tuple[_Shape, float]:
+    """Return the form of a law, and its error on points that it has not seen."""
+    shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
+    mape = _unseen_error(name, shape, data)
+    if padded and shape.form != CONSTANT:
+        # that prompts are padded is known, and not to be proved by the samples
+        others = [_Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded) for stair in STAIRS]
+    elif mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
+        others = _other_shapes(name, chunk)
+    else:
+        return shape, mape
+    errors = [_unseen_error(name, each, data) for each in others]
+    best = min(range(len(others)), key=lambda index: (isnan(errors[index]), errors[index]))
+    if padded or errors[best] < SHAPE_GAIN * mape:
+        return others[best], errors[best]
+    return shape, mape
 
 
 def doubts(fitted: Sequence[Law]) -> list[str]:
@@ -206,6 +218,11 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     errors: list[float] = []
     for point, done in inner:
         unseen = (data.point == point) & (data.done == done)
+        if point in shape.padded:       # every such length is measured: one visit is left out
+            runs = np.unique(data.run[unseen])
+            if len(runs) < 2:
+                continue
+            unseen &= data.run == runs[len(runs) // 2]
         rest = data.where(~unseen)
         law = (_fit_form(shape.form, rest, end) if shape.floor else _fit(shape, rest)).law(name)
         left_out = data.where(unseen)
@@ -213,14 +230,14 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     return float(np.mean(errors)) if errors else nan
 
 
-def _other_shapes(name: str, chunk: int, padded: tuple[int, ...]) -> Iterator[_Shape]:
-    yield _Shape(PIECEWISE, floor=True)
-    yield _Shape(PIECEWISE)
+def _other_shapes(name: str, chunk: int) -> list[_Shape]:
+    """Return what to try where the paper's form does not hold."""
+    found = [_Shape(PIECEWISE, floor=True), _Shape(PIECEWISE)]
     if name == laws.PREFILL and chunk:
         for stair in STAIRS:
-            if not padded:
-                yield _Shape(CHUNKED, floor=True, chunk=chunk, stair=stair)
-            yield _Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded)
+            found += [_Shape(CHUNKED, floor=True, chunk=chunk, stair=stair),
+                      _Shape(CHUNKED, chunk=chunk, stair=stair)]
+    return found
 
 
 def _fit(shape: _Shape, data: _Data) -> _Fit:

@@ -90,7 +90,8 @@ def _prefills(extent: Extent, chunk: int) -> list[tuple[int, int]]:
     longest, count = extent.longest, extent.count
     padded = [n for n in extent.padded if n <= longest]
     if padded:
-        beyond = evenly(padded[-1] + 1, longest, count) if longest > padded[-1] else []
+        fewer = max(LEAST_POINTS, 2 * count // 3)
+        beyond = evenly(padded[-1] + 1, longest, fewer) if longest > padded[-1] else []
         return [(n, 0) for n in (*padded, *beyond)]
     if longest <= 2 * chunk:
         return [(n, 0) for n in evenly(_SHORTEST, longest, count)]

@@ -156,7 +156,7 @@ class _Pilot:
 
     def cost_s(self, point: Point) -> float:
         """Return about how long it takes to measure a point."""
-        growth = 1.0 + point.n_tokens / _DOUBLING_TOKENS
+        growth = (_DOUBLING_TOKENS + point.n_tokens) / (_DOUBLING_TOKENS + self._chunk)
         if point.law == laws.PREFILL:
             return (point.n_tokens - point.n_done) * self._token_s * growth
         if point.law == laws.COLD:

@@ -225,8 +225,10 @@ class DriftTracker:
 
     @property
     def drift_ratio(self) -> float:
-        """Return the level that is furthest from 1."""
-        return max(self.levels().values(), key=lambda level: abs(log(level)), default=1.0)
+        """Return the level that is furthest from 1, of the laws that most of the time goes by."""
+        levels = [level for (law, _, _), level in self.levels().items()
+                  if law in (PREFILL, DECODE_STEP)]
+        return max(levels, key=lambda level: abs(log(level)), default=1.0)
 
     @property
     def drift_state(self) -> Drift:

@@ -52,7 +52,6 @@ SHAPES: Dict[str, Dict[str, Any]] = {
         'tie_embeddings': True}}
 CUTS = ((8, 8), (8, 6), (12, 5), (16, 4))   # warps, stages
 LEAST_TILES = (1, 2)
-SPIN_S = 150e-6
 
 TIERS = ('bf16', 'int8', 'int4')
 
@@ -386,7 +385,7 @@ class TimedRunner(StepRunner):
         super().__init__(*parts)
         self.marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
         self.wait = wait
-        self.began_s, self.least_s = 0.0, 1.0
+        self._done = torch.cuda.Event(blocking=wait == 'asleep')
 
     def _graph(self, tier: str, width: int) -> torch.cuda.CUDAGraph:
         if (tier, width) not in self._graphs:
@@ -405,34 +404,25 @@ class TimedRunner(StepRunner):
             self._step.launch = launch
         return self._graphs[tier, width]
 
-    def enqueue(self, tier: str, slots: Sequence[int]) -> None:
-        self.began_s = time.perf_counter()
-        super().enqueue(tier, slots)
-
-    def collect(self) -> List[int]:
-        if self.wait == 'sleeping, then spinning':
-            left_s = self.began_s + self.least_s - SPIN_S - time.perf_counter()
-            if left_s > 0.0:
-                time.sleep(left_s)
-        if self.wait != 'sleeping':
-            while not self._done.query():
-                pass
-        self.least_s = min(self.least_s + 1e-6, time.perf_counter() - self.began_s)
-        return super().collect()
+    def _wait(self) -> None:
+        if self.wait == 'as the engine':
+            super()._wait()
+        else:
+            self._done.synchronize()
 
 
 def tail_table(bench: Bench, tuning: Tuning, steps: int, beside: str) -> List[Dict[str, Any]]:
     """Consecutive steps at a constant cached length, idle and beside other processes."""
     table = []
     for tier in ('bf16', 'int4'):
-        for wait in ('sleeping', 'spinning', 'sleeping, then spinning'):
+        for wait in ('as the engine', 'asleep', 'busy'):
             table.append({'beside': 'nothing', **tail(bench, tuning, steps, tier, wait)})
     if beside:
         other = subprocess.Popen(beside.split())
         time.sleep(5)
         try:
             for tier in ('bf16', 'int4'):
-                table.append({'beside': beside, **tail(bench, tuning, steps, tier, 'sleeping')})
+                table.append({'beside': beside, **tail(bench, tuning, steps, tier, 'as the engine')})
         finally:
             other.kill()
     return table

@@ -26,7 +26,7 @@ class BatchState:
     seen: Tensor            # uint8 [slots, vocabulary], tokens of prompt and response
     # Per row of the batch.
     slot_of_row: Tensor     # int32 [MAX_BATCH], -1: nobody
-    chosen: Tensor          # int32 [MAX_BATCH], the step's tokens
+    chosen: Tensor          # int32 [MAX_BATCH], the step's tokens; on a GPU in the host's memory
     logits: Tensor          # float32 [MAX_BATCH, vocabulary], after the penalty
     # Scratch.
     best_value: Tensor      # float32 [MAX_BATCH * blocks]

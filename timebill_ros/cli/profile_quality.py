@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='with --quality: JSON lines with id, prompt and, for a task score, answers (right '
              'ones); default: the set that is shipped, without answers')
     parser.add_argument(
-        '--lengths', type=int, nargs='+', default=[512, 2048, 4096], metavar='N',
+        '--lengths', type=int, nargs='+', default=[128, 512, 2048, 4096], metavar='N',
         help='with --quality: prompt lengths in tokens')
     parser.add_argument(
         '--most', type=int, default=0, metavar='N', help='with --quality: prompts; 0 = all')

@@ -28,7 +28,7 @@ from timebill_ros.experiments.metrics.overlap import qa_f1
 from timebill_ros.query import Sampling, Turn
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95)
-LENGTHS = (512, 2048, 4096)
+LENGTHS = (128, 512, 2048, 4096)
 RESPONSE_TOKENS = 32
 _TEMPLATE_TOKENS = 64       # a chat template takes about so many
 _CHARS_PER_TOKEN = 6        # a first guess that is rather too long

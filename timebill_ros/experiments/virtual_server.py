@@ -80,11 +80,12 @@ class _Info:
 class _Sequence:
     slot: int
     n_prompt: int
-    length: int                 # tokens of its response, the end token included
+    n_response: int             # tokens, the end token included
     n_prefilled: int = 0
     n_cached: int = 0
     n_generated: int = 0
     closed: bool = False
+    length: None = None         # no predictor has begun
 
 
 @dataclass
@@ -174,7 +175,7 @@ class VirtualEngine:
 
     def _token(self, seq: _Sequence) -> int:
         seq.n_generated += 1
-        return END if seq.n_generated >= seq.length else WORD
+        return END if seq.n_generated >= seq.n_response else WORD
 
     def _pass(self, law: str, seconds: float, width: int) -> None:
         span_ns = int(seconds * self._factor(law, width) * _NS)

@@ -198,15 +198,14 @@ def mixed(engine: Engine, base: TimingCoefficients, n_prompts: list[int]) -> lis
     return rows
 
 
-def run_phases(
-        asker: Asker, phases: list[tuple[str, int, Callable[[], Any]]],
+def run_phase(
+        asker: Asker, phase: str, queries: int, context: Callable[[], Any],
         tell: Callable[[str], None]) -> None:
-    """Ask so many queries in each phase, within the context that the phase names."""
-    for phase, queries, context in phases:
-        with context():
-            for number in range(queries):
-                asker.ask(phase)
-                tell(f'{phase}: {number + 1} of {queries}')
+    """Ask so many queries within a context."""
+    with context():
+        for number in range(queries):
+            asker.ask(phase)
+            tell(f'{phase}: {number + 1} of {queries}')
 
 
 def laws_of(base: TimingCoefficients) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 """``timebill bench accuracy``: how well times are predicted, on queries that nobody profiled."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 import importlib.util
@@ -61,10 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
         program = 'from timebill_ros.cli import main; import sys; sys.exit(main(sys.argv[1:]))'
         return subprocess.run(
             [python, '-c', program, 'bench', 'accuracy', *given], env=environment).returncode
-    result = measure(arguments)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(to_json(result), encoding='utf-8')
+    def keep(so_far: dict[str, Any]) -> None:
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(to_json(so_far), encoding='utf-8')
+
+    result = measure(arguments, keep)
+    keep(result)
     print(to_json(result) if arguments.json else accuracy_report.table(result))
     return 0
 
@@ -81,8 +85,9 @@ def to_json(result: dict[str, Any]) -> str:
     return '{' + ',\n'.join(parts) + '}\n'
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Profile, ask, and return everything."""
+def measure(
+        arguments: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Profile, ask, and return everything; what there is after each phase is kept."""
     from timebill_ros.engine.threads import prepare_environment
     prepare_environment()
     from timebill_ros.engine.engine import Engine
@@ -110,8 +115,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.threads:
         phases.append((f'{arguments.threads} threads', arguments.thread_queries,
                        lambda: accuracy.cpu_threads(asker, load, arguments.threads)))
-    accuracy.run_phases(asker, phases, _tell)
-    return {
+    result = {
         'meta': {
             'name': arguments.name or engine.info.name, 'device': engine.info.device,
             'dtype': engine.info.dtype, 'tiers': engine.info.tiers,
@@ -123,10 +127,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                            for each in samples}), 'load_average': os.getloadavg()},
         'laws': [{**law, 'mape': None if isnan(law['mape']) else law['mape']}
                  for law in accuracy.laws_of(base)],
-        'rows': asker.rows,
-        'batches': accuracy.batches(engine, base, 16, arguments.max_tokens, 3),
-        'mixed': accuracy.mixed(engine, base, [
-            arguments.max_tokens // share for share in (8, 4, 2, 1)])}
+        'rows': asker.rows, 'batches': [], 'mixed': []}
+    for phase in phases:
+        accuracy.run_phase(asker, *phase, _tell)
+        keep(result)
+    result['batches'] = accuracy.batches(engine, base, 16, arguments.max_tokens, 3)
+    result['mixed'] = accuracy.mixed(engine, base, [
+        arguments.max_tokens // share for share in (8, 4, 2, 1)])
+    return result
 
 
 def _random_engine(shape: str, load: Load) -> 'Engine':

@@ -128,8 +128,10 @@ def test_a_state_that_is_no_number_predicts_nothing(probing: Engine, monkeypatch
     monkeypatch.setattr(probing, 'prompt_state', lambda sequence: torch.full((576,), torch.nan))
     monkeypatch.setattr(probing, 'newest_state', lambda sequence: torch.full((576,), torch.nan))
     forecast = LengthForecast(probing, [1, 2], 60, TimeEstimator(coefficients(), 'fp32'))
-    forecast.predict(sequence=None)
-    forecast.refine(None, REFINE_STEPS + 1)
+    sequence = probing.open_sequence([1, 2], 60)
+    forecast.predict(sequence)
+    forecast.refine(sequence, REFINE_STEPS + 1)
+    probing.close(sequence)
     assert (forecast.n_predicted, forecast.quantiles, forecast.n_left) == (0, (), 0)
 
 
@@ -159,7 +161,9 @@ def test_a_predictor_that_reads_prompts_gets_what_fits_into_the_prefill(
     estimator = TimeEstimator(coefficients(predict_s=5e-3), 'fp32')
     forecast = LengthForecast(embedded, ids, 512, estimator)
     forecast.begin()
-    forecast.predict(sequence=None)
+    sequence = embedded.open_sequence(ids, 300)
+    forecast.predict(sequence)
+    embedded.close(sequence)
     fits = int(estimator.prefill_s(200) / 5e-3)         # 42 of 200 tokens
     assert reader.given == [ids[:fits // 2] + ids[200 - (fits - fits // 2):]]
     assert (reader.thread is not threading.current_thread()) == beside

@@ -63,9 +63,11 @@ def test_it_leaves_what_the_decoder_leaves(
     expected = state_of(engine, seq)
     engine.close(seq)
     seq = engine.open_sequence(ids, n_prompt + 2)
-    prefill = sliced(engine, chunk_tokens, padded)
+    prefill, submitted = sliced(engine, chunk_tokens, padded), []
+    prefill.submitted = lambda seq: submitted.append(seq.prompt_state)
     while not seq.prefill_done:
         seq.n_prefilled += prefill.advance(seq)
+    assert [state is seq.prompt_state for state in submitted] == [True]     # once, at the end
     window = min(n_prompt, 32)
     for name, ours, theirs in zip(('logits', 'tap', 'queries', 'k', 'v'),
                                   state_of(engine, seq), expected):

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the length predictor says about one query: before its plan, and while it decodes."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
 import time
-from typing import List, Optional, Protocol, TYPE_CHECKING
+from typing import List, Optional, TYPE_CHECKING
 
 from timebill_ros.budget.joint import PROBABILITIES, Quantiles
 from timebill_ros.length_predictor.device_probe import DeviceProbe
@@ -21,18 +21,13 @@ REFINE_STEPS = 16       # decode steps between two refinements
 _NS = 1_000_000_000
 
 
-class _Pending(Protocol):
-    def result(self) -> 'LengthDistribution':
-        """Wait for the prediction."""
-
-
 class LengthForecast:
     """
     The predicted response length of one query; without a predictor nothing is ever known.
 
     A predictor that reads the prompt runs beside the prefill where it can (a stream of its own on
-    a GPU), else right after it. One that reads the target's state runs after the prefill, on a GPU
-    while the first token is chosen. What it adds to the critical path is measured around
+    a GPU), else right after it. One that reads the target's state runs after the prefill; on a GPU
+    the engine has begun it there (``Sequence.length``). What it adds to the critical path is measured around
     ``predict``.
     """
 
@@ -50,7 +45,7 @@ class LengthForecast:
         self._predictor = engine.predictor
         self._cap = cap
         self._given = prompt_ids
-        self._running: Optional[_Pending] = None
+        self._running: Optional[Future['LengthDistribution']] = None
         self._refines = False
         predictor = self._predictor
         if predictor is None:
@@ -74,20 +69,15 @@ class LengthForecast:
         if self._predictor is not None and self._predictor.beside:
             self._running = _BESIDE.submit(self._predictor.predict, self._given)
 
-    def prefilled(self, sequence: 'Sequence') -> None:
-        """Let a predictor that reads states on a GPU begin: the prefill is over, or will be."""
-        if isinstance(self._predictor, DeviceProbe):
-            state = self._engine.prompt_state(sequence)
-            self._running = None if state is None else self._predictor.begin(state)
-
     def predict(self, sequence: 'Sequence') -> None:
         """Predict: the prefill of ``sequence`` is over and its first token is chosen."""
         predictor = self._predictor
         if predictor is None:
             return
         began_ns = time.perf_counter_ns()
-        if self._running is not None:
-            said = self._running.result()
+        running = self._running or sequence.length
+        if running is not None:
+            said = running.result()
         else:
             state = self._engine.prompt_state(sequence) if predictor.state_layer else None
             said = predictor.predict(self._given, None if state is None else state.cpu().numpy())

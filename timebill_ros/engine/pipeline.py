@@ -231,8 +231,6 @@ class QueryRun:
     def _prefill_chunk(self, sequence: 'Sequence') -> list[Message]:
         began_ns = self._clock()
         done = self._engine.prefill_chunk(sequence)
-        if done:
-            self._forecast.prefilled(sequence)
         token = self._engine.next_token(sequence) if done else -1
         now_ns = self._clock()
         took_s = (now_ns - began_ns) / _NS

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.snapkv import QueryWindow
+from timebill_ros.length_predictor.device_probe import Pending
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Sequence:
     scores: Optional[Tensor] = None
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     prompt_state: Optional[Tensor] = None    # float32 [d_model], see ``Engine.prompt_state``
+    length: Optional[Pending] = None         # how long the response will be, where that is begun
     tokens: List[int] = field(default_factory=list)    # the response so far
     begun: bool = False                      # a device that keeps its own state knows of it
     closed: bool = False

@@ -94,14 +94,15 @@ def _prefill_s(
         engine: Any, n: int, forecast: Any = None, refine: list[float] | None = None) -> float:
     """Return the time of a prefill with its first token; with a forecast, make that too."""
     sequence = engine.open_sequence(_ids(n), n + 32)
+    predictor = engine.predictor
     try:
+        if forecast is None:
+            engine.predictor = None     # a GPU's engine begins a prediction in the prefill
         began_s = time.perf_counter()
         if forecast is not None:
             forecast.begin()
         while not engine.prefill_chunk(sequence):
             pass
-        if forecast is not None:
-            forecast.prefilled(sequence)
         engine.next_token(sequence)
         took_s = time.perf_counter() - began_s
         if forecast is not None:
@@ -113,6 +114,7 @@ def _prefill_s(
             refine.append(time.perf_counter() - began_s)
         return took_s
     finally:
+        engine.predictor = predictor
         engine.close(sequence)
 
 

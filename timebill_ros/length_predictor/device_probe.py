@@ -64,7 +64,9 @@ class DeviceHead:
     """
     One head with its calibration; on a GPU a recorded graph on a stream of its own.
 
-    It computes what ``Head.of_one`` and ``Calibration.distribution`` compute in numpy.
+    It computes what ``Head.of_one`` and ``Calibration.distribution`` compute in numpy, in as few
+    kernels as it takes: each is shorter than its launch. So biases and averages are part of the
+    products, and what comes out is the cumulated distribution.
     """
 
     @torch.inference_mode()
@@ -74,28 +76,45 @@ class DeviceHead:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
         members, hidden, width = head.w1.shape
+        n_classes = head.w2.shape[1]
         self.width = calibration.buckets.width
-        self._mean, self._inverse = put(head.mean), put((1.0 / head.scale).astype(np.float32))
-        self._w1, self._b1 = put(head.w1.reshape(members * hidden, width)), put(head.b1.ravel())
-        self._w2, self._b2 = put(head.w2), put(head.b2[:, :, None])
-        self._within, self._knots = put(calibration.within), put(calibration.knots)
-        self._class_of_length = put(calibration.class_of_length)
-        cap = calibration.buckets.cap
-        self._features = torch.zeros(width, device=device)
-        self._ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
+        # a last feature that stays 1 carries the first layer's bias
+        inverse = 1.0 / head.scale
+        self._scale = put(np.append(inverse, 0.0).astype(np.float32))
+        self._offset = put(np.append(-head.mean * inverse, 1.0).astype(np.float32))
+        self._w1 = put(np.column_stack([head.w1.reshape(-1, width), head.b1.ravel()]))
+        blocks = np.zeros((members, n_classes, members, hidden), np.float32)
+        for member in range(members):
+            blocks[member, :, member] = head.w2[member]
+        self._w2 = put(blocks.reshape(members * n_classes, members * hidden))
+        self._b2 = put(head.b2.ravel())
+        self._shape = members, n_classes
+        # from the members' classes to the cumulated probability, in steps between two knots
+        n_steps = len(calibration.knots) - 1
+        each = (calibration.class_of_length[:, None] == np.arange(n_classes))
+        cumulated = np.cumsum(each * calibration.within[:, None], 0) * (n_steps / members)
+        self._steps = put(np.tile(cumulated, members))
+        rise = np.diff(calibration.knots)
+        self._rise = put(rise)
+        self._level = put(calibration.knots[:-1] - rise * np.arange(n_steps))
+        self._features = torch.zeros(width + 1, device=device)
         on_gpu = device.type == 'cuda'
-        self._pmf = torch.zeros(cap, dtype=torch.float64, pin_memory=on_gpu)
+        self._said = torch.zeros(
+            calibration.buckets.cap, dtype=torch.float64, pin_memory=on_gpu)
         self._graph: Optional[torch.cuda.CUDAGraph] = None
         if on_gpu:
-            self._stream = torch.cuda.Stream(device)
-            self._done = torch.cuda.Event()
-            with torch.cuda.stream(self._stream):
-                for _ in range(_WARM_UPS):
-                    self._compute()
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            self._record(device)
+
+    def _record(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
                 self._compute()
+        self._stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._compute()
 
     @torch.inference_mode()
     def begin(
@@ -106,39 +125,38 @@ class DeviceHead:
             self._take(state, prompt_state, n_generated)
             self._compute()
         else:
-            self._stream.wait_stream(torch.cuda.current_stream(state.device))
+            self._ready.record()
             with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._ready)
                 self._take(state, prompt_state, n_generated)
                 self._graph.replay()
-                self._done.record(self._stream)
+                self._done.record()
         return Pending(self, n_generated)
 
     def wait(self) -> NDArray[np.float64]:
         """Return the distribution [cap] over lengths as soon as it has come."""
         if self._graph is not None:
             self._done.synchronize()
-        return self._pmf.numpy().copy()
+        pmf = self._said.numpy().copy()
+        pmf[-1] = 1.0
+        pmf[1:] -= pmf[:-1].copy()
+        return pmf
 
     def _take(self, state: Tensor, prompt_state: Optional[Tensor], n_generated: int) -> None:
-        if prompt_state is None:
-            self._features.copy_(state)
-            return
         d_model = len(state)
         self._features[:d_model].copy_(state)
-        self._features[d_model:-1].copy_(prompt_state)
-        self._features[-1:].fill_(float(np.log1p(n_generated)))
+        if prompt_state is not None:
+            self._features[d_model:2 * d_model].copy_(prompt_state)
+            self._features[2 * d_model].fill_(float(np.log1p(n_generated)))
 
     def _compute(self) -> None:
         """Compute from the features to the distribution, which goes to the host's buffer."""
-        x = ((self._features - self._mean) * self._inverse).clamp_(
-            -CLIP_DEVIATIONS, CLIP_DEVIATIONS)
-        hidden = torch.nn.functional.silu(torch.addmv(self._b1, self._w1, x))
-        logits = torch.baddbmm(self._b2, self._w2, hidden.view(len(self._w2), -1, 1))
-        classes = logits[:, :, 0].double().softmax(-1).mean(0)
-        cumulated = (classes[self._class_of_length] * self._within).cumsum(0)
-        at = cumulated.clamp(0.0, 1.0) * (len(self._knots) - 1)
-        # clamped as an index too: a state that is no number must not read out of bounds
-        index = at.long().clamp_(0, len(self._knots) - 2)
-        mapped = torch.lerp(self._knots[index], self._knots[index + 1], at - index)
-        mapped = torch.cat([self._ends[:1], mapped[:-1], self._ends[1:]])
-        self._pmf.copy_(mapped.diff(), non_blocking=True)
+        x = torch.addcmul(self._offset, self._features, self._scale)
+        hidden = torch.mv(self._w1, x.clamp_(-CLIP_DEVIATIONS, CLIP_DEVIATIONS))
+        logits = torch.addmv(self._b2, self._w2, torch.nn.functional.silu(hidden, inplace=True))
+        classes = logits.view(self._shape).softmax(-1, dtype=torch.float64)
+        at = torch.mv(self._steps, classes.view(-1))
+        # clamped as an index: a state that is no number must not read out of bounds
+        step = at.long().clamp_(0, len(self._rise) - 1)
+        cumulated = torch.addcmul(self._level[step], self._rise[step], at)
+        self._said.copy_(cumulated, non_blocking=True)

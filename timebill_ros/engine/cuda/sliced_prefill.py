@@ -9,7 +9,7 @@ takes a second. Between any two half layers it can be left, so a slice ends afte
 """
 
 import time
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class SlicedPrefill:
         self._pace = _FIRST_PACE
         self.eviction = (PlainEviction() if layers.kernels is None
                          else KernelEviction(layers.kernels))
+        # what to do when a prompt's last piece is on its way to the GPU, before the wait for it
+        self.submitted: Callable[[Sequence], None] = lambda seq: None
         self._done = torch.cuda.Event() if self._device.type == 'cuda' else None
 
     @property
@@ -55,6 +57,7 @@ class SlicedPrefill:
         """Run the next slice, as ``Prefill`` says."""
         if self._graphs is not None and seq.n_prefilled == 0 and self._graphs.take(seq.n_prompt):
             self._graphs.run(seq, self._cache)
+            self.submitted(seq)
             self._wait()
             return seq.n_prompt
         if seq.chunk is None:
@@ -74,6 +77,7 @@ class SlicedPrefill:
             self._cache.advance(seq.slot, count)
             if seq.n_prefilled + count == seq.n_prompt:
                 seq.logits = self._layers.logits(chunk.x[count - 1:count])
+                self.submitted(seq)
             seq.chunk = None
         self._wait()
         self._pace = work / (time.perf_counter() - began_s)

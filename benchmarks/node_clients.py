@@ -5,8 +5,8 @@ Several planners at one server: every query is in time, or says why not; every c
 
 Each client asks one query after the other over real DDS, with a budget drawn between far too small
 and generous, streaming every second one and canceling every fifth while it decodes. Prints the
-outcomes, and what must be zero: answers that came late, queries that had no result, and texts
-whose streamed pieces are not the response.
+outcomes, and what must be zero: answers that came late, and streamed pieces that are not how the
+response begins. (Its last piece may come with the result alone.)
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Planner:
         self.answers: list[Answer] = []
         self.first_text_ms: list[float] = []
         self.cancel_ms: list[float] = []
-        self.torn = 0  # completed answers whose streamed pieces are not the response
+        self.torn = 0  # completed answers that do not begin with what was streamed
         self._random = random.Random(seed)
         self._client = TimeBillClient(namespace=namespace)
 
@@ -72,7 +72,7 @@ class Planner:
         answer = pending.result()
         if canceled_s and answer.outcome == Outcome.CANCELED:
             self.cancel_ms.append((time.monotonic() - canceled_s) * 1e3)
-        if stream and answer.outcome == Outcome.COMPLETED and ''.join(pieces) != answer.response:
+        if answer.outcome == Outcome.COMPLETED and not answer.response.startswith(''.join(pieces)):
             self.torn += 1
         self.answers.append(answer)
 

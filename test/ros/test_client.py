@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from ros_serving import finished, Server, STORY, until, WAIT_S, Watcher
 
-from timebill_ros.cli.server_process import ServerProcess
+from timebill_ros.cli.server_process import python_command, ServerProcess
 from timebill_ros.client import Answer, TimeBillClient
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
 from timebill_ros.query import ErrorCode, Outcome
@@ -173,6 +173,24 @@ def test_a_parameter_holds_from_the_next_query_on(server: Server) -> None:
         assert server.client.ask(STORY, within=1.5).outcome == expected
 
 
+def test_text_is_streamed_no_more_often_than_asked(server: Server) -> None:
+    parameters = AsyncParameterClient(server.watcher.node, '/robot/timebill')
+    assert parameters.wait_for_services(WAIT_S)
+    pieces = {}
+    for period_s in (60.0, 0.0):
+        finished(parameters.set_parameters([Parameter('stream_period_s', value=period_s)]))
+        seen: list[str] = []
+        answer = server.client.ask(
+            STORY, within=WAIT_S, max_new_tokens=12, stream=True,
+            on_feedback=lambda each: seen.append(each.text),
+        )
+        assert answer.response.startswith(''.join(seen))
+        pieces[period_s] = sum(text != '' for text in seen)
+    # The first token, what there was when the risk changed if it did, and the rest at the end.
+    assert 1 <= pieces[60.0] <= 4 < pieces[0.0]
+    finished(parameters.set_parameters([Parameter('stream_period_s', value=0.02)]))
+
+
 # --- the command line
 
 
@@ -207,6 +225,7 @@ def test_ask_prints_json(server: Server) -> None:
         (('', '--within', '1'), 6, 'INVALID'),
         ((PARIS, '--within', '1', '--temperature', '99'), 6, 'INVALID'),
         ((PARIS, '--within', '-1'), 6, 'INVALID'),
+        ((PARIS, '--within', '1', '--max-new-tokens', '-5'), 6, 'INVALID'),
     ],
 )
 def test_ask_has_an_exit_status_per_outcome(
@@ -216,6 +235,18 @@ def test_ask_has_an_exit_status_per_outcome(
     fields = json.loads(asked.stdout)
     assert (asked.returncode, fields['outcome']) == (status, outcome)
     assert fields['error_msg']
+
+
+def test_ask_whose_reader_leaves_ends_the_query(server: Server) -> None:
+    command = python_command(
+        'timebill_ros.cli', ['ask', STORY, '--within', '60', '--namespace', 'robot', '--stream']
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asked:
+        assert asked.stdout is not None and asked.stderr is not None
+        asked.stdout.read(1)
+        asked.stdout.close()
+        assert asked.wait(WAIT_S) == 141
+        assert asked.stderr.read() == b''
 
 
 def test_ask_without_a_server(ros_domain: int) -> None:
@@ -238,7 +269,7 @@ def test_ask_without_a_server(ros_domain: int) -> None:
         ('ask', '-', '--within', '1'),
         ('ask', 'x', '--within', 'soon'),
         ('ask', 'x'),
-        ('ask', 'x', '--within', '1', '--server-wait', '0', '--max-new-tokens', '-5'),
+        ('ask', 'x', '--within', '1', '--namespace', 'a b'),
         ('frobnicate',),
         (),
     ],
@@ -260,6 +291,7 @@ def test_a_command_line_that_cannot_be_right(
         ('default_overrun:=never', b'default_overrun'),
         ('max_queue:=many', b'max_queue'),
         ('engine_python:=/no/such/python', b'/no/such/python'),
+        ('max_queue=4', b'max_queue=4'),
     ],
 )
 def test_a_server_with_a_wrong_parameter_does_not_start(

@@ -175,6 +175,8 @@ def test_a_value_that_its_field_cannot_hold_is_told(name: str, value: Any) -> No
 def test_a_prompt_that_is_no_text_is_told() -> None:
     with pytest.raises(ValueError, match='prompt = '):
         goal_of('\ud83d', {})
+    with pytest.raises(ValueError, match='prompt = .*NUL'):
+        goal_of('left or\0right?', {})
 
 
 @pytest.mark.parametrize('within', [0.0, -1.0, nan, inf, 1e12])

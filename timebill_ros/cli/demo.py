@@ -129,7 +129,8 @@ class Demo:
         self._ask(
             'no hope',
             self._long_prompt(),
-            whole.delivery_margin + least_prefill_s / 2,
+            # Time to find out how long the prompt is, and then to read half of it.
+            whole.delivery_margin + whole.plan_elapsed - whole.prefill + least_prefill_s / 2,
             'INFEASIBLE at once',
             lambda answer: (
                 answer.outcome == Outcome.INFEASIBLE and math.isnan(answer.timing.prefill)
@@ -299,8 +300,10 @@ def table(rows: list[Row]) -> str:
     ]
     lines.insert(1, '  '.join('-' * width for width in widths))
     return '\n'.join(lines) + (
-        '\n\nN_x: prompt; N^, N^_W, N: predicted, worst-case and true length of the response'
-        '\nworst case: with N^_W; predicted: with the N that came out; measured: at the client'
+        '\n\nTokens: N_x of the prompt; N^, N^_W and N of the response: predicted, worst case, true'
+        '\nalpha: share of the prompt evicted from the KV cache so that the worst case fits'
+        '\nSeconds: budget; worst case with N^_W; predicted with N; measured at the client'
+        '\n"-": not known, as nothing was predicted or done; what each outcome means: README.md'
     )
 
 

@@ -165,6 +165,8 @@ class GoalDesk:
         if isinstance(message, Planned):
             record.planned(message)
         elif isinstance(message, Finished):
+            if record.is_open and record.stream and record.unsent_text:
+                self._feed_back(record, changed=True)
             record.finished(message)
             self.end(record, message.ending)
             self.close(record)
@@ -231,10 +233,12 @@ class GoalDesk:
 
     def _feed_back(self, record: GoalRecord, changed: bool) -> None:
         now_ns = time.monotonic_ns()
-        due_ns = record.last_feedback_ns + round(
-            self.parameters.feedback_period_s * conversions.NS_PER_S
+        streams = record.stream and bool(record.unsent_text)
+        period_s = (
+            self.parameters.stream_period_s if streams else self.parameters.feedback_period_s
         )
-        if not changed and now_ns < due_ns and not (record.stream and record.unsent_text):
+        due_ns = record.last_feedback_ns + round(period_s * conversions.NS_PER_S)
+        if not changed and now_ns < due_ns:
             return
         assert record.query is not None
         left_ns = record.predicted_finish_ns - now_ns if record.predicted_finish_ns else 0

@@ -267,6 +267,13 @@ _SPECS = (
         'change of stage or risk is told at once.',
         (0.0, 60.0),
     ),
+    _Spec(
+        'stream_period_s',
+        0.02,
+        'The same for a query that streams: a GPU writes faster than anybody reads, and every '
+        'client of the server receives every feedback message.',
+        (0.0, 60.0),
+    ),
     # The watch over the engine.
     _Spec(
         'engine_timeout_s',
@@ -336,6 +343,7 @@ class ServerParameters:
     alpha_max: float
     delivery_margin_s: float
     feedback_period_s: float
+    stream_period_s: float
     engine_timeout_s: float
     engine_start_timeout_s: float
 

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         program = 'from timebill_ros.cli import main; import sys; sys.exit(main(sys.argv[1:]))'
         return subprocess.run(
             [python, '-c', program, 'bench', 'accuracy', *given], env=environment).returncode
+
     def keep(so_far: dict[str, Any]) -> None:
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)

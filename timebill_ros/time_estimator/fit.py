@@ -47,6 +47,7 @@ BEYOND_KNOTS = 3            # of prefills longer than those that are padded
 MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
+STAIRS_BEYOND = (1, 128)    # of prompts longer than those that are padded
 LEAST_RUNS = 4              # with fewer no correlation can be told: 1 is assumed
 _NORMAL_QUANTILE = 2.326    # the WORST_QUANTILE of a normal distribution
 _POWERS = {QUADRATIC: (2, 1, 0), AFFINE: (1, 0), CONSTANT: (0,)}
@@ -141,7 +142,8 @@ def _choose_shape(
     mape = _unseen_error(name, shape, data)
     if padded and shape.form != CONSTANT:
         # that prompts are padded is known, and not to be proved by the samples
-        others = [_Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded) for stair in STAIRS]
+        others = [_Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded)
+                  for stair in STAIRS_BEYOND]
     elif mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
         others = _other_shapes(name, chunk)
     else:
@@ -307,4 +309,5 @@ def _chunked_basis(data: _Data, knots: Array) -> Array:
     fetched = (full + 1.0) * data.done + chunk * full * (full + 1.0) / 2.0
     lines = full[:, None] * _basis(PIECEWISE, whole, knots[KNOTS_HEAD:]) + _basis(
         PIECEWISE, last, knots[KNOTS_HEAD:])
-    return np.column_stack([data.n ** 2 - data.done ** 2, fetched, lines])
+    computed = data.done + full * chunk + last
+    return np.column_stack([computed ** 2 - data.done ** 2, fetched, lines])

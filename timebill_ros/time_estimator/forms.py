@@ -12,10 +12,11 @@ The forms that a timing law may have, each as polynomials of degree two or less 
                                      one shorter. A chunk of m tokens behind d others takes
                                      g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
                                      fetching the d tokens costs once, and g, piecewise with the
-                                     values g_i at knots[2 + i], of m rounded up: to the next of
-                                     these knots where m is at most knots[2] (short prompts that are
-                                     padded), else to a multiple of knots[1] (matrix products work
-                                     in tiles). g carries the floor of launch-bound chunks as well.
+                                     values g_i at the knots from knots[3] on. m is rounded up: to
+                                     the next of these knots where it is at most knots[2] (short
+                                     prompts that are padded), else to a multiple of knots[1]
+                                     (matrix products work in tiles). g carries the floor of
+                                     launch-bound chunks as well.
 """
 
 from math import ceil, inf, isfinite

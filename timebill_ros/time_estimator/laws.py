@@ -173,10 +173,11 @@ class Law:
         """Return the time of the chunks from ``n_done`` on, as ``forms`` states it."""
         chunk, (a, e) = self.knots[0], self.coefficients[:N_HEAD]
         full = full_chunks(chunk, n_tokens - n_done)
-        last = n_tokens - n_done - full * chunk
+        before = n_done + full * chunk
+        last = rounded_up(self.knots, n_tokens - before)
         fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
-        seconds = a * (n_tokens ** 2 - n_done ** 2) + e * fetched + value_at(
-            self.pieces, rounded_up(self.knots, last))
+        seconds = a * ((before + last) ** 2 - n_done ** 2) + e * fetched + value_at(
+            self.pieces, last)
         if full:
             seconds += full * value_at(self.pieces, rounded_up(self.knots, chunk))
         return seconds

@@ -319,6 +319,7 @@ def main() -> None:
     parser.add_argument('--parity', type=int, default=0, help='prompts to compare tokens on')
     parser.add_argument('--tail', type=int, default=0, help='consecutive steps for the tail table')
     parser.add_argument('--beside', default='', help='a command to run beside the tail')
+    parser.add_argument('--beside-what', default='20 ROS topics at 100 Hz')
     parser.add_argument('--no-table', action='store_true', help='no table of steps')
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -358,7 +359,8 @@ def main() -> None:
         result['steps'] = step_table(bench, tuning)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.tail:
-        result['tail'] = tail_table(bench, tuning, arguments.tail, arguments.beside)
+        result['tail'] = tail_table(
+            bench, tuning, arguments.tail, arguments.beside, arguments.beside_what)
     (arguments.out / f'decode-{arguments.shape}.json').write_text(json.dumps(result, indent=1))
     note('done')
 
@@ -411,18 +413,19 @@ class TimedRunner(StepRunner):
             self._done.synchronize()
 
 
-def tail_table(bench: Bench, tuning: Tuning, steps: int, beside: str) -> List[Dict[str, Any]]:
+def tail_table(bench: Bench, tuning: Tuning, steps: int, beside: str,
+               what: str) -> List[Dict[str, Any]]:
     """Consecutive steps at a constant cached length, idle and beside other processes."""
-    table = []
-    for tier in ('bf16', 'int4'):
-        for wait in ('as the engine', 'asleep', 'busy'):
-            table.append({'beside': 'nothing', **tail(bench, tuning, steps, tier, wait)})
+    table = [{'beside': 'nothing', **tail(bench, tuning, count, tier, wait)}
+             for tier, wait, count in (
+                 ('int4', 'as the engine', steps), ('int4', 'asleep', steps // 5),
+                 ('int4', 'busy', steps // 5), ('bf16', 'as the engine', steps))]
     if beside:
         other = subprocess.Popen(beside.split())
-        time.sleep(5)
+        time.sleep(4)
         try:
-            for tier in ('bf16', 'int4'):
-                table.append({'beside': beside, **tail(bench, tuning, steps, tier, 'as the engine')})
+            table += [{'beside': what, **tail(bench, tuning, count, tier, 'as the engine')}
+                      for tier, count in (('int4', steps), ('bf16', 3 * steps // 10))]
         finally:
             other.kill()
     return table

@@ -9,9 +9,10 @@ Tokens and likelihoods of the CUDA tiers with a real checkpoint, by default the 
 Steps: every step of the CUDA kernels, in every tier and for one to four sequences, against plain
 tensor code that takes the same step from the same cache with the weights that the tier's integers
 stand for: the logits, and the tapped layer's output, which the length predictor reads.
-Parity: greedy answers of the bf16 tier against transformers in bf16 (SDPA), which reads the same
-tokens; where the two differ, how far apart transformers' own logits of the two tokens lie, in
-steps of bf16 at the largest logit (one step or less: a tie). Quality: every tier reads the same
+Parity: greedy answers of the bf16 tier against those of transformers' generate in bf16 (SDPA), up
+to the first difference; and, token by token, against what transformers finds likeliest when it
+reads our answer in one pass. Where the two differ, how far apart transformers' own logits of the
+two tokens lie, in steps of bf16 at the largest logit. Quality: every tier reads the same
 text token by token, which no tier has seen (weights are rounded without looking at any text).
 With --weights-only transformers reads it in float32 with each tier's weights: what rounding them
 costs, without a GPU and without the rounding of activations; int4 also with the other group size.
@@ -117,29 +118,37 @@ def check_steps(engine: Engine, weights: Weights, config: Any, tap_layer: int,
     return rows
 
 
+def gap_in_steps(logits: torch.Tensor, better: int, worse: int) -> float:
+    """Return how far two tokens lie apart, in steps of bf16 at the largest logit."""
+    step = 2.0 ** (floor(log2(float(logits.abs().max()))) - 7)
+    return round(float(logits[better] - logits[worse]) / step, 2)
+
+
+@torch.inference_mode()
 def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[str, Any]:
-    """Compare with what transformers finds likeliest behind the same tokens, in one pass each."""
-    same, compared, differing, first_gaps, gaps = 0, 0, 0, [], []
+    """Compare with transformers' greedy answers, and with what it finds likeliest behind ours."""
+    same, first_gaps, compared, gaps = 0, [], 0, []
     for text in prompts:
         ids = engine.tokenize([Turn('user', 'Say it in one sentence: ' + text)])
         actual = greedy(engine, ids, cap)
+        prompt = torch.tensor([ids], device=oracle.device)
+        theirs = oracle.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=cap, do_sample=False,
+            repetition_penalty=1.0, output_logits=True, return_dict_in_generate=True)
+        expected = theirs.sequences[0, len(ids):].tolist()
+        at = next((i for i, pair in enumerate(zip(actual, expected)) if len(set(pair)) > 1), None)
+        same += at is None
+        if at is not None:
+            first_gaps.append(gap_in_steps(theirs.logits[at][0].float(), expected[at], actual[at]))
         tokens = torch.tensor([ids + actual], device=oracle.device)
-        with torch.inference_mode():
-            logits = oracle(tokens).logits[0, len(ids) - 1:-1].float()
-        expected = logits.argmax(-1).tolist()
-        at = [i for i, (a, b) in enumerate(zip(actual, expected)) if a != b]
-        own = []
-        for i in at:
-            step = 2.0 ** (floor(log2(float(logits[i].abs().max()))) - 7)
-            own.append(round(float(logits[i, expected[i]] - logits[i, actual[i]]) / step, 2))
-        same += not at
+        logits = oracle(tokens).logits[0, len(ids) - 1:-1].float()
         compared += len(actual)
-        differing += len(at)
-        gaps += own
-        first_gaps += own[:1]
-    return {'prompts': len(prompts), 'identical': same, 'tokens': compared,
-            'tokens_differing': differing, 'gaps_in_bf16_steps': sorted(gaps),
-            'gaps_at_first_difference': sorted(first_gaps)}
+        gaps += [gap_in_steps(row, best, own)
+                 for row, best, own in zip(logits, logits.argmax(-1).tolist(), actual)
+                 if best != own]
+    return {'prompts': len(prompts), 'identical': same,
+            'gaps_at_first_difference': sorted(first_gaps), 'tokens': compared,
+            'tokens_differing': len(gaps), 'gaps_in_bf16_steps': sorted(gaps)}
 
 
 def windows(engine: Engine, texts: List[str]) -> List[List[int]]:
@@ -217,7 +226,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', default='embedded')
     parser.add_argument('--prompts', type=int, default=50)
-    parser.add_argument('--tokens', type=int, default=64)
+    parser.add_argument('--tokens', type=int, default=48)
     parser.add_argument('--weights-only', action='store_true')
     arguments = parser.parse_args()
     if arguments.weights_only:
@@ -242,7 +251,7 @@ def main() -> None:
         'device': engine.info.device, 'torch': torch.__version__,
         'date': time.strftime('%Y-%m-%d'), 'model': source.name}
     if device == 'cuda':
-        result['steps'] = check_steps(engine, model.weights, model.config, load.tap_layer, prompts)
+        result['checked'] = check_steps(engine, model.weights, model.config, load.tap_layer, prompts)
     result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
     print(json.dumps(result['parity']), flush=True)
     result['quality'] = quality(engine, texts)

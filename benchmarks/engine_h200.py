@@ -36,6 +36,7 @@ from timebill_ros.experiments.random_model import random_model, write_directory,
 
 PARTS = ('check', 'fresh', 'slots', 'prefill', 'evict', 'worth', 'decode', 'tail', 'memory',
          'start')
+STARTS = ('cold', 'last tier alone', 'warm')
 BEGAN_S = time.monotonic()
 START = """
 import sys, time
@@ -193,11 +194,7 @@ def kernels(what: str, action: Callable[[], Any]) -> None:
 
 
 def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[str, Any]]:
-    """
-    Write a checkpoint; start on it in new processes, first without compiled kernels.
-
-    The last start keeps the last tier alone.
-    """
+    """Write a checkpoint; start on it in new processes, first without compiled kernels."""
     rows = []
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made) / 'model'
@@ -209,7 +206,7 @@ def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[
         if device != 'cpu':
             torch.cuda.empty_cache()
         note('checkpoint written')
-        for name in ('cold', 'warm', 'last tier alone'):
+        for name in STARTS:
             began_s = time.monotonic()
             result = subprocess.run(
                 [sys.executable, '-c', START, str(directory), device, f'{made}/cache',
@@ -321,7 +318,9 @@ def main() -> None:
             torch.cuda.empty_cache()
     if 'start' in arguments.parts:
         rows = start_up(arguments.shapes[0], arguments.out, arguments.device, arguments.tiers)
-        (arguments.out / 'start-up.json').write_text(json.dumps(rows, indent=1))
+        (arguments.out / f'start-{arguments.shapes[0]}.json').write_text(json.dumps({
+            'device': torch.cuda.get_device_name() if arguments.device != 'cpu' else 'CPU',
+            'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'), 'start': rows}, indent=1))
 
 
 if __name__ == '__main__':

@@ -35,7 +35,11 @@ def table(match: re.Match[str]) -> str:
         print(f'{path} is not there: its table stays as it is', file=sys.stderr)
         return match[0]
     result = json.loads(path.read_text(encoding='utf-8'))
-    made = (gpu_report.table(result, match['part']) if match['part']
+    part = match['part']
+    if part and part not in result:
+        print(f'{path} has no {part}: its table stays as it is', file=sys.stderr)
+        return match[0]
+    made = (gpu_report.table(result, part) if part
             else MAKERS[match['name'].split('-')[0]](result))
     return f'{match[1]}{made}{match["end"]}'
 

@@ -77,6 +77,9 @@ class Engine:
             self._windows = [
                 QueryWindow(config.n_layers, config.n_heads, config.head_dim, dtype, device)
                 for _ in range(slots)]
+            if device.type == 'cuda' and capacity > SNAPKV_WINDOW:
+                # takes the memory that scores of any prompt are made in
+                prompt_scores(self._windows[0], self._cache.k[:, 0], self._scale)
         if isinstance(predictor, DeviceProbe):
             self._prefill.submitted = self._begin_prediction
         self._free_slots = list(range(slots))[::-1]

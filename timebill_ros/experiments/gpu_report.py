@@ -32,10 +32,24 @@ def _steps(result: Row) -> str:
         share = '' if tier == 'bf16' else f', {row["step_ms"] / base["step_ms"]:.2f} of bf16'
         return f'{row["step_ms"]:.2f} ms ({row["ratio"]:.2f}{share})'
 
+    def ratios(tier: str, width: int) -> str:
+        """Return the times of a kind of step over those of bf16 for one sequence."""
+        return ', '.join(
+            f'{found[tier, width, n]["step_ms"] / found["bf16", 1, n]["step_ms"]:.2f}'
+            for n in lengths)
+
     kinds = dict.fromkeys((row['tier'], row['width']) for row in rows)
-    return f'Read ceiling of the run {bandwidth / 1e12:.2f} TB/s.\n\n' + lines(
+    floors = ', '.join(f'{found["bf16", 1, n]["ratio"]:.2f}' for n in lengths)
+    return (f'Read ceiling of the run {bandwidth / 1e12:.2f} TB/s; largest relative error of the '
+            f'logits {max(result["errors"].values()):.3f}.\n\n') + lines(
         ['tier', 'sequences', *(f'{length:,} cached tokens each' for length in lengths)],
-        ((*kind, *(cell(*kind, length) for length in lengths)) for kind in kinds))
+        ((*kind, *(cell(*kind, length) for length in lengths)) for kind in kinds)
+    ) + '\n' + lines(
+        ['aim', 'reached at ' + ', '.join(f'{n:,}' for n in lengths) + ' tokens'],
+        (('bf16, one sequence: at most 1.20 times the floor', floors),
+         ('int8: at most 0.60 of bf16', ratios('int8', 1)),
+         ('int4: at most 0.40 of bf16', ratios('int4', 1)),
+         ('four sequences: at most 1.15 times one, bf16', ratios('bf16', 4))))
 
 
 def _tail(result: Row) -> str:
@@ -44,12 +58,11 @@ def _tail(result: Row) -> str:
         shares = ['{0:.2f} / {1:.2f} / {2:.2f} / {3:.2f}'.format(
             *(row[name][share] for share in _SHARES)) for name in ('step', 'device', 'host')]
         rows.append((
-            row['tier'], row['beside'], row['wait'], *shares, f'{row["p99.9/median"]:.3f}',
+            row['tier'], row['beside'], row['wait'], f'{row["steps"]:,}', *shares, f'{row["p99.9/median"]:.3f}',
             f'{row["device p99.9/median"]:.3f}'))
-    return (f'{result["tail"][0]["steps"]:,} steps a row; milliseconds at the median, p99, p99.9 '
-            'and maximum.\n\n') + lines(
-        ['tier', 'beside', 'wait', 'step as the caller sees it', 'device', 'the rest (host)',
-         'p99.9 / median', 'of the device alone'], rows)
+    return 'Milliseconds at the median, p99, p99.9 and maximum.\n\n' + lines(
+        ['tier', 'beside', 'the host waits', 'steps', 'step as the caller sees it', 'device',
+         'the rest (host)', 'p99.9 / median', 'of the device alone'], rows)
 
 
 def _quality(result: Row) -> str:
@@ -64,18 +77,24 @@ def _checked(result: Row) -> str:
         ['tier', 'sequences', 'steps', 'largest error of the logits', 'of the tapped state',
          'values that are no numbers'],
         ((row['tier'], row['width'], row['steps'], f'{row["logits"]:.4f}', f'{row["tap"]:.4f}',
-          row['not_finite']) for row in result['steps']))
+          row['not_finite']) for row in result['checked']))
 
 
 def _parity(result: Row) -> str:
     parity = result['parity']
-    gaps = parity['gaps_in_bf16_steps']
-    ties = sum(gap <= 1.0 for gap in gaps)
+    rows = []
+    for what, count, same, name in (
+            ('greedy answers, up to the first difference', f'{parity["prompts"]} prompts',
+             parity['identical'], 'gaps_at_first_difference'),
+            ('each token of ours, in one pass', f'{parity["tokens"]:,} tokens',
+             parity['tokens'] - parity['tokens_differing'], 'gaps_in_bf16_steps')):
+        gaps = parity[name]
+        rows.append((what, count, same, *(
+            sum(low <= gap < high for gap in gaps) for low, high in ((0, 1), (1, 2), (2, 1e9))),
+            max(gaps, default=0.0)))
     return lines(
-        ['prompts', 'identical to the end', 'tokens compared', 'tokens that differ',
-         'of these near-ties (at most 1 step of bf16)', 'largest gap, steps of bf16'],
-        [(parity['prompts'], parity['identical'], f'{parity["tokens"]:,}',
-          parity['tokens_differing'], ties, max(gaps, default=0.0))])
+        ['against transformers', 'compared', 'the same', 'differ at equal logits',
+         'at logits one step of bf16 apart', 'further apart', 'largest gap in steps'], rows)
 
 
 def _prefill(result: Row) -> str:

@@ -84,11 +84,15 @@ class SlicedPrefill:
         return count if finished else 0
 
     def warm_up(self) -> None:
-        """Have everything prepare itself for every length that it is done for, in slot 0."""
+        """
+        Have everything prepare itself for every length that it is done for, in slot 0.
+
+        The longest comes first: what it takes from the device serves all others.
+        """
         shortest = self._graphs.lengths[-1] + 1 if self._graphs and self._graphs.lengths else 1
         longest = min(self._chunk_tokens, self._cache.capacity)
         keys, values, config = self._cache.k[0, 0], self._cache.v[0, 0], self._layers.config
-        for length in self._filled_lengths(shortest - 1):
+        for length in (longest, *self._filled_lengths(shortest - 1)):
             x = keys.new_zeros((length, config.d_model))
             self._layers.attend(0, x, keys, values, 0)
             self._layers.feed_forward(0, x)

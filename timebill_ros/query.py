@@ -195,6 +195,8 @@ class QueryTiming:
     feasible: bool = False
     deadline_at_risk: bool = False
     pessimistic_factor: float = nan
+    time_factor: float = nan
+    quality_source: str = ''
     predictor: str = ''
     policy: str = ''
     coefficients_source: str = ''

@@ -70,15 +70,16 @@ def test_ones_own_measurement_comes_before_the_shipped_one(
         quality_files, 'config_file', lambda name: tmp_path / name.rpartition('-')[2])
     shipped = tmp_path / 'cpu.json'
     found, note = find_quality(tmp_path, 'key', 'Name', 'cpu')
-    assert found is NOMINAL and 'profile --quality' in note
+    assert found is NOMINAL and found.source == 'assumed' and 'profile --quality' in note
     save(shipped, replace(PROFILE, model='Name'), {})
     assert find_quality(tmp_path, 'key', 'Name', 'cpu') == (replace(PROFILE, model='Name'), '')
     own = quality_path(tmp_path, 'key', 'cpu')
     save(own, replace(PROFILE, model='key', lengths=(1, 2)), {})
     assert find_quality(tmp_path, 'key', 'Name', 'cpu')[0].lengths == (1, 2)
+    assert find_quality(tmp_path, 'key', 'Name', 'cpu')[0].source == 'own'
     own.write_text('damaged', encoding='utf-8')
     found, note = find_quality(tmp_path, 'key', 'Name', 'cpu')
-    assert found.model == 'Name' and own.name in note
+    assert found.model == 'Name' and found.source == 'shipped' and own.name in note
 
 
 def test_on_another_kind_of_device_only_evictions_losses_hold(
@@ -88,7 +89,7 @@ def test_on_another_kind_of_device_only_evictions_losses_hold(
     save(tmp_path / 'cpu.json', replace(PROFILE, model='Name', losses={
         'fp32': PROFILE.losses['bf16'], 'int4': PROFILE.losses['int8']}), {})
     found, note = find_quality(tmp_path, 'key', 'Name', 'cuda')
-    assert 'measured on cpu' in note
+    assert 'measured on cpu' in note and found.source == 'other device'
     assert found.loss('bf16', 0.5, 100) == pytest.approx(0.1)
     assert found.loss('int4', 0.0, 100) == pytest.approx(NOMINAL_TIER_LOSS['int4'])
 

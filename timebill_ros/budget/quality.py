@@ -11,7 +11,7 @@ better: what measured noise says otherwise is raised to the value before it.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 from math import isfinite
 import os
@@ -54,6 +54,7 @@ class QualityProfile:
     alphas: tuple[float, ...]                           # ascending, the first is 0
     lengths: tuple[int, ...]                            # prompt tokens, ascending
     losses: dict[str, tuple[tuple[float, ...], ...]]    # per tier [length][alpha], in [0, 1]
+    source: str = field(default='', compare=False)      # where it was found: see quality_files
 
     def __post_init__(self) -> None:
         """Refuse what cannot be planned with; raises QualityError that names the field."""
@@ -161,4 +162,4 @@ def _never_decreasing(row: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(raised)
 
 
-NOMINAL = QualityProfile('', (0.0, 1.0), (1,), {})
+NOMINAL = QualityProfile('', (0.0, 1.0), (1,), {}, 'assumed')

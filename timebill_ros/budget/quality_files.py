@@ -11,6 +11,8 @@ from timebill_ros.budget.quality import load, NOMINAL, QualityError, QualityProf
 from timebill_ros.paths import config_file
 
 DEVICES = ('cpu', 'cuda')
+# QualityProfile.source: measured here, shipped, of another kind of device; NOMINAL's is "assumed"
+OWN, SHIPPED, OTHER_DEVICE = 'own', 'shipped', 'other device'
 _HOW = 'timebill profile --quality'
 _READABLE = 60      # characters of the key that the file's name shows
 
@@ -39,10 +41,12 @@ def find_quality(
     notes: list[str] = []
     for kind in (device, *(each for each in DEVICES if each != device)):
         own = quality_path(cache_dir, model_key, kind)
-        for path, wanted in ((own, model_key), (_shipped(model_name, kind), model_name)):
+        for source, path, wanted in (
+                (OWN, own, model_key), (SHIPPED, _shipped(model_name, kind), model_name)):
             profile = None if path is None else _read(path, wanted, notes)
             if profile is None:
                 continue
+            profile = replace(profile, source=source if kind == device else OTHER_DEVICE)
             if kind != device:
                 profile = replace(profile, losses=dict(list(profile.losses.items())[:1]))
                 notes.append(f'the quality lost by eviction was measured on {kind}, that of tiers '

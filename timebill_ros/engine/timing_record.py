@@ -35,6 +35,7 @@ class TimingRecord:
         self.timing = QueryTiming(
             n_prompt=n_prompt, n_cap=cap, n_kept=n_prompt, tier=planning.estimator.tier,
             pessimistic_factor=planning.config.pessimistic_factor, policy=planning.config.policy,
+            time_factor=planning.config.time_factor, quality_source=planning.quality.source,
             coefficients_source=planning.source, coefficients_stamp_ns=coefficients.stamp_ns,
             law_prefill=list(planning.estimator.law(PREFILL).coefficients),
             law_decode_step=list(planning.estimator.law(DECODE_STEP).coefficients),

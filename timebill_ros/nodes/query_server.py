@@ -160,7 +160,7 @@ class QueryServer(Node):
             self._intake.engine_lost()
             self._profile.engine_lost(event.error_msg)
         elif isinstance(event, GoalRecord) and event.ending is not None:
-            self._report.query_ended(event.ending.outcome)
+            self._report.query_ended(event.ending.outcome, event.timing.pessimistic_factor)
             self._desk.close(event)
         elif isinstance(event, _StopAsked) and not self.stop_asked:
             self.stop_asked = True

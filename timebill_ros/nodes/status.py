@@ -27,9 +27,12 @@ class StatusReport:
             deque()
         )  # (when, engine's seconds of work since its start)
         self._device_memory_bytes = 0
+        self._factor = nan  # k of the newest query: it may be learned
 
-    def query_ended(self, outcome: Outcome) -> None:
-        """Count a query that has ended."""
+    def query_ended(self, outcome: Outcome, factor: float) -> None:
+        """Count a query that has ended; ``factor`` is the k it was planned with, NaN = with none."""
+        if factor == factor:
+            self._factor = factor
         self._ended.append((time.monotonic(), outcome == Outcome.DEADLINE_MISSED))
 
     def engine_alive(self, message: Alive) -> None:
@@ -45,7 +48,7 @@ class StatusReport:
     def message(
         self, supervisor: Supervisor, book: GoalBook, queue_limit: int, factor: float
     ) -> ExecutorStatus:
-        """Return the status as of now; ``factor`` is the pessimistic factor k."""
+        """Return the status as of now; ``factor`` is the k of the first query."""
         self._forget_old()
         misses = [missed for _, missed in self._ended]
         return ExecutorStatus(
@@ -59,7 +62,7 @@ class StatusReport:
             busy_ratio=self._busy_ratio(),
             miss_ratio=sum(misses) / len(misses) if misses else nan,
             window_s=WINDOW_S,
-            pessimistic_factor=factor,
+            pessimistic_factor=factor if self._factor != self._factor else self._factor,
             node_memory_bytes=resident_bytes('self'),
             engine_memory_bytes=resident_bytes(str(supervisor.pid)) if supervisor.pid else 0,
             device_memory_bytes=self._device_memory_bytes,

@@ -251,7 +251,8 @@ def main() -> None:
         'device': engine.info.device, 'torch': torch.__version__,
         'date': time.strftime('%Y-%m-%d'), 'model': source.name}
     if device == 'cuda':
-        result['checked'] = check_steps(engine, model.weights, model.config, load.tap_layer, prompts)
+        result['checked'] = check_steps(
+            engine, model.weights, model.config, load.tap_layer, prompts)
     result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
     print(json.dumps(result['parity']), flush=True)
     result['quality'] = quality(engine, texts)

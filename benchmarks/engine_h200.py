@@ -320,7 +320,8 @@ def main() -> None:
         rows = start_up(arguments.shapes[0], arguments.out, arguments.device, arguments.tiers)
         (arguments.out / f'start-{arguments.shapes[0]}.json').write_text(json.dumps({
             'device': torch.cuda.get_device_name() if arguments.device != 'cpu' else 'CPU',
-            'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'), 'start': rows}, indent=1))
+            'torch': torch.__version__, 'date': time.strftime('%Y-%m-%d'), 'start': rows,
+        }, indent=1))
 
 
 if __name__ == '__main__':

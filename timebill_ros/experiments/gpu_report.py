@@ -58,8 +58,8 @@ def _tail(result: Row) -> str:
         shares = ['{0:.2f} / {1:.2f} / {2:.2f} / {3:.2f}'.format(
             *(row[name][share] for share in _SHARES)) for name in ('step', 'device', 'host')]
         rows.append((
-            row['tier'], row['beside'], row['wait'], f'{row["steps"]:,}', *shares, f'{row["p99.9/median"]:.3f}',
-            f'{row["device p99.9/median"]:.3f}'))
+            row['tier'], row['beside'], row['wait'], f'{row["steps"]:,}', *shares,
+            f'{row["p99.9/median"]:.3f}', f'{row["device p99.9/median"]:.3f}'))
     return 'Milliseconds at the median, p99, p99.9 and maximum.\n\n' + lines(
         ['tier', 'beside', 'the host waits', 'steps', 'step as the caller sees it', 'device',
          'the rest (host)', 'p99.9 / median', 'of the device alone'], rows)

@@ -106,6 +106,17 @@ def _times(cases: list[PlanInputs], decide: Callable[[PlanInputs], Plan]) -> dic
             for name, share in (('p50', 0.5), ('p99', 0.99), ('p99.9', 0.999), ('max', 1.0))}
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as the docs show it."""
+    names = ('p50', 'p99', 'p99.9', 'max')
+    lines = [f'`timebill bench plan`, {report["date"]}, {report["machine"]}, Python '
+             f'{report["python"]}, {report["decisions"]} decisions each; microseconds.', '',
+             f'| policy, form of the decode law | {" | ".join(names)} |', '|---|---|---|---|---|']
+    lines += [f'| {name} | {" | ".join(f"{row[each]:.0f}" for each in names)} |'
+              for name, row in report['microseconds'].items()]
+    return '\n'.join([*lines, ''])
+
+
 def _table(report: dict[str, Any]) -> str:
     """Return the report for people."""
     lines = [f'{report["date"]}, Python {report["python"]}, {report["decisions"]} decisions each; '

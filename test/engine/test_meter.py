@@ -34,6 +34,7 @@ def test_each_stage_takes_time_and_frees_its_place(engine: Engine) -> None:
     for _ in range(3):      # more often than there are places
         assert meter.measure_prefill(40) > 0.0
         assert meter.measure_prefill(40, n_done=24) > 0.0
+        assert meter.measure_prefill(44, n_done=24) > 0.0
         for steps, width in ((4, 1), (2, 3)):
             times = meter.measure_decode_step(50, steps, width=width)
             assert len(times) == steps and all(time_s > 0.0 for time_s in times)

@@ -43,16 +43,19 @@ class EngineMeter:
         """
         Return the time from ``n_done`` prefilled tokens to the first token of the response.
 
-        From the start, opening the sequence counts: it looks at every token of the prompt.
+        From the start, opening the sequence counts: it looks at every token of the prompt. Whole
+        chunks behind others are taken as followed by more, so that no first token is chosen.
         """
         if not n_done:
             query = question(0, 1, self._sampling)
             return answer(self._engine, self._planning, [(query, self._ids(n_tokens))])[0].prefill
-        with self._sequence(n_tokens, n_done) as sequence:
+        goes_on = (n_tokens - n_done) % self.chunk_tokens == 0
+        with self._sequence(n_tokens + goes_on, n_done) as sequence:
             began_s = time.perf_counter()
-            while not self._engine.prefill_chunk(sequence):
-                pass
-            self._engine.next_token(sequence)
+            while sequence.n_prefilled < n_tokens:
+                self._engine.prefill_chunk(sequence)
+            if not goes_on:
+                self._engine.next_token(sequence)
             return time.perf_counter() - began_s
 
     def measure_decode_step(

@@ -9,7 +9,7 @@ import torch
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.quantize import quantize
 from timebill_ros.engine.cuda.tiers import (
-    BITS, build_layer, HEAD_BITS, int4_group, Tier, tier_bytes, TierLayer)
+    BITS, build_layer, HEAD_BITS, int4_group, Tier, TierLayer)
 from timebill_ros.engine.weights import LayerWeights, Weights
 
 
@@ -57,11 +57,6 @@ def fixed_bytes(config: ModelConfig) -> int:
     layer = 2 * (scratch_entries(config) + config.d_model * (
         config.d_ff + 2 * config.n_heads * config.head_dim))
     return 2 * config.vocab_size * config.d_model + 2 * scratch_entries(config) + max(head, layer)
-
-
-def lean_bytes(names: Sequence[str], config: ModelConfig) -> int:
-    """Return the memory that loading these tiers takes at its peak, quantising aside."""
-    return fixed_bytes(config) + sum(tier_bytes(name, config) for name in names)
 
 
 def asked_for(tiers: Sequence[str]) -> bool:

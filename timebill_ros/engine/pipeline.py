@@ -404,7 +404,7 @@ class QueryRun:
             return True
         room_s = left_s * (1.0 - _RISK_CLEARS if self._at_risk and left_s > 0.0 else 1.0)
         if rest_s > room_s and self._width > 1 and self.next_unit is Unit.STEP:
-            rest_s = self._rest_in_decode_s(width=1)    # who would be late because of it shares none
+            rest_s = self._rest_in_decode_s(width=1)    # who is late because of it shares none
         return rest_s > room_s
 
     def _rest_in_prefill_s(self) -> float:

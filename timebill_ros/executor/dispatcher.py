@@ -100,7 +100,7 @@ class Dispatcher:
         return messages
 
     def _end_before(self, turn: Turn) -> list[Message]:
-        """End those that we cut short in time, and could not any more after this turn's worst case."""
+        """End those that we cut short in time and could not after this turn's worst case."""
         by_ns = self._clock() + turn.worst_ns
         messages = [each for run in self._runs.values() for each in run.end_in_time(by_ns)]
         if messages:

@@ -8,8 +8,9 @@ from typing import Any
 def table(report: dict[str, Any]) -> str:
     """Return what was met at which load, and up to which load it is 95 %."""
     lines = [
-        f'{report["date"]}, {report["device"]}, {report["clock"]} clock, {report["queries"]} queries '
-        f'per load, deadline = {report["slack"]:g} × solo time, up to {report["max_batch"]} at once.',
+        f'{report["date"]}, {report["device"]}, {report["clock"]} clock, {report["queries"]} '
+        f'queries per load, deadline = {report["slack"]:g} × solo time, up to '
+        f'{report["max_batch"]} at once.',
         '', '| trace | load | fifo met | answered tokens/s | ours met | answered tokens/s |',
         '|---|---|---|---|---|---|']
     said = []

@@ -104,8 +104,9 @@ _SPECS = (
         'tiers',
         [AUTO_TIERS],
         'Precisions of the weights to keep, best first: bf16 (on a CPU the one that it computes '
-        'in), int8, int4; one that does not fit is left out. auto = bf16, and on a CPU the one '
-        'that takes no more memory, where the checkpoint is quantised already.',
+        'in), int8, int4; one that does not fit is left out. Without bf16 a GPU keeps no bf16 '
+        'weights. auto = bf16, and on a CPU the one that takes no more memory, where the '
+        'checkpoint is quantised already.',
         (AUTO_TIERS, *TIERS),
         True,
     ),

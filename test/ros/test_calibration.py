@@ -110,6 +110,17 @@ def test_drift_moves_the_coefficients_and_is_told_and_a_killed_node_takes_nothin
             assert law.seconds(100) == pytest.approx(base.seconds(100), rel=0.05)
 
 
+def test_where_nothing_can_be_kept_drift_is_told_all_the_same(robot: Robot, cache: Path) -> None:
+    (cache / 'state').symlink_to(cache / 'nowhere')
+    with Process('calibration', cache) as node:
+        robot.wait_for(lambda: robot.coefficients)
+        slow_down(robot, 2.0)
+        robot.wait_for(lambda: level(robot, DRIFT) == DiagnosticStatus.WARN)
+        assert robot.coefficients[-1].drift_state == Drift.HIGH
+        assert node.end() == 0
+        assert node.log.count('will not outlive') == 1 and 'Traceback' not in node.log
+
+
 @pytest.mark.parametrize('content', [b'not a profile', None])
 def test_a_bad_profile_is_kept_aside_and_a_new_one_asked_for(
         robot: Robot, tmp_path: Path, content: bytes | None) -> None:

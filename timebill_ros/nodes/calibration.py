@@ -50,6 +50,7 @@ class Calibration(Node):
         self._uncalibrated = 'the query server has not been heard of'
         self._status: ExecutorStatus | None = None
         self._published_s = 0.0  # steady clock
+        self._not_kept = ''  # why the state could not be saved
         self._coefficients = self.create_publisher(
             TimingCoefficientsMsg, qos.COEFFICIENTS_TOPIC, qos.latched_qos()
         )
@@ -137,17 +138,24 @@ class Calibration(Node):
         )
         self._published_s = time.monotonic()
 
-    def save_state(self) -> None:
-        """Keep what was tracked for the next process."""
-        if self._calibrator is not None:
-            self._calibrator.save_state(time.monotonic(), at_once=True)
+    def save_state(self, at_once: bool = True) -> None:
+        """Keep what was tracked for the next process; where that is impossible, say so once."""
+        if self._calibrator is None:
+            return
+        try:
+            self._calibrator.save_state(time.monotonic(), at_once)
+            self._not_kept = ''
+        except OSError as error:
+            if str(error) != self._not_kept:
+                self._not_kept = str(error)
+                self.get_logger().warning(f'tracked drift will not outlive this process: {error}')
 
     # --- once a second
 
     def _on_timer(self) -> None:
         calibrator = self._calibrator
         if calibrator is not None:
-            calibrator.save_state(time.monotonic())
+            self.save_state(at_once=False)
             if calibrator.current is None and self.parameters.profile_if_missing:
                 self._profile.send_when_due(time.monotonic())
         self._diagnostics.publish(

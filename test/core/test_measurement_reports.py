@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the accuracy and drift measurements make of their rows, and the tables in the docs."""
 
+import json
 from pathlib import Path
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from timebill_ros.experiments import accuracy_report, drift_report
+from timebill_ros.experiments import accuracy_report, cpu_report, drift_report
 from timebill_ros.query import DecodeStretch, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.laws import Law
@@ -56,13 +57,36 @@ def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile
     assert '0 of 12' in table and '12 would have been' in table
 
 
+def test_the_tables_of_a_cpu_show_every_row() -> None:
+    steps = {'threads': 2, 'ms': 4.25, 'peer_ms': 8.5, 'times_as_fast': 2.0}
+    report = {
+        'date': 'today', 'device': 'd', 'torch': 't', 'peer': 'p', 'load_average': 0.1,
+        'command': 'c', 'answer': 256,
+        'decode': [{**steps, 'cached_tokens': 4096, 'tier': 'int4'}],
+        'prefill': [{'threads': 1, 'ms': 1234.0, 'prompt_tokens': 512, 'tier': tier}
+                    for tier in ('fp32', 'int16', 'int4')],
+        'answers': [{'prefill': name, 'prompts': 14, 'tokens': 48, 'same': same}
+                    for name, same in (('fp32', 14), ('int16', 13))],
+        'worth': [{'threads': 2, 'tokens': 2048, 'answer': 256, 'fp32_ms': 1000.0,
+                   'saved_by_alpha_0.5_ms': -20.0, 'saved_by_int4_ms': 300.0}],
+        'text': [{'tier': 'int4', 'tokens': 9, 'perplexity': 1.5, 'agreement': 0.5,
+                  'divergence_nats': 0.1}]}
+    table = cpu_report.table(json.loads(cpu_report.to_json(report)))
+    for line in ('| 2 | 4,096 | `int4` | 4.2 | 8.5 | 2.0 |',
+                 '| 1 | 512 | 16 bits (`prefill_tier: int16`) | 1.23 | – | – |',
+                 '13 (`prefill_tier: int16`)', 'saved by α 0.5', '| 1.00 | -0.02 | 0.30 |',
+                 '| `int4` | 9 | 1.50 | 0.500 | 0.1000 |'):
+        assert line in table, table
+
+
 def test_the_tables_in_the_docs_are_those_of_the_measurements() -> None:
     subprocess.run([sys.executable, ROOT / 'benchmarks' / 'tables.py', '--check'], check=True)
 
 
 def test_laws_are_evaluated_in_one_place() -> None:
     inside = re.compile(r'\.(coefficients|knots|pieces)\[')
-    elsewhere = [
-        path for path in (ROOT / 'timebill_ros').rglob('*.py')
-        if 'time_estimator' not in path.parts and inside.search(path.read_text(encoding='utf-8'))]
+    files = {path: path.read_text(encoding='utf-8')
+             for path in (ROOT / 'timebill_ros').rglob('*.py') if 'time_estimator' not in path.parts}
+    elsewhere = [path for path, text in files.items()
+                 if 'time_estimator' in text and inside.search(text)]
     assert elsewhere == []

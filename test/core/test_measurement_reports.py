@@ -85,8 +85,9 @@ def test_the_tables_in_the_docs_are_those_of_the_measurements() -> None:
 
 def test_laws_are_evaluated_in_one_place() -> None:
     inside = re.compile(r'\.(coefficients|knots|pieces)\[')
-    files = {path: path.read_text(encoding='utf-8')
-             for path in (ROOT / 'timebill_ros').rglob('*.py') if 'time_estimator' not in path.parts}
+    files = {
+        path: path.read_text(encoding='utf-8') for path in (ROOT / 'timebill_ros').rglob('*.py')
+        if 'time_estimator' not in path.parts}
     elsewhere = [path for path, text in files.items()
                  if 'time_estimator' in text and inside.search(text)]
     assert elsewhere == []

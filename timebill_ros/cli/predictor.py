@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collect.add_argument('--repetition-penalty', type=_above_zero, help="instead of the config's")
     collect.add_argument('--max-rows', type=_whole_number, help='answers generated at once')
     _add_target(collect)
+    vary = steps.add_parser('vary', help='make variations of training prompts: more to learn from')
+    vary.add_argument('--prompts', type=Path, required=True)
+    vary.add_argument('--name', default='a', help='of the variations; another one gives others')
+    vary.add_argument('--out', type=Path, required=True, help='prompts, JSON lines')
+    vary.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
     states = steps.add_parser('states', help="read the target's states for the probe")
     states.add_argument('--prompts', type=Path, required=True)
     states.add_argument(
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument('--out', type=Path, help='checkpoint, safetensors')
     train.add_argument(
         '--predictions', type=Path, help='what it says about the held-out prompts, npz')
+    train.add_argument('--more-lengths', type=Path, nargs='*', default=[],
+                       help='of variations, for the probe')
+    train.add_argument('--more-states', type=Path, nargs='*', default=[], help='of the same files')
     _add_data(train)
     _add_target(train)
     evaluate = steps.add_parser('evaluate', help='measure a checkpoint on the held-out prompts')

@@ -7,14 +7,14 @@ from pathlib import Path
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from timebill_ros.length_predictor.checkpoint import Card, load_checkpoint, save_checkpoint
 from timebill_ros.length_predictor.collect import collect as collect_lengths
 from timebill_ros.length_predictor.collect import CollectConfig, Lengths, read_lengths
-from timebill_ros.length_predictor.data import Prompt, read_prompts
+from timebill_ros.length_predictor.data import Prompt, read_prompts, write_prompts
 from timebill_ros.length_predictor.fit_head import HeadConfig
 from timebill_ros.length_predictor.metrics import evaluate_distribution, evaluate_points
 from timebill_ros.length_predictor.predictor import (
@@ -34,6 +34,7 @@ from timebill_ros.length_predictor.train import (
     Rows,
     train_head,
 )
+from timebill_ros.length_predictor.vary import vary as vary_prompts
 from timebill_ros.query import Sampling
 
 
@@ -52,6 +53,14 @@ def collect(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional
         _target(arguments), read_prompts(arguments.prompts), arguments.out, config, _progress
     )
     return {'added': added, 'file': str(arguments.out)}
+
+
+def vary(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """Write variations of the prompts that are not held out."""
+    prompts = read_prompts(arguments.prompts)
+    made = vary_prompts(prompts, split_prompts(prompts), arguments.name)
+    write_prompts(arguments.out, made)
+    return {'prompts': len(made), 'file': str(arguments.out)}
 
 
 def states(arguments: argparse.Namespace, settings: Dict[str, Any]) -> Optional[Dict[str, Any]]:
@@ -155,13 +164,17 @@ def _train_head_kind(
         file = _states_of(arguments, runs[0])
         card.state_layer, card.d_model = file.decode_layer, file.prompt.shape[2]
         rows = Rows(file.at(file.decode_layer), _lengths_of(file.ids, runs), file.ids)
+        varied = _more(arguments, file, runs[0])
     else:
+        varied = []
         ids = [p.prompt_id for p in prompts if all(p.prompt_id in run.rows for run in runs)]
         n_prompt = np.array([runs[0].rows[i]['n_prompt'] for i in ids])
         n_prompt = n_prompt if arguments.kind == 'length' else np.ones_like(n_prompt)
         rows = Rows(length_features(n_prompt), _lengths_of(ids, runs), ids)
         config.head.input_noise, config.head.dropout = 0.0, 0.0
-    trained = train_head(rows, split, cap, config, _say)
+    more = [Rows(states.at(file.decode_layer), _lengths_of(states.ids, [run]), states.ids)
+            for states, run in varied]
+    trained = train_head(rows, split, cap, config, _say, more)
     card.metrics['held_out'] = measure(trained, rows, split, sources)
     card.metrics['ratios'] = trained.ratios
     if rows.lengths.shape[1] > 1:
@@ -174,10 +187,13 @@ def _train_head_kind(
         card.refine_layer = file.decode_layer
         remaining = remaining_rows(file, runs[0])
         again = _head_training({**chosen, **settings['refine']})
-        refined = train_head(remaining, split, cap, again, _say)
+        refined = train_head(
+            remaining, split, cap, again, _say,
+            [remaining_rows(states, run) for states, run in varied if len(states.decode)])
         card.metrics['refined'] = measure(refined, remaining, split)
         tensors.update(head_tensors('refine.', refined.head, refined.calibration))
     card.data['prompts'] = len(rows.prompt_ids)
+    card.data['variations'] = sum(len(each.prompt_ids) for each in more)
     save_checkpoint(arguments.out, card, tensors)
     return card.metrics
 
@@ -188,6 +204,7 @@ def _head_training(chosen: Dict[str, Any]) -> HeadTraining:
         width=chosen['width'],
         n_folds=chosen['n_folds'],
         seed=chosen['seed'],
+        spread=float(chosen['spread']),
         head=HeadConfig(**{name: chosen[name] for name in names}),
     )
 
@@ -314,6 +331,20 @@ def _lengths_of(ids: List[str], runs: List[Lengths]) -> 'np.ndarray[Any, np.dtyp
     if missing is not None:
         raise ValueError(f'a length file lacks the prompt {missing!r}')
     return np.array([[run.rows[i]['n'] for run in runs] for i in ids], np.int64)
+
+
+def _more(
+    arguments: argparse.Namespace, own: StatesFile, run: Lengths
+) -> List[Tuple[StatesFile, Lengths]]:
+    """Return the states and lengths of variations, in pairs of files."""
+    paths = list(zip(arguments.more_states, arguments.more_lengths))
+    if len(arguments.more_states) != len(arguments.more_lengths):
+        raise ValueError('--more-states and --more-lengths go in pairs')
+    found = [(StatesFile.load(states), read_lengths(lengths)) for states, lengths in paths]
+    for (states, lengths), (path, _) in zip(found, paths):
+        if states.target != own.target or lengths.header != run.header:
+            raise ValueError(f'{path} or its lengths are of another target or other settings')
+    return found
 
 
 def _check_cap(card: Card, arguments: argparse.Namespace, run: Lengths) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gzip
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 import zlib
 
 
@@ -46,6 +46,16 @@ def read_prompts(path: Path) -> List[Prompt]:
     if not prompts:
         raise ValueError(f'{path} holds no prompts')
     return prompts
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write what ``read_prompts`` reads, gzipped if the name ends so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == '.gz' else open
+    with opener(path, 'wt', encoding='utf-8') as out:
+        for each in prompts:
+            row = {'id': each.prompt_id, 'source': each.source, 'prompt': each.text}
+            out.write(json.dumps(row) + '\n')
 
 
 def read_jsonl(path: Path, may_be_cut_off: bool = True) -> Iterator[Dict[str, Any]]:

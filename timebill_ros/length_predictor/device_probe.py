@@ -90,13 +90,14 @@ class DeviceHead:
         self._b2 = put(head.b2.ravel())
         self._shape = members, n_classes
         # from the members' classes to the cumulated probability, in steps between two knots
-        n_steps = len(calibration.knots) - 1
+        knots = calibration.knots
+        n_steps = len(knots) - 1
         each = (calibration.class_of_length[:, None] == np.arange(n_classes))
         cumulated = np.cumsum(each * calibration.within[:, None], 0) * (n_steps / members)
         self._steps = put(np.tile(cumulated, members))
-        rise = np.diff(calibration.knots)
+        rise = np.diff(knots)
         self._rise = put(rise)
-        self._level = put(calibration.knots[:-1] - rise * np.arange(n_steps))
+        self._level = put(knots[:n_steps] - rise * np.arange(n_steps))
         self._features = torch.zeros(width + 1, device=device)
         on_gpu = device.type == 'cuda'
         self._said = torch.zeros(

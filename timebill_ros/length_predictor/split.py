@@ -34,9 +34,9 @@ _PRIME = (1 << 31) - 1
 
 def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
     """Return a group number per text; texts of one group are near-duplicates."""
-    sets = [_shingles(text) for text in texts]
+    sets = [shingles(text) for text in texts]
     signatures = (
-        np.stack([_minhash(shingles) for shingles in sets])
+        np.stack([_minhash(found) for found in sets])
         if sets
         else np.zeros((0, _BANDS * _ROWS))
     )
@@ -105,7 +105,8 @@ def _hash_share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') / 2.0**64
 
 
-def _shingles(text: str) -> Set[int]:
+def shingles(text: str) -> Set[int]:
+    """Return the hashes of a text's runs of SHINGLE_WORDS words."""
     words = re.findall(r'[a-z0-9]+', text.lower())
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     return {
@@ -120,8 +121,8 @@ def _shingles(text: str) -> Set[int]:
     }
 
 
-def _minhash(shingles: Set[int]) -> NDArray[np.int64]:
-    values = np.fromiter(shingles, dtype=np.int64)
+def _minhash(found: Set[int]) -> NDArray[np.int64]:
+    values = np.fromiter(found, dtype=np.int64)
     return ((values[:, None] * _MULTIPLY + _ADD) % _PRIME).min(axis=0)
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All measurements of the length predictors, from the files that collecting and training left."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import time
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -253,7 +253,7 @@ def _train(
 
 
 def _smaller(training: HeadTraining, n_folds: int) -> HeadTraining:
-    return HeadTraining(training.width, n_folds, training.seed, training.head)
+    return replace(training, n_folds=n_folds)
 
 
 def _measured(

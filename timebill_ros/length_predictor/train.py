@@ -19,6 +19,7 @@ from timebill_ros.length_predictor.fit_head import fit_head, HeadConfig, standar
 from timebill_ros.length_predictor.head import Head, join_heads
 from timebill_ros.length_predictor.metrics import evaluate_distribution
 from timebill_ros.length_predictor.split import Split
+from timebill_ros.length_predictor.vary import origin
 
 
 RATIO_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -32,6 +33,7 @@ class HeadTraining:
     n_folds: int = 5
     seed: int = 0
     head: HeadConfig = field(default_factory=lambda: HeadConfig(dropout=0.5, input_noise=0.3))
+    spread: float = 0.0     # of a label over its neighbours, see ``soft_labels``
 
 
 @dataclass
@@ -66,29 +68,38 @@ def train_head(
     cap: int,
     config: HeadTraining,
     report: Callable[[str], None] = lambda line: None,
+    more: Sequence[Rows] = (),
 ) -> TrainedHead:
     """
-    Train on every row whose prompt is not held out.
+    Train on every row whose prompt is not held out, and on ``more``: variations (see ``vary``).
 
     Each member leaves out one fold of the prompt groups, stops early on it, and predicts it for
     the calibration; so every prompt but the held-out ones is trained on, and the calibration still
-    sees only predictions of members that did not train on the prompt.
+    sees only predictions of members that did not train on the prompt. A variation is in the fold of
+    the prompt that it was made of, and is not calibrated with.
     """
     buckets = Buckets(config.width, cap)
     used = np.array(
         [i for i, prompt in enumerate(rows.prompt_ids) if split.place[prompt] != 'held-out']
     )
     fold = np.array([split.fold(rows.prompt_ids[i], config.n_folds) for i in used])
-    labels = soft_labels(buckets, rows.lengths)
+    features = np.concatenate([rows.features, *(each.features for each in more)])
+    labels = np.concatenate([
+        soft_labels(buckets, each.lengths, config.spread) for each in (rows, *more)])
+    varied = [origin(prompt) for each in more for prompt in each.prompt_ids]
+    if any(split.place[prompt] == 'held-out' for prompt in varied):
+        raise ValueError('there are variations of held-out prompts among the additional rows')
+    varied_fold = np.array([split.fold(prompt, config.n_folds) for prompt in varied], np.int64)
     scaling = standardisation(rows.features[used])
     members: List[Head] = []
     unseen = np.zeros((len(used), buckets.n_classes))
     for number in range(config.n_folds):
         settings = HeadConfig(**{**asdict(config.head), 'seed': config.seed * 1000 + number})
+        others = len(rows.features) + np.flatnonzero(varied_fold != number)
         member, loss = fit_head(
-            rows.features,
+            features,
             labels,
-            list(used[fold != number]),
+            [*used[fold != number], *others],
             list(used[fold == number]),
             settings,
             scaling,
@@ -118,13 +129,26 @@ def ratio_quantiles(lengths: NDArray[np.int64], n_hat: NDArray[np.int64]) -> Dic
     }
 
 
-def soft_labels(buckets: Buckets, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return [rows, classes]: the share of a row's runs in each class (ProD, arXiv 2604.07931)."""
-    return np.mean(
+def soft_labels(
+    buckets: Buckets, lengths: NDArray[np.int64], spread: float = 0.0
+) -> NDArray[np.float32]:
+    """
+    Return [rows, classes]: the share of a row's runs in each class (ProD, arXiv 2604.07931).
+
+    With a ``spread`` each is spread over its neighbours by a Gaussian of so many classes, because
+    classes are ordered; the cap's class, which is another thing than a long answer, is not.
+    """
+    shares = np.mean(
         [np.eye(buckets.n_classes, dtype=np.float32)[buckets.label(run) - 1] for run in lengths.T],
         axis=0,
         dtype=np.float32,
     )
+    if spread > 0.0:
+        places = np.arange(buckets.n_open)
+        kernel = np.exp(-0.5 * ((places[:, None] - places) / spread) ** 2)
+        kernel /= kernel.sum(1, keepdims=True)
+        shares[:, :-1] = shares[:, :-1] @ kernel.astype(np.float32)
+    return shares
 
 
 def held_out_rows(prompt_ids: Sequence[str], split: Split) -> NDArray[np.int64]:

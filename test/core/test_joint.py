@@ -60,8 +60,8 @@ def random_situation(rng: random.Random, estimator: TimeEstimator) -> Situation:
     points = tuple(zip((0.1, 0.5, 0.9, 0.95, 0.99), tokens))
     at = Situation(
         n_prompt, n_prompt, 1, n_worst, n_worst + rng.randrange(0, 20), 0.0,
-        rng.choice([0.0, 0.5, 0.95, 0.95]), points, may_trade=rng.random() < 0.7, may_cap=rng.random() < 0.7,
-        window=WINDOW)
+        rng.choice([0.0, 0.5, 0.95, 0.95]), points, may_trade=rng.random() < 0.7,
+        may_cap=rng.random() < 0.7, window=WINDOW)
     whole_s = TierTimes(estimator, rng.choice(TIERS), at, Weights()).needed_s(n_prompt, n_worst)
     return replace(at, budget_left_s=whole_s * rng.uniform(0.2, 1.1))
 

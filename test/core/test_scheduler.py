@@ -7,7 +7,8 @@ from dataclasses import replace
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, PlannerConfig, Planning
 from timebill_ros.executor.demand import Pace
-from timebill_ros.executor.scheduler import Act, Job, Scheduler, Turn
+from timebill_ros.executor.job import Act, Job, Turn
+from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.query import Admission, ErrorCode, Outcome, Overrun, Query, Turn as ChatTurn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator

@@ -68,7 +68,8 @@ def land(text: str, tokens_left: int, n_generated: int) -> Landing | None:
     ``tokens_left`` more tokens fit in the time that is left, in the worst case; ``n_generated``
     there are. Ends at a sentence or item when the next one is not likely to fit, unless that gives
     up more than a twentieth of what fits: then it goes on, and what comes of the next is left out
-    if it is not whole in time. Ends JSON once it is complete, and wherever it stands when no token fits.
+    if it is not whole in time. Ends JSON once it is complete, and wherever it stands when no token
+    fits.
     """
     point = landing_point(text)
     if tokens_left <= 0:

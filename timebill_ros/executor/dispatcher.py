@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from timebill_ros.engine.pipeline import decode_together, Message, QueryRun, Room
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import demand_of_running
+from timebill_ros.executor.job import Act, Job, Turn
 from timebill_ros.executor.messages import Finished
-from timebill_ros.executor.scheduler import Act, Job, Scheduler, Turn
+from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.query import Ending
 
 if TYPE_CHECKING:

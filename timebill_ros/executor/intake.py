@@ -20,11 +20,12 @@ from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import Pace
 from timebill_ros.executor.dispatcher import Dispatcher
+from timebill_ros.executor.job import Job
 from timebill_ros.executor.learning import Learning
 from timebill_ros.executor.messages import (
     Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, SetPolicy, Shutdown, Submit)
 from timebill_ros.executor.outbox import Outbox
-from timebill_ros.executor.scheduler import Job, Scheduler
+from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator

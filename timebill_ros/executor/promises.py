@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from timebill_ros.executor.demand import Demand, Pace
 
 if TYPE_CHECKING:
-    from timebill_ros.executor.scheduler import Job
+    from timebill_ros.executor.job import Job
 
 _NS = 1_000_000_000
 

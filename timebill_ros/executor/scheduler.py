@@ -20,14 +20,13 @@ Pure: the clock is passed in. The rules, in the order of their weight:
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
-from timebill_ros.budget.admission import Needs, refusal_message
-from timebill_ros.executor.demand import Demand, demand_of_waiting, Pace
+from timebill_ros.executor.demand import Demand, Pace
+from timebill_ros.executor.job import Act, infeasible, Job, missed_while_waiting, Turn
 from timebill_ros.executor.promises import (
     Certificate, deadline, NO_PROMISES, Promises, Way)
-from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query
+from timebill_ros.query import Ending, ErrorCode, Outcome
 
 _NS = 1_000_000_000
 # A shared step is repeated without a second thought for so long, if nothing happens meanwhile.
@@ -35,54 +34,6 @@ _REPEAT_NS = 10_000_000
 # Every so many queries that begin the earliest deadline does, however unlikely it is to be met.
 _FAIR_EVERY = 8
 _FAR_NS = 100_000 * _NS
-
-
-@dataclass(eq=False)
-class Job:
-    """A query that waits for the engine or has a slot in it."""
-
-    query: Query
-    needs: Needs
-    prompt_ids: list[int]
-    cap: int                  # longest response, tokens
-    tokenize_s: float = 0.0
-    running: bool = False     # it has a slot
-    planned: bool = False
-    outgrown: bool = False    # its response is longer than the worst case it was admitted with
-    dropped: bool = False     # the node has ended it
-    demand: Demand = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Start with what admission counted on."""
-        self.demand = demand_of_waiting(self.needs)
-
-    @property
-    def query_id(self) -> str:
-        """The goal's id."""
-        return self.query.query_id
-
-    @property
-    def promised(self) -> bool:
-        """Tell whether it was admitted with a promise, and keeps to what that rests on."""
-        return self.query.admission == Admission.GUARANTEED and not self.outgrown
-
-
-class Act(Enum):
-    """What is to be done."""
-
-    BEGIN = 'begin'         # give the one job a slot, and do its first unit
-    ADVANCE = 'advance'     # do the next unit of the one job
-    STEP = 'step'           # one decode step of the jobs together
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The next unit of work."""
-
-    act: Act
-    jobs: tuple[Job, ...]
-    tier: str               # of a decode step
-    worst_ns: int
 
 
 class Scheduler:
@@ -340,7 +291,7 @@ class Scheduler:
                 Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL,
                 error_msg='no budget would do: what was promised to others leaves no room now')
         own_ns = self.pace.alone_ns(job.demand)
-        return _infeasible(job, waiting_ns=max(0, enough_ns - own_ns - job.query.arrival_ns))
+        return infeasible(job, waiting_ns=max(0, enough_ns - own_ns - job.query.arrival_ns))
 
     def _enough_ns(self, promises: Promises, job: Job, start_ns: int) -> int | None:
         """Return the earliest plan deadline that could be promised; None = none."""
@@ -365,22 +316,7 @@ class Scheduler:
         least_ns = round(job.needs.least_s * _NS)
         if job.promised or now_ns + least_ns <= job.query.plan_deadline_ns:
             return None
-        return _infeasible(job, waiting_ns=now_ns - job.query.arrival_ns)
-
-
-def missed_while_waiting() -> Ending:
-    """Return the ending of a query whose deadline passed before its work began."""
-    return Ending(
-        Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED,
-        error_msg='the deadline passed while the query waited for the engine')
-
-
-def _infeasible(job: Job, waiting_ns: int) -> Ending:
-    query = job.query
-    message = refusal_message(
-        job.needs, job.promised, waiting_s=(waiting_ns + query.waited_ns) / _NS,
-        allowance_s=query.time_allowance_ns / _NS, margin_s=query.delivery_margin_ns / _NS)
-    return Ending(Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL, error_msg=message)
+        return infeasible(job, waiting_ns=now_ns - job.query.arrival_ns)
 
 
 def _place(tiers: tuple[str, ...], tier: str) -> int:

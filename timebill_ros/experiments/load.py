@@ -21,8 +21,9 @@ from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs, PlannerConfig, Planning
 from timebill_ros.executor.demand import Pace
 from timebill_ros.executor.dispatcher import Dispatcher
+from timebill_ros.executor.job import Job, Turn
 from timebill_ros.executor.messages import Finished
-from timebill_ros.executor.scheduler import Job, Scheduler, Turn
+from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.experiments.virtual_server import VirtualServer
 from timebill_ros.query import Outcome, Query, Sampling, Turn as ChatTurn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients

@@ -21,8 +21,9 @@ from timebill_ros.engine.endings import DROPPED
 from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.executor.demand import Pace
 from timebill_ros.executor.dispatcher import Dispatcher
+from timebill_ros.executor.job import Job
 from timebill_ros.executor.messages import Finished
-from timebill_ros.executor.scheduler import Job, Scheduler
+from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.query import Query, QueryTiming, Sampling
 from timebill_ros.time_estimator.estimator import TimeEstimator
 

@@ -30,7 +30,7 @@ class StatusReport:
         self._factor = nan  # k of the newest query: it may be learned
 
     def query_ended(self, outcome: Outcome, factor: float) -> None:
-        """Count a query that has ended; ``factor`` is the k it was planned with, NaN = with none."""
+        """Count a query that has ended; ``factor`` is the k it was planned with, or NaN."""
         if factor == factor:
             self._factor = factor
         self._ended.append((time.monotonic(), outcome == Outcome.DEADLINE_MISSED))

@@ -16,15 +16,18 @@ import statistics
 import sys
 import time
 
+from timebill_ros.cli.profile_quality import CALIBRATION
 from timebill_ros.engine.cpu.steps import INT16
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import load_model
+from timebill_ros.engine.quality_report import read_prompts
 from timebill_ros.engine.source import EMBEDDED, embedded_file
 from timebill_ros.engine.threads import choose_threads
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import bench_evict, cpu_report, engine_bench as bench
 from timebill_ros.experiments.llama_cpp_peer import LlamaCpp, prompt, REQUIREMENT, version
-from timebill_ros.experiments.tier_text import read_text
+from timebill_ros.experiments.tier_text import read_text, same_answers
+from timebill_ros.paths import config_file
 from timebill_ros.query import Sampling
 
 CACHED = (64, 512, 4096)
@@ -50,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--answer', type=int, default=256, help='tokens of the answer there')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--text', type=Path, help='a text to be foretold by every tier as well')
+    parser.add_argument('--answers', type=int, default=48,
+                        help='tokens of answers that are compared over what prefills compute in')
     parser.add_argument('--steps', type=int, default=32, help='decode steps per round')
     parser.add_argument('--out', type=Path, help='write the JSON that the tables in docs are of')
 
@@ -67,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
                 command=' '.join(['timebill bench cpu', *sys.argv[sys.argv.index('cpu') + 1:]]))
         for name, of_name in found.items():
             report.setdefault(name, []).extend({'threads': threads, **row} for row in of_name)
+    if arguments.answers:
+        prompts = read_prompts(config_file(CALIBRATION))
+        report['answers'] = same_answers(
+            engines, [each.text for each in prompts], arguments.answers)
     if arguments.text:
         report['text'] = read_text(
             engines['fp32'], arguments.text.read_text(), engines['fp32'].info.max_context)

@@ -31,6 +31,12 @@ def table(report: Row) -> str:
                 'times as fast'), (_step(row) for row in report['decode'])),
         _table(('threads', 'prompt tokens', 'products in', 's', 'llama.cpp, s', 'times as fast'),
                (_prefill(row) for row in report['prefill']))]
+    if report.get('answers'):
+        first = report['answers'][0]
+        parts += [f'Of {first["prompts"]} prompts, answers whose first {first["tokens"]} tokens '
+                  'are those after an exact prefill: ' + ', '.join(
+                      f'{row["same"]} (`prefill_tier: {row["prefill"]}`)'
+                      for row in report['answers'][1:]) + '.']
     if report.get('worth'):
         parts += [f'Seconds that an answer of {report["answer"]} tokens takes to decode, and what '
                   'of it each choice saves (an eviction is taken off):',

@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How well each tier foretells a text, token by token, beside the best tier."""
+"""What lower precision changes: how well a tier foretells a text, which answers stay the same."""
 
 from math import exp
 
@@ -32,6 +32,31 @@ def read_text(engine: Engine, text: str, n_tokens: int) -> list[Row]:
         'agreement': round(float((log.argmax(1) == best.argmax(1)).float().mean()), 4),
         'divergence_nats': round(float((best.exp() * (best - log)).sum(1).mean()), 5),
     } for tier, log in logs.items()]
+
+
+def same_answers(engines: dict[str, Engine], prompts: list[str], n_tokens: int) -> list[Row]:
+    """Return of each engine, how many prompts it answers with the tokens of the first one."""
+    answers = {name: [_answer(engine, prompt, n_tokens) for prompt in prompts]
+               for name, engine in engines.items()}
+    first = answers[next(iter(engines))]
+    return [{'prefill': name, 'prompts': len(prompts), 'tokens': n_tokens,
+             'same': sum(mine == theirs for mine, theirs in zip(found, first))}
+            for name, found in answers.items()]
+
+
+def _answer(engine: Engine, prompt: str, n_tokens: int) -> list[int]:
+    ids = engine.tokenize([Turn('user', prompt)])[:engine.info.max_context - n_tokens]
+    sequence = engine.open_sequence(
+        ids, len(ids) + n_tokens, Sampling(**engine.info.sampling))
+    try:
+        while not engine.prefill_chunk(sequence):
+            pass
+        tokens = [engine.next_token(sequence)]
+        while len(tokens) < n_tokens and tokens[-1] not in engine.end_ids:
+            tokens += engine.decode_step([sequence])
+        return tokens
+    finally:
+        engine.close(sequence)
 
 
 def _logs(engine: Engine, sequence: Sequence, ids: list[int], tier: str) -> torch.Tensor:

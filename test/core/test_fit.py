@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from timebill_ros.time_estimator.fit import doubts, fit_law, Sample
+from timebill_ros.time_estimator.laws import Law
 
 LENGTHS = (16, 48, 144, 430, 1290, 3870)
 
@@ -147,11 +148,17 @@ def test_steps_that_are_slow_together_are_told_from_steps_that_are_not() -> None
 
 
 def test_a_law_that_does_not_hold_is_said() -> None:
-    wild = [Sample('evict', n, 0.01 * (1 + n % 3), run=n) for n in LENGTHS for _ in range(4)]
-    law = fit_law('evict', wild)
+    wild = [Sample('decode_step', n, 0.01 * (1 + n % 3), run=n) for n in LENGTHS for _ in range(4)]
+    law = fit_law('decode_step', wild)
     tame = fit_law('prefill', samples('prefill', lambda n: 2e-3 * n, spread=0.01))
     note, = doubts([law, tame])
-    assert 'evict' in note and f'{law.mape:.0%}' in note
+    assert 'decode_step' in note and f'{law.mape:.0%}' in note
+
+
+def test_an_eviction_that_is_off_by_little_beside_its_prefill_is_no_doubt() -> None:
+    evict = Law('evict', 'affine', (0.0, 0.01), mape=0.4)
+    assert doubts([Law('prefill', 'affine', (0.0, 0.05)), evict])
+    assert not doubts([Law('prefill', 'affine', (0.0, 0.1)), evict])
 
 
 def test_a_law_of_several_sequences_comes_from_their_samples_only() -> None:

@@ -49,6 +49,8 @@ FLOOR_ENDS = 12             # places tried for the end of a floor, and again aro
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
 STAIRS_BEYOND = (1, 128)    # of prompts longer than those that are padded
 LEAST_RUNS = 4              # with fewer no correlation can be told: 1 is assumed
+_TYPICAL_TOKENS = 512       # prompt at which a law's error is weighed against the prefill
+_ONCE_PER_PROMPT = (laws.EVICT, laws.REEVICT, laws.PREDICT)
 _NORMAL_QUANTILE = 2.326    # the WORST_QUANTILE of a normal distribution
 _POWERS = {QUADRATIC: (2, 1, 0), AFFINE: (1, 0), CONSTANT: (0,)}
 
@@ -156,11 +158,20 @@ def _choose_shape(
 
 
 def doubts(fitted: Sequence[Law]) -> list[str]:
-    """Return what people should know of laws that hold badly."""
+    """
+    Return what people should know of laws that hold badly.
+
+    What happens once per prompt may be off by that share of its prefill.
+    """
+    prefill_s = next(
+        (law.seconds(_TYPICAL_TOKENS) for law in fitted if law.law == laws.PREFILL), 0.0)
     return [
         f'the law {law.title} is off by {law.mape:.0%} at lengths that it has not seen: '
         'the machine was not quiet, or no known form holds on it'
-        for law in fitted if law.mape > BAD_FIT]
+        for law in fitted
+        if law.mape > BAD_FIT and (
+            law.law not in _ONCE_PER_PROMPT
+            or law.mape * law.seconds(_TYPICAL_TOKENS) > BAD_FIT * prefill_s)]
 
 
 def correlation(ratios: Array, runs: Array) -> float:

@@ -107,10 +107,11 @@ def test_one_command_makes_every_table(tmp_path):
     held_out = [i for i in ids if split.place[i] == 'held-out']
     Predictions('proxy', held_out, points={'likeliest': np.full(len(held_out), 20.0)}).save(
         tmp_path / 'proxy.npz')
-    made = make_tables(argparse.Namespace(
+    arguments = argparse.Namespace(
         prompts=prompts, lengths=[run, run], states=tmp_path / 'states.npz', real_lengths=None,
         checkpoint=tmp_path / 'probe.safetensors', predictions=[tmp_path / 'proxy.npz'],
-        out=tmp_path / 'out' / 'tables.json'), QUICK, 'the command', lambda line: None)
+        out=tmp_path / 'out' / 'tables.json', only=[])
+    made = make_tables(arguments, QUICK, 'the command', lambda line: None)
     tables = json.loads((tmp_path / 'out' / 'tables.json').read_text())
     rows = {row['predictor']: row for row in tables['comparison']}
     assert rows['the target itself, run 2']['same_length'] == 1.0
@@ -122,6 +123,12 @@ def test_one_command_makes_every_table(tmp_path):
     assert len(tables['leave one out']) == 6
     text = open(made['markdown']).read()
     assert '### comparison' in text and '| probe | ' in text and tables['command'] == 'the command'
+    arguments.only, arguments.lengths = ['comparison'], [run]
+    make_tables(arguments, QUICK, 'another command', lambda line: None)
+    again = json.loads(arguments.out.read_text())
+    assert 'the target itself, run 2' not in {row['predictor'] for row in again['comparison']}
+    assert (again['layers'], again['command']) == (tables['layers'], 'the command')
+    assert again['again']['tables'] == ['comparison']
 
 
 def test_ratios_of_unseen_prompts_are_told(tmp_path):

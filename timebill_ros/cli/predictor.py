@@ -11,6 +11,9 @@ from timebill_ros.paths import cache_dir
 
 _SHIPPED = (
     Path(__file__).parents[1] / 'length_predictor/checkpoints/smollm2-135m-probe.safetensors')
+# As in ``tables_command.MAKERS``, which needs torch to be looked at.
+_TABLES = ('comparison', 'refinement', 'training prompts', 'shortened', 'leave one out',
+           'bucket widths', 'layers')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables.add_argument('--real-lengths', type=Path, help='real lengths of other models, JSON')
     tables.add_argument('--real-states', type=Path, help='states of their prompts')
     tables.add_argument('--out', type=Path, required=True, help='JSON; Markdown goes beside it')
+    tables.add_argument('--only', nargs='+', default=[], metavar='TABLE', choices=_TABLES,
+                        help='make these again, leave the others of the file: '
+                             + ', '.join(_TABLES))
     tables.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
     _add_data(tables)
 

@@ -3,6 +3,7 @@
 """``timebill bench length``: what predicting a response's length adds to the critical path."""
 
 import argparse
+from datetime import date
 import json
 from statistics import median
 import time
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     rows = measure(engine, arguments.tokens, arguments.rounds)
     made = {'device': engine.info.device, 'dtype': engine.info.dtype, 'model': engine.info.name,
-            'predictor': engine.predictor.name, 'rounds': arguments.rounds, 'rows': rows}
+            'date': date.today().isoformat(), 'predictor': engine.predictor.name,
+            'rounds': arguments.rounds, 'rows': rows}
     if arguments.json:
         print(json.dumps(made))
         return 0
@@ -45,6 +47,20 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         print('  '.join(_cell(name, row[name]) for name in COLUMNS))
     return 0
+
+
+def markdown(made: dict[str, Any]) -> str:
+    """Return the table of the documentation."""
+    lines = [
+        '| prompt tokens | tokens read | prefill, ms | after the first token, ms '
+        '| added in all, ms | share | a refinement, ms |', '|---|---|---|---|---|---|---|']
+    for row in made['rows']:
+        refined = '' if row['refine_ms'] is None else f'{row["refine_ms"]:.2f}'
+        lines.append(
+            f'| {row["n_prompt"]:,} | {row["n_given"] or "its state"} | {row["prefill_ms"]:.2f} '
+            f'| {row["predict_ms"]:.3f} | {row["added_ms"]:.3f} | {100 * row["share"]:.1f} % '
+            f'| {refined} |')
+    return '\n'.join(lines) + '\n'
 
 
 def measure(engine: Any, lengths: list[int], rounds: int) -> list[dict[str, Any]]:

@@ -21,6 +21,16 @@ from timebill_ros.length_predictor.train import HeadTraining
 
 _DECIMALS = 4
 
+MAKERS: Dict[str, Callable[[tables.Material], tables.Table]] = {
+    'comparison': tables.comparison,
+    'refinement': tables.refinement,
+    'training prompts': tables.training_prompts,
+    'shortened': tables.shortened,
+    'leave one out': tables.leave_one_out,
+    'bucket widths': tables.bucket_widths,
+    'layers': tables.layers,
+}
+
 # What a table shows, in order: heading and where it is in a row.
 _COLUMNS: Dict[str, Sequence[str]] = {
     'comparison': ('predictor', 'n', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95', 'ms'),
@@ -40,7 +50,11 @@ def make_tables(
     arguments: argparse.Namespace, training: HeadTraining, command: str,
     say: Callable[[str], None],
 ) -> Dict[str, Any]:
-    """Make all tables, write them as JSON and as Markdown, and return where they are."""
+    """
+    Make the tables, write them as JSON and as Markdown, and return where they are.
+
+    With ``arguments.only`` no more than those; the others stay as the file has them.
+    """
     prompts = read_prompts(arguments.prompts)
     run = read_lengths(arguments.lengths[0])
     target = str(run.header['target'])
@@ -55,21 +69,23 @@ def make_tables(
         StatesFile.load(arguments.states),
         load_predictor(arguments.checkpoint, target, card.vocab_size, card.d_model),
         [Predictions.load(path) for path in arguments.predictions or []], training, say)
-    made['comparison'] = tables.comparison(material)
-    made['sources'] = [
-        {'predictor': row['predictor'], 'source': source, 'pit_below_0.95': share}
-        for row in made['comparison']
-        for source, share in row.pop('pit_below_0.95_by_source', {}).items()]
+    if arguments.only:
+        before = json.loads(arguments.out.read_text(encoding='utf-8'))
+        made = {**before, 'again': {
+            'tables': arguments.only, 'date': made['date'], 'command': command}}
+    for name, make in MAKERS.items():
+        if not arguments.only or name in arguments.only:
+            made[name] = make(material)
+            say(name)
+    if 'comparison' in (arguments.only or MAKERS):
+        made['sources'] = [
+            {'predictor': row['predictor'], 'source': source, 'pit_below_0.95': share}
+            for row in made['comparison']
+            for source, share in row.pop('pit_below_0.95_by_source', {}).items()]
     if arguments.real_lengths is not None:
         made['real lengths'] = real_length_table(
             read_real_lengths(arguments.real_lengths), StatesFile.load(arguments.real_states))
         say('real lengths')
-    made['refinement'] = tables.refinement(material)
-    made['training prompts'] = tables.training_prompts(material)
-    made['shortened'] = tables.shortened(material)
-    made['leave one out'] = tables.leave_one_out(material)
-    made['bucket widths'] = tables.bucket_widths(material)
-    made['layers'] = tables.layers(material)
     made = _rounded(made)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(_json(made), encoding='utf-8')

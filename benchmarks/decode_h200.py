@@ -19,7 +19,7 @@ from pathlib import Path
 import statistics
 import subprocess
 import time
-from typing import Any, Dict, List, Sequence, Set
+from typing import Any, Dict, Iterator, List, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -360,9 +360,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / f'decode-{arguments.shape}.json'
     file.write_text(json.dumps(result, indent=1))       # a tail may take longer than one has
-    if arguments.tail:
-        result['tail'] = tail_table(
-            bench, tuning, arguments.tail, arguments.beside, arguments.beside_what)
+    for row in tail_rows(bench, tuning, arguments.tail, arguments.beside,
+                         arguments.beside_what) if arguments.tail else ():
+        result.setdefault('tail', []).append(row)
         file.write_text(json.dumps(result, indent=1))
     note('done')
 
@@ -415,22 +415,20 @@ class TimedRunner(StepRunner):
             self._done.synchronize()
 
 
-def tail_table(bench: Bench, tuning: Tuning, steps: int, beside: str,
-               what: str) -> List[Dict[str, Any]]:
+def tail_rows(bench: Bench, tuning: Tuning, steps: int, beside: str,
+              what: str) -> Iterator[Dict[str, Any]]:
     """Consecutive steps at a constant cached length, idle and beside other processes."""
-    table = [{'beside': 'nothing', **tail(bench, tuning, count, tier, wait)}
-             for tier, wait, count in (
-                 ('int4', 'as the engine', steps), ('int4', 'asleep', steps // 5),
-                 ('int4', 'busy', steps // 5), ('bf16', 'as the engine', steps))]
+    yield {'beside': 'nothing', **tail(bench, tuning, steps, 'int4', 'as the engine')}
     if beside:
         other = subprocess.Popen(beside.split())
-        time.sleep(4)
+        time.sleep(3)
         try:
-            table += [{'beside': what, **tail(bench, tuning, count, tier, 'as the engine')}
-                      for tier, count in (('int4', steps), ('bf16', 3 * steps // 10))]
+            yield {'beside': what, **tail(bench, tuning, steps, 'int4', 'as the engine')}
         finally:
             other.kill()
-    return table
+    for tier, wait, count in (('int4', 'asleep', steps // 10), ('int4', 'busy', steps // 10),
+                              ('bf16', 'as the engine', 3 * steps // 10)):
+        yield {'beside': 'nothing', **tail(bench, tuning, count, tier, wait)}
 
 
 def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict[str, Any]:

@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument('--prompts', type=int, default=50)
     parser.add_argument('--tokens', type=int, default=48)
     parser.add_argument('--weights-only', action='store_true')
+    parser.add_argument('--parts', nargs='+', default=['checked', 'parity', 'quality'])
     arguments = parser.parse_args()
     if arguments.weights_only:
         source = find_model(arguments.model, cache_dir('') / 'models', False,
@@ -250,12 +251,14 @@ def main() -> None:
     result: Dict[str, Any] = {
         'device': engine.info.device, 'torch': torch.__version__,
         'date': time.strftime('%Y-%m-%d'), 'model': source.name}
-    if device == 'cuda':
+    if device == 'cuda' and 'checked' in arguments.parts:
         result['checked'] = check_steps(
             engine, model.weights, model.config, load.tap_layer, prompts)
-    result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
-    print(json.dumps(result['parity']), flush=True)
-    result['quality'] = quality(engine, texts)
+    if 'parity' in arguments.parts:
+        result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
+        print(json.dumps(result['parity']), flush=True)
+    if 'quality' in arguments.parts:
+        result['quality'] = quality(engine, texts)
     save(result, arguments.out, 'decode-quality')
 
 

@@ -31,7 +31,7 @@ through_ros() {  # LIMIT NAME...: the same through the ROS action
   echo "=== through ROS: experiment $* --limit $limit, at $SECONDS s" >>"$out/log.txt"
   (
     . "$ROS_ENV"
-    timeout --kill-after=10 $((limit + 90)) timebill experiment "$@" --ros --device "$device" --limit "$limit" \
+    timeout --kill-after=10 $((limit + 120)) timebill experiment "$@" --ros --device "$device" --limit "$limit" \
       --out "$results/ros" ${MORE:-} >>"$out/log.txt" 2>&1
     echo "$*, through ROS: exit status $?, $SECONDS s since the start"
   )

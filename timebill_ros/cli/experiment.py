@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
                 folder = run_experiment(name, settings, arguments.out, keeper, limit_s)
             except (OtherExperiment, EngineFailed, OSError) as error:
                 print(f'timebill experiment {name}: {error}', file=sys.stderr)
-                return 1
+                status = 1
+                keeper.close()      # the next one starts an engine of its own
+                continue
             print(folder, flush=True)
             wrong = read_summary(folder)['not_as_claimed']
             for each in wrong[:_SHOWN]:

@@ -40,7 +40,7 @@ of() { echo $((seconds * $1 / 100)); }     # PER CENT of the time
 pack() { tar -C "$(dirname "$results")" -czf "$out/new.tgz" "$(basename "$results")" && mv "$out/new.tgz" "$out/experiments.tgz"; }
 
 budgets() { experiment "$1" budgets --items "${ITEMS:-96}"; }
-others() { experiment "$(of 14),$(of 6),$(of 3),$(of 8),$(of 3)" theta pessimism ete-accuracy load rlp-accuracy; }
+others() { experiment "$(of 12),$(of 5),$(of 3),$(of 6),$(of 2)" theta pessimism ete-accuracy load rlp-accuracy; }
 ros() {
   through_ros "$(of 16)" robot --items "${TICKS:-18}"
   [ "$gpus" -lt 2 ] || through_ros "$(of 16)" budgets --methods vanilla,paper,joint --items 12

@@ -18,7 +18,7 @@ from timebill_ros.query import Outcome, Overrun
 TITLE = 'Score and completion over budgets'
 ITEMS, QUICK_ITEMS = 48, 4
 # Budgets as shares of the median time that vanilla takes when nothing hurries it.
-SHARES, QUICK_SHARES = (0.35, 0.6, 1.0, 1.7, 3.0), (0.75, 1.5)
+SHARES, QUICK_SHARES = (0.35, 0.6, 1.0, 2.0), (0.75, 1.5)
 OURS = 'joint'
 ROS_MARGIN_S = 0.01     # delivery margin of --ros: budgets are tens of milliseconds on a fast GPU
 STREAM_ITEMS = 8        # questions of one stream under Skip-Next

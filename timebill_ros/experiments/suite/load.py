@@ -19,7 +19,7 @@ from timebill_ros.query import Outcome
 TITLE = 'Deadlines met over offered load'
 ITEMS, QUICK_ITEMS = 40, 5
 # Offered load: arrivals per second times the mean seconds of one question that runs alone.
-LOADS, QUICK_LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), (0.5, 2.0)
+LOADS, QUICK_LOADS = (0.5, 1.0, 2.0, 4.0), (0.5, 2.0)
 BUDGET_FACTOR = 4.0     # budget of every question, in mean seconds of one that runs alone
 CAP_TOKENS = 64         # of every answer, so that no single long one decides
 COMPARED = ('vanilla', 'paper', 'joint')

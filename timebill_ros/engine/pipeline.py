@@ -167,7 +167,8 @@ class QueryRun:
         A soft landing, or the planned cap of ``joint``: its last word on how much fits is the
         clock's. Returns what to send.
         """
-        if self.done or by_ns < self.query.plan_deadline_ns - _HANDOVER_NS:
+        ahead_ns = 0 if self._keeps_promise else _HANDOVER_NS   # whole, be it at the last moment
+        if self.done or by_ns <= self.query.plan_deadline_ns - ahead_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
             now_ns = self._clock()
@@ -338,7 +339,7 @@ class QueryRun:
 
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
-        if (self.query.overrun != Overrun.SOFT_LANDING
+        if (self.query.overrun != Overrun.SOFT_LANDING or self._keeps_promise
                 or self.latest_end_ns <= self.query.plan_deadline_ns - _HANDOVER_NS):
             return []
         timing = self.timing
@@ -428,6 +429,11 @@ class QueryRun:
     @property
     def _promised(self) -> bool:
         return self.query.admission == Admission.GUARANTEED
+
+    @property
+    def _keeps_promise(self) -> bool:
+        """Tell whether it was promised whole, and is no longer than that was counted with."""
+        return self._promised and not self.outgrown
 
     def _plan_inputs(self, now_ns: int) -> PlanInputs:
         room = self._room(now_ns)

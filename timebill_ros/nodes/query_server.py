@@ -115,6 +115,12 @@ class QueryServer(Node):
 
     def _open_server(self) -> None:
         log = self.get_logger()
+        me = (self.get_name(), self.get_namespace())
+        if self.get_node_names_and_namespaces().count(me) > 1:
+            log.error(
+                f'another node is called {self.get_fully_qualified_name()}: both will work on '
+                'every query; stop one of them, or give it a namespace or ROS_DOMAIN_ID of its own'
+            )
         self._server = ActionServer(
             self,
             QueryAction,

@@ -251,15 +251,14 @@ def main() -> None:
     result: Dict[str, Any] = {
         'device': engine.info.device, 'torch': torch.__version__,
         'date': time.strftime('%Y-%m-%d'), 'model': source.name}
-    if device == 'cuda' and 'checked' in arguments.parts:
-        result['checked'] = check_steps(
-            engine, model.weights, model.config, load.tap_layer, prompts)
-    if 'parity' in arguments.parts:
-        result['parity'] = parity(engine, oracle, prompts, arguments.tokens)
-        print(json.dumps(result['parity']), flush=True)
-    if 'quality' in arguments.parts:
-        result['quality'] = quality(engine, texts)
-    save(result, arguments.out, 'decode-quality')
+    for part, measure in {
+            'parity': lambda: parity(engine, oracle, prompts, arguments.tokens),
+            'quality': lambda: quality(engine, texts),
+            'checked': lambda: check_steps(
+                engine, model.weights, model.config, load.tap_layer, prompts)}.items():
+        if part in arguments.parts and (part != 'checked' or device == 'cuda'):
+            result[part] = measure()
+            save(result, arguments.out, 'decode-quality')
 
 
 def save(result: Dict[str, Any], out: Path, kind: str) -> None:

@@ -62,9 +62,16 @@ def budgets(summary: Row) -> Iterator[str]:
     yield ('Average score / completed in time (a late answer scores 0). `timebill experiment '
            f'budgets`{through}: {provenance(summary)}.')
     yield from left_out(summary)
+    pairs = [row for row in table if row.get('ahead') is not None]
+    if pairs:
+        yield (f'On the same questions ours scores higher than a baseline at '
+               f'{sum(row["ahead"] > 0.0 for row in pairs)} of {len(pairs)} points (surely, by 95 % '
+               f'bootstrap intervals, at {sum(row["ahead_low"] > 0.0 for row in pairs)}), lower at '
+               f'{sum(row["ahead"] < 0.0 for row in pairs)} (surely at '
+               f'{sum(row["ahead_high"] < 0.0 for row in pairs)}).')
     behind = summary['results']['losses']
     if behind:
-        yield f'Ours is behind a baseline at {len(behind)} points: ' + '; '.join(behind) + '.'
+        yield 'Ours is behind: ' + '; '.join(behind) + '.'
 
 
 def _pair(row: Row | None) -> str:

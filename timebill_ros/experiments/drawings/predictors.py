@@ -29,8 +29,8 @@ def draw_predictors(tables: Row) -> Drawing:
     counts = sorted({row['n'] for row in rows})
     return Drawing('predictors', figure, (
         f'Predicted against real lengths of {counts[-1]} held-out prompts (target '
-        f'{tables["target"]}, {tables["date"]}). Red: ours; grey: the target run again on {counts[0]} of the prompts, '
-        'which no predictor can be expected to beat.'), _losses(rows))
+        f'{tables["target"]}, {tables["date"]}). Red: ours; grey: the target run again on '
+        f'{counts[0]} of the prompts, which no predictor can be expected to beat.'), _losses(rows))
 
 
 def _colour(name: str) -> str:

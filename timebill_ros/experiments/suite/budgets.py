@@ -16,7 +16,7 @@ from timebill_ros.experiments.workbench import Bench
 from timebill_ros.query import Outcome, Overrun
 
 TITLE = 'Score and completion over budgets'
-ITEMS, QUICK_ITEMS = 48, 4
+ITEMS, QUICK_ITEMS = 48, 3
 # Budgets as shares of the median time that vanilla takes when nothing hurries it.
 SHARES, QUICK_SHARES = (0.35, 0.6, 1.0, 2.0), (0.75, 1.5)
 OURS = 'joint'

@@ -105,7 +105,7 @@ def test_the_start_shows_signs_of_life_and_ends_ready(
     *before, ready = started[1]
     assert isinstance(ready, Ready) and ready.coefficients_source == 'profile'
     assert before and all(isinstance(each, Loading) for each in before)
-    assert ready.info.max_context == 1024 and ready.info.tiers == ['fp32']
+    assert ready.info.max_context == 1024 and ready.info.tiers == ['fp32', 'int4']
     coefficients = TimingCoefficients.from_dict(ready.coefficients)
     assert ready.info.device in coefficients.key and ready.info.key in coefficients.key
     assert ready.profile_s < 60.0       # aimed at 30, on a machine that others use too

@@ -54,7 +54,7 @@ def refusal(model: Path | str, **fields: Any) -> str:
 def test_the_embedded_model(embedded: Engine) -> None:
     info = embedded.info
     assert (info.name, info.family, info.dtype, info.tiers) == (
-        'SmolLM2-135M-Instruct', 'llama', 'float32', ['fp32'])
+        'SmolLM2-135M-Instruct', 'llama', 'float32', ['fp32', 'int4'])
     assert (info.n_layers, info.n_heads, info.n_kv_heads, info.head_dim) == (30, 9, 3, 64)
     assert info.kv_bytes_per_token == 46080 and info.vocab_size == 49152
     assert embedded.end_ids == (2,)

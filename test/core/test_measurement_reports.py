@@ -63,7 +63,8 @@ def test_the_tables_of_a_cpu_show_every_row() -> None:
         'date': 'today', 'device': 'd', 'torch': 't', 'peer': 'p', 'load_average': 0.1,
         'command': 'c', 'answer': 256,
         'decode': [{**steps, 'cached_tokens': 4096, 'tier': 'int4'}],
-        'prefill': [{'threads': 1, 'ms': 1234.0, 'prompt_tokens': 512, 'tier': tier}
+        'prefill': [{'threads': 1, 'ms': 1234.0, 'prompt_tokens': 512, 'tier': tier,
+                     'gflops': 101.2, 'gemm_gflops': 110.0}
                     for tier in ('fp32', 'int16', 'int4')],
         'answers': [{'prefill': name, 'prompts': 14, 'tokens': 48, 'same': same}
                     for name, same in (('fp32', 14), ('int16', 13))],
@@ -73,7 +74,7 @@ def test_the_tables_of_a_cpu_show_every_row() -> None:
                   'divergence_nats': 0.1}]}
     table = cpu_report.table(json.loads(cpu_report.to_json(report)))
     for line in ('| 2 | 4,096 | `int4` | 4.2 | 8.5 | 2.0 |',
-                 '| 1 | 512 | 16 bits (`prefill_tier: int16`) | 1.23 | – | – |',
+                 '| 1 | 512 | 16 bits (`prefill_tier: int16`) | 1.23 | 101 | 110 | – | – |',
                  '13 (`prefill_tier: int16`)', 'saved by α 0.5', '| 1.00 | -0.02 | 0.30 |',
                  '| `int4` | 9 | 1.50 | 0.500 | 0.1000 |'):
         assert line in table, table

@@ -16,9 +16,13 @@ import statistics
 import sys
 import time
 
+import torch
+
 from timebill_ros.cli.profile_quality import CALIBRATION
+from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cpu.steps import INT16
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.linear import linear
 from timebill_ros.engine.loading import load_model
 from timebill_ros.engine.quality_report import read_prompts
 from timebill_ros.engine.source import EMBEDDED, embedded_file
@@ -34,6 +38,7 @@ CACHED = (64, 512, 4096)
 PROMPTS = (512, 4096)
 WORTH = (2048, 7680)
 PEER = 'llama.cpp'
+_GEMM = 1536            # rows and columns of the product that is the ceiling
 _ROOM = 256              # tokens beyond the longest prompt
 _LONG = 2048             # prompts from here on are measured in fewer rounds
 
@@ -101,8 +106,12 @@ def measure(arguments: argparse.Namespace,
     with LlamaCpp(file, threads, longest) if version() else nullcontext() as peer:
         found['decode'] = [row for length in arguments.cached
                            for row in decode(engine, peer, length, arguments)]
-        found['prefill'] = [row for length in arguments.prompts
-                            for row in prefill(engines, peer, length, arguments.rounds)]
+        ceiling = gemm_gflops(threads)
+        found['prefill'] = [
+            {**row, 'gflops': round(product_gflop(model.config) * length / row['ms'] * 1e3, 1),
+             'gemm_gflops': ceiling}
+            for length in arguments.prompts
+            for row in prefill(engines, peer, length, arguments.rounds)]
     if arguments.worth:
         found['worth'] = bench_evict.worth(
             engine, model.config, arguments.worth, arguments.answer, arguments.rounds)
@@ -133,6 +142,24 @@ def prefill(engines: dict[str, Engine], peer: LlamaCpp | None, n_tokens: int,
         if peer:
             times.setdefault(PEER, []).append(peer.prefill_ms(n_tokens))
     return rows(times, {'prompt_tokens': n_tokens})
+
+
+def product_gflop(config: ModelConfig) -> float:
+    """Return what the matrix products of a prompt's token take, 10^9 operations."""
+    width, kv_width = (heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads))
+    return 2e-9 * config.n_layers * config.d_model * (2 * width + 2 * kv_width + 3 * config.d_ff)
+
+
+def gemm_gflops(threads: int) -> float:
+    """Return the rate of a large float32 product through oneDNN: what is left to be gained."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight = torch.randn(2, _GEMM, _GEMM)
+        best_s = min(bench.time_s(lambda: linear(x, weight), x.device) for _ in range(8))
+    finally:
+        torch.set_num_threads(before)
+    return round(2e-9 * _GEMM ** 3 / best_s, 1)
 
 
 def rows(times: dict[str, list[float]], of: bench.Row) -> list[bench.Row]:

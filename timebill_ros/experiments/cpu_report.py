@@ -29,7 +29,8 @@ def table(report: Row) -> str:
         '"times as fast" is the median of the ratios within a round.',
         _table(('threads', 'cached tokens', 'tier', 'ms a step', 'llama.cpp, ms',
                 'times as fast'), (_step(row) for row in report['decode'])),
-        _table(('threads', 'prompt tokens', 'products in', 's', 'llama.cpp, s', 'times as fast'),
+        _table(('threads', 'prompt tokens', 'products in', 's', 'GFLOP/s of products',
+                'large float32 product, GFLOP/s', 'llama.cpp, s', 'times as fast'),
                (_prefill(row) for row in report['prefill']))]
     if report.get('answers'):
         first = report['answers'][0]
@@ -60,7 +61,7 @@ def _prefill(row: Row) -> Sequence[Any]:
     of = 'float32' if row['tier'] == 'fp32' else (
         f'{16 if row["tier"] == "int16" else 8} bits (`prefill_tier: {row["tier"]}`)')
     return (row['threads'], f'{row["prompt_tokens"]:,}', of, f'{row["ms"] / 1e3:.2f}',
-            *_peer(row, 1e-3, 2))
+            f'{row["gflops"]:.0f}', f'{row["gemm_gflops"]:.0f}', *_peer(row, 1e-3, 2))
 
 
 def _peer(row: Row, unit: float, digits: int) -> Sequence[str]:

@@ -182,3 +182,5 @@ def test_padded_prompts_get_the_steps_that_they_are_padded_to() -> None:
     assert law.form == 'chunked' and law.mape < 0.02
     for n in (20, 64, 65, 100, 129, 300, 511, 513, 700, 3000, 20000):
         assert law.seconds(n) == pytest.approx(true_s(n), rel=0.01)
+    steps = [Sample('decode_step', n, 2e-8 * n + 0.004) for n in lengths for _ in range(4)]
+    assert fit_law('decode_step', steps, chunk_tokens=40960, padded=padded).is_affine

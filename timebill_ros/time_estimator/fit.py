@@ -142,7 +142,8 @@ def _choose_shape(
     """Return the form of a law, and its error on points that it has not seen."""
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
-    if padded and shape.form != CONSTANT:
+    padded = padded if name == laws.PREFILL and shape.form != CONSTANT else ()
+    if padded:
         # that prompts are padded is known, and not to be proved by the samples
         others = [_Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded)
                   for stair in STAIRS_BEYOND]

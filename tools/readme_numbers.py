@@ -64,10 +64,11 @@ def budgets(summary: Row) -> Iterator[str]:
     yield from left_out(summary)
     pairs = [row for row in table if row.get('ahead') is not None]
     if pairs:
-        yield (f'On the same questions ours scores higher than a baseline at '
-               f'{sum(row["ahead"] > 0.0 for row in pairs)} of {len(pairs)} points (surely, by 95 % '
-               f'bootstrap intervals, at {sum(row["ahead_low"] > 0.0 for row in pairs)}), lower at '
-               f'{sum(row["ahead"] < 0.0 for row in pairs)} (surely at '
+        yield ('On the same questions ours scores higher than a baseline at '
+               f'{sum(row["ahead"] > 0.0 for row in pairs)} of {len(pairs)} points (with the whole '
+               '95 % bootstrap interval at '
+               f'{sum(row["ahead_low"] > 0.0 for row in pairs)}), lower at '
+               f'{sum(row["ahead"] < 0.0 for row in pairs)} (with the whole interval at '
                f'{sum(row["ahead_high"] < 0.0 for row in pairs)}).')
     behind = summary['results']['losses']
     if behind:

@@ -27,8 +27,8 @@ class LengthForecast:
 
     A predictor that reads the prompt runs beside the prefill where it can (a stream of its own on
     a GPU), else right after it. One that reads the target's state runs after the prefill; on a GPU
-    the engine has begun it there (``Sequence.length``). What it adds to the critical path is measured around
-    ``predict``.
+    the engine has begun it there (``Sequence.length``). What it adds to the critical path is
+    measured around ``predict``.
     """
 
     def __init__(

@@ -96,6 +96,15 @@ class Promises:
             return head
         return self._holder(head, set()) or head
 
+    def shared_tier(self, kept: Sequence['Job']) -> str:
+        """
+        Return the tier of steps that all share when working together: the fastest all allow.
+
+        Not that of a plan: a plan made, or relaxed, later would slow down the others' steps.
+        """
+        tiers = self._pace.planning.estimator.tiers
+        return min((job.needs.cheapest.tier for job in kept), key=lambda name: _index(tiers, name))
+
     def room_ns(self, job: 'Job', now_ns: int) -> tuple[int, int]:
         """
         Return the engine time that the promises leave ``job``, and the width of the decode steps.
@@ -155,12 +164,8 @@ class Promises:
         waiting = sum(not job.running for job in kept)
         if waiting > self._free or len(kept) < 2:
             return Certificate(-(1 << 62), Way.TOGETHER)
-        tiers = self._pace.planning.estimator.tiers
         mine = [demands[job.query_id] for job in kept]
-        tier = max((each.tier for each in mine), key=lambda name: _index(tiers, name))
-        if any(_index(tiers, job.query.min_tier) < _index(tiers, tier)
-               for job in kept if job.query.min_tier):
-            return Certificate(-(1 << 62), Way.TOGETHER)
+        tier = self.shared_tier(kept)
         start_ns += round(sum(each.before_s for each in mine) * _NS)
         n_cached = _longest(kept, demands)
         slack_ns = min(

@@ -243,8 +243,8 @@ class Scheduler:
                 together = joined
         return self._step_of(together)
 
-    def _step_of(self, jobs: list[Job]) -> Turn:
-        tier = self._fastest(jobs)
+    def _step_of(self, jobs: list[Job], tier: str = '') -> Turn:
+        tier = tier or self._fastest(jobs)
         n_cached = sum(job.demand.n_cached for job in jobs) / len(jobs)
         return Turn(Act.STEP, tuple(jobs), tier, self.pace.step_ns(n_cached, tier, len(jobs)))
 
@@ -273,7 +273,7 @@ class Scheduler:
         if self._way is Way.TOGETHER:
             first = next((job for job in promises.kept if not job.demand.decodes), None)
             if first is None:
-                return self._step_of(promises.kept)
+                return self._step_of(promises.kept, promises.shared_tier(promises.kept))
             if first.running or (len(self._running) < self.n_slots and self._has_room(first)):
                 return self._unit_of(first)
         return self._unit_of(promises.first())

@@ -146,7 +146,7 @@ def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[st
         gaps += [gap_in_steps(row, best, own)
                  for row, best, own in zip(logits, logits.argmax(-1).tolist(), actual)
                  if best != own]
-    return {'prompts': len(prompts), 'identical': same,
+    return {'against': 'its greedy answers', 'prompts': len(prompts), 'identical': same,
             'gaps_at_first_difference': sorted(first_gaps), 'tokens': compared,
             'tokens_differing': len(gaps), 'gaps_in_bf16_steps': sorted(gaps)}
 

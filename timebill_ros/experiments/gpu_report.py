@@ -84,9 +84,10 @@ def _parity(result: Row) -> str:
     parity = result['parity']
     rows = []
     for what, count, same, name in (
-            ('greedy answers, up to the first difference', f'{parity["prompts"]} prompts',
+            (f'our answers, up to the first token that differs from {parity["against"]}',
+             f'{parity["prompts"]} prompts',
              parity['identical'], 'gaps_at_first_difference'),
-            ('each token of ours, in one pass', f'{parity["tokens"]:,} tokens',
+            ('each token of ours, read in one pass', f'{parity["tokens"]:,} tokens',
              parity['tokens'] - parity['tokens_differing'], 'gaps_in_bf16_steps')):
         gaps = parity[name]
         rows.append((what, count, same, *(

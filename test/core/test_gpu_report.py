@@ -36,7 +36,8 @@ def test_the_tail_has_the_shares_of_device_and_host() -> None:
 
 def test_parity_counts_how_far_apart_the_logits_are() -> None:
     text = made('parity', parity={
-        'against': 'its own', 'prompts': 50, 'identical': 48, 'gaps_at_first_difference': [0.0, 1.0], 'tokens': 2000,
+        'against': 'its own',
+        'prompts': 50, 'identical': 48, 'gaps_at_first_difference': [0.0, 1.0], 'tokens': 2000,
         'tokens_differing': 3, 'gaps_in_bf16_steps': [0.0, 0.5, 3.0]})
     assert '| 50 prompts | 48 | 1 | 1 | 0 | 1.0 |' in text
     assert '| 2,000 tokens | 1997 | 2 | 0 | 1 | 3.0 |' in text

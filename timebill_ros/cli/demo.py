@@ -147,13 +147,12 @@ class Demo:
     def _tight(self, whole: QueryTiming, cheapest: QueryTiming) -> None:
         """Give a budget between the worst case with the largest eviction and that with none."""
         least_s, most_s = cheapest.predicted_decode_worst, whole.predicted_decode_worst
-        share = 0.5
+        share, newest = 0.5, whole
         for attempt in range(ATTEMPTS):
-            within_s = (
-                _until_planned_s(whole)
-                + cheapest.predicted_evict
-                + least_s
-                + share * (most_s - least_s)
+            # Between two queries the laws follow the machine: both ends of the band move alike.
+            moved = newest.predicted_decode_worst / most_s
+            within_s = _until_planned_s(newest) + moved * (
+                cheapest.predicted_evict + least_s + share * (most_s - least_s)
             )
             answer = self._ask(
                 'tight',
@@ -165,7 +164,10 @@ class Demo:
             if self._rows[-1].as_expected or attempt == ATTEMPTS - 1:
                 return
             self._once_more()
-            share += -0.3 if answer.ok else 0.3
+            if answer.ok:       # whole: its plan says what it takes now without an eviction
+                newest, share = answer.timing, share - 0.1
+            else:
+                share += 0.3
 
     def _must_miss(self, whole: QueryTiming) -> None:
         """Give longer than the prefill is predicted to take, or it would not be begun; no more."""

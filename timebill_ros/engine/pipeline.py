@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 
 Message = Union[Progress, Planned, Finished]
 _NS = 1_000_000_000
-# What we end is at the node so long before the plan deadline, at which that ends the query itself;
-# of a budget of milliseconds it is this share.
+# What we end is at the node so long before the plan deadline, at which that ends the query itself.
 _HANDOVER_NS = 5_000_000
-_HANDOVER_SHARE = 0.02
 # A query at risk is so until it is predicted to leave this share of the time left over.
 _RISK_CLEARS = 0.05
 _LOG = logging.getLogger(__name__)
@@ -98,8 +96,6 @@ class QueryRun:
         self._watch = PlanWatch(planning)
         self._forecast = LengthForecast(engine, prompt_ids, cap, planning.estimator)
         self._hopeless = False      # not even the cheapest theta fits the worst case
-        self._handover_ns = min(
-            _HANDOVER_NS, round(_HANDOVER_SHARE * query.time_allowance_ns))
         self._at_risk = False       # as the newest feedback says
 
     @property
@@ -171,8 +167,7 @@ class QueryRun:
         A soft landing, or the planned cap of ``joint``: its last word on how much fits is the
         clock's. Returns what to send.
         """
-        # what was promised whole may be whole at the last moment
-        ahead_ns = 0 if self._keeps_promise else self._handover_ns
+        ahead_ns = 0 if self._keeps_promise else _HANDOVER_NS   # whole, be it at the last moment
         if self.done or by_ns <= self.query.plan_deadline_ns - ahead_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
@@ -345,10 +340,10 @@ class QueryRun:
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
         if (self.query.overrun != Overrun.SOFT_LANDING or self._keeps_promise
-                or self.latest_end_ns <= self.query.plan_deadline_ns - self._handover_ns):
+                or self.latest_end_ns <= self.query.plan_deadline_ns - _HANDOVER_NS):
             return []
         timing = self.timing
-        inputs = self._plan_inputs(self._clock() + self._handover_ns)
+        inputs = self._plan_inputs(self._clock() + _HANDOVER_NS)
         return self._land(self._watch.tokens_left(
             inputs, self._made, timing.n_generated, timing.n_kept))
 

@@ -171,12 +171,12 @@ class Demo:
 
     def _must_miss(self, whole: QueryTiming) -> None:
         """Give longer than the prefill is predicted to take, or it would not be begun; no more."""
-        timing = whole
+        timing, noise = whole, NOISE
         for attempt in range(ATTEMPTS):
             answer = self._ask(
                 'must miss',
                 self._long_prompt(),
-                NOISE * max(_until_planned_s(whole), timing.predicted_prefill)
+                noise * max(_until_planned_s(whole), timing.predicted_prefill)
                 + 0.1 * timing.predicted_decode_worst,
                 'DEADLINE_MISSED, with the text so far',
                 lambda answer: answer.outcome == Outcome.DEADLINE_MISSED,
@@ -185,6 +185,8 @@ class Demo:
             if self._rows[-1].as_expected or attempt == ATTEMPTS - 1:
                 return
             self._once_more()
+            if answer.ok:       # what was added for noise was enough for the whole answer
+                noise = 1.0 + (noise - 1.0) / 4
             if not math.isnan(answer.timing.predicted_decode_worst):
                 timing = answer.timing
 

@@ -6,7 +6,6 @@ Commands that need torch, given in an interpreter that has none: again, in the e
 Run as a script (``<engine python> in_engine_python.py ARGUMENTS...``) it is ``timebill`` there.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 import sys
@@ -36,12 +35,10 @@ def run_again(missing: str) -> int:
 
 def _load_package() -> None:
     """Import this package from where this file lies, as the engine process does."""
-    place = Path(__file__).resolve().parents[1] / 'executor' / 'engine_main.py'
-    spec = importlib.util.spec_from_file_location('engine_main', place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.load_package()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'executor'))
+    import engine_main
+
+    engine_main.load_package()
 
 
 if __name__ == '__main__':

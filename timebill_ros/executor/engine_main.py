@@ -17,9 +17,15 @@ import traceback
 
 
 def load_package() -> None:
-    """Import ``timebill_ros`` from where this file lies, and from nowhere else."""
+    """
+    Import ``timebill_ros`` from where this file lies, and from nowhere else.
+
+    Its folders leave the search path, where the one of a script stands first: a module there can
+    have the name of one of Python's own (``cli/profile.py``).
+    """
     package = Path(__file__).resolve().parents[1]
-    sys.path[:] = [path for path in sys.path if Path(path or '.').resolve() != package / 'executor']
+    sys.path[:] = [
+        path for path in sys.path if package not in Path(path or '.').resolve().parents]
     spec = importlib.util.spec_from_file_location(
         package.name, package / '__init__.py', submodule_search_locations=[str(package)])
     if spec is None or spec.loader is None:

@@ -9,7 +9,6 @@ converted models and the device as arguments. Reads one JSON object per line (``
 ``ended``, ``n_prompt``, ``n_generated``); its first line says that the model is loaded.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 import sys
@@ -57,14 +56,10 @@ def answer(model: Any, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _load_package() -> None:
     """Import this package from where this file lies, as the engine process does."""
-    place = Path(__file__).resolve().parents[1] / 'executor' / 'engine_main.py'
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [each for each in sys.path if Path(each or '.').resolve() != here]
-    spec = importlib.util.spec_from_file_location('engine_main', place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.load_package()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'executor'))
+    import engine_main
+
+    engine_main.load_package()
 
 
 if __name__ == '__main__':

@@ -14,10 +14,11 @@ QUADRATIC = Law('prefill', 'quadratic', (2e-9, 3e-5, 0.01))
 AFFINE = Law('decode_step', 'affine', (1e-6, 0.02))
 CONSTANT = Law('overhead', 'constant', (0.003,))
 FLOOR = Law('decode_step', 'piecewise', (0.02, 0.02, 0.05), knots=(100.0, 512.0, 4096.0))
+SPLIT = Law('evict', 'split', (1e-7, 0.002, 3e-8, 0.001), knots=(4096.0,))
 ONE_KNOT = Law('evict', 'piecewise', (0.004,), knots=(10.0,))
 CHUNKED = Law(
     'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05), (2048.0, 64.0, 0.0, 16.0, 512.0, 2048.0))
-ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT)
+ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT, SPLIT)
 
 
 @pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
@@ -61,6 +62,10 @@ def test_a_piecewise_law_is_flat_before_its_first_knot_and_goes_on_after_its_las
     (('prefill', 'piecewise', (1.0, 1.0), (3.0, 3.0)), 'ascending'),
     (('prefill', 'piecewise', (2.0, 1.0), (3.0, 4.0)), 'decrease'),
     (('prefill', 'piecewise', ()), 'coefficients'),
+    (('evict', 'split', (1.0, 1.0), (9.0,)), 'coefficients'),
+    (('evict', 'split', (1.0, 1.0, 0.0, -1.0), (9.0,)), '>= 0'),
+    (('evict', 'split', (1.0, 1.0, 1.0, 1.0)), 'knots'),
+    (('evict', 'split', (1.0, 1.0, 1.0, 1.0), (math.nan,)), 'ascending'),
     (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0, 0.0)), 'coefficients'),
     (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0, 0.0)), 'coefficients'),
     (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 9.0)), 'chunk'),

@@ -30,7 +30,7 @@ from timebill_ros.length_predictor.predictor import Predictor
 from timebill_ros.length_predictor.serving import predictor_for
 from timebill_ros.query import Sampling, Turn
 
-_SCORE_FROM = 4096      # tokens of a prompt that is scored before anything is evicted
+_SCORED_FROM = 4096     # tokens of a prompt that is scored before anything is evicted
 
 
 class Engine:
@@ -54,7 +54,7 @@ class Engine:
         self._scale = float(config.head_dim ** -0.5)
         self._tapped = load.tap_layer > 0
         # Scoring a long prompt is hidden by its prefill there; of a short one it takes no time.
-        self._score_from = _SCORE_FROM if device.type == 'cuda' else model.max_context + 1
+        self.scored_from = _SCORED_FROM if device.type == 'cuda' else model.max_context + 1
         self.chunk_tokens = prefill_chunk(load.prefill_chunk, device)
         if not 0 <= load.tap_layer <= config.n_layers:
             raise ModelError(f'tap_layer {load.tap_layer} is not one of the {config.n_layers} '
@@ -201,7 +201,7 @@ class Engine:
             seq.n_prefilled += self._prefill.advance(seq)
             seq.kept = seq.n_prefilled
             self._memory.wrote(seq.slot, seq.n_prefilled)
-            if seq.prefill_done and seq.n_prompt >= self._score_from:
+            if seq.prefill_done and seq.n_prompt >= self.scored_from:
                 self._prompt_scores(seq)
         return seq.prefill_done
 
@@ -223,7 +223,7 @@ class Engine:
         seq.n_prefilled = seq.kept = n_tokens
         if seq.prefill_done and seq.n_prompt > SNAPKV_WINDOW:
             seq.window.queries.normal_()
-            if seq.n_prompt >= self._score_from:
+            if seq.n_prompt >= self.scored_from:
                 self._prompt_scores(seq)
                 self.check_device()
 

@@ -26,8 +26,8 @@ class EngineMeter:
     """
     The times of an engine that has nothing else to do, in seconds (``profiler.Target``).
 
-    Prefills, steps and overhead are those of queries (``unattended``). Long contexts are not
-    computed but assumed, and what is sampled is sampled as the server does by default.
+    Prefills, steps, evictions and overhead are those of queries (``unattended``). Long contexts are
+    not computed but assumed, and what is sampled is sampled as the server does by default.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -35,6 +35,7 @@ class EngineMeter:
         self.info = engine.info
         self.chunk_tokens = engine.prefill_tokens
         self.padded_lengths = engine.padded_lengths
+        self.scored_from = engine.scored_from
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = _any_planning(engine.info, engine.info.tiers)
@@ -74,10 +75,12 @@ class EngineMeter:
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
-        with self._sequence(n_prompt, n_prompt) as sequence:
-            began_s = time.perf_counter()
-            self._engine.evict(sequence, alpha)
-            return time.perf_counter() - began_s
+        assumed: Any = _Assumed(self._engine)
+        planning = _any_planning(
+            self.info, self.info.tiers, PlannerConfig(policy='fixed', fixed_alpha=alpha))
+        timing, = answer(assumed, planning, [
+            (question(0, 2, self._sampling), self._ids(n_prompt))])
+        return timing.evict
 
     def measure_reevict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict up to ``alpha`` where half of that was evicted before."""
@@ -139,6 +142,7 @@ class _Assumed:
     def prefill_chunk(self, sequence: Sequence) -> bool:
         """Take the whole prompt as prefilled."""
         self._engine.assume_prefilled(sequence, sequence.n_prompt)
+        self._engine.check_device()     # an eviction does not wait for the noise
         return True
 
     def next_token(self, sequence: Sequence) -> int:
@@ -155,10 +159,11 @@ class _Assumed:
         return tokens
 
 
-def _any_planning(info: ModelInfo, tiers: list[str]) -> Planning:
+def _any_planning(
+        info: ModelInfo, tiers: list[str], config: PlannerConfig = PlannerConfig()) -> Planning:
     """Return something to plan ``tiers`` with while nothing is known: that takes as long."""
     laws = (Law(PREFILL, AFFINE, (1e-6, 1e-3)), *(
         Law(DECODE_STEP, AFFINE, (1e-6, 1e-3), tier=tier) for tier in tiers))
     return Planning(TimeEstimator(TimingCoefficients(
         1, info.device, info.key, info.dtype, info.engine_version, laws), tiers[0]),
-        PlannerConfig(), '')
+        config, '')

@@ -13,7 +13,8 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   its points explains, and another form has less than SHAPE_GAIN of it: a floor that ends in a
   slope (launch-bound, then bandwidth-bound), straight lines between knots, or for the prefill the
   sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
-  short prompts are known to be padded, the form that says so is taken.
+  short prompts are known to be padded, or work to be done in another way from a length on, the form
+  that says so is taken.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
 - correlation: the share of their variance that lies between runs of samples and not within them.
@@ -30,7 +31,7 @@ import numpy as np
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.forms import KNOTS_HEAD, rounded_up
 from timebill_ros.time_estimator.laws import (
-    AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
+    AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC, SPLIT)
 from timebill_ros.time_estimator.least_squares import (
     Array, Mask, SIGMA_OF_MAD, Solution, solve_robustly)
 
@@ -94,6 +95,7 @@ class _Shape:
     chunk: int = 0          # CHUNKED only
     stair: int = 1
     padded: tuple[int, ...] = ()    # lengths that short prompts are padded to
+    split: int = 0          # SPLIT only: the knot
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,14 @@ class _Fit:
 
 def fit_law(
         name: str, samples: Sequence[Sample], tier: str = '', width: int = 1,
-        chunk_tokens: int = 0, padded: Sequence[int] = ()) -> Law:
+        chunk_tokens: int = 0, padded: Sequence[int] = (), split: int = 0) -> Law:
     """
     Fit one law to its samples; those of other laws, tiers and widths are passed over.
 
     ``chunk_tokens``: of a prefill that is done in chunks; ``padded``: the lengths, ascending, to
-    which its short prompts are filled up. Raises ValueError if there are no
-    samples, or a time is not a positive number. Of a single measuring point comes a constant.
+    which its short prompts are filled up; ``split``: the length from which on what is measured is
+    done in another way, 0 = none. Raises ValueError if there are no samples, or a time is not a
+    positive number. Of a single measuring point comes a constant.
     """
     chosen = [each for each in samples if (each.law, each.tier, each.width) == (name, tier, width)]
     data = _Data(*(np.array([getattr(sample, column) for sample in chosen], float)
@@ -127,8 +130,13 @@ def fit_law(
     data = replace(data, point=np.where(data.point > 0.0, data.point, data.n))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    shape, mape = _choose_shape(
-        name, data, chunk_tokens, tuple(each for each in padded if each <= data.point.max()))
+    points = np.unique(data.point)
+    if min((points < split).sum(), (points >= split).sum()) > 1:
+        shape = _Shape(SPLIT, split=split)
+        mape = _unseen_error(name, shape, data)
+    else:
+        shape, mape = _choose_shape(
+            name, data, chunk_tokens, tuple(each for each in padded if each <= points.max()))
     fit = _fit(shape, data)
     law, kept = fit.law(name), data.where(fit.solution.kept)
     ratios = kept.t / _seconds(law, kept)
@@ -255,6 +263,8 @@ def _other_shapes(name: str, chunk: int) -> list[_Shape]:
 
 
 def _fit(shape: _Shape, data: _Data) -> _Fit:
+    if shape.form == SPLIT:
+        return _fit_form(SPLIT, data, np.array([shape.split], float))
     if shape.form not in (PIECEWISE, CHUNKED):
         return _fit_form(shape.form, data, np.empty(0))
     places, head = data.n, np.empty(0)
@@ -304,7 +314,10 @@ def _knots(n: Array, most: int = MAX_KNOTS) -> Array:
 
 
 def _basis(form: str, n: Array, knots: Array) -> Array:
-    """Return a column per coefficient; for lines: the first value, and the rise to each knot."""
+    """Return a column per coefficient; of PIECEWISE: the first value, and the rise to each knot."""
+    if form == SPLIT:
+        below = n < knots[0]
+        return np.stack([n * below, below, n * ~below, ~below], axis=1).astype(float)
     if form != PIECEWISE:
         return np.stack([n ** power for power in _POWERS[form]], axis=1)
     rises = [np.clip((n - low) / (high - low), 0.0, 1.0) for low, high in zip(knots, knots[1:])]

@@ -8,6 +8,8 @@ The forms that a timing law may have, each as polynomials of degree two or less 
     constant    [c]                  c
     piecewise   values at the knots  straight between them; flat before the first, the last slope
                                      goes on
+    split       [p, q, r, s]         p*n + q below the one knot, r*n + s from there on: what is
+                                     done in another way there, and may take less
     chunked     [a, e, g_1 .. g_k]   a prompt is prefilled in chunks of knots[0] tokens, the last
                                      one shorter. A chunk of m tokens behind d others takes
                                      g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
@@ -25,8 +27,9 @@ QUADRATIC = 'quadratic'
 AFFINE = 'affine'
 CONSTANT = 'constant'
 PIECEWISE = 'piecewise'
+SPLIT = 'split'
 CHUNKED = 'chunked'
-N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
+N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1, SPLIT: 4}
 N_HEAD = 2          # coefficients of CHUNKED before those of g
 KNOTS_HEAD = 3      # and knots: tokens of a chunk, of a stair, and up to which prompts are padded
 
@@ -46,10 +49,13 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'{len(coefficients)} coefficients, {form} needs {needed}'
     if not all(isfinite(value) and value >= 0.0 for value in coefficients):
         return f'coefficients {coefficients} are not all finite and >= 0'
-    if form in N_COEFFICIENTS:
-        return f'only {PIECEWISE} and {CHUNKED} have knots' if knots else ''
+    needed = int(form == SPLIT)
+    if form in N_COEFFICIENTS and len(knots) != needed:
+        return f'{len(knots)} knots, {form} needs {needed}'
     if not all(isfinite(knot) for knot in knots) or not _ascending(places, strictly=True):
         return f'knots {knots} are not ascending'
+    if form in N_COEFFICIENTS:
+        return ''
     if form == CHUNKED and min(knots[:2]) < 1.0:
         return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g}'
     if form == CHUNKED and knots[2] > places[-1]:
@@ -63,6 +69,9 @@ def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece
         return _lines(knots[KNOTS_HEAD:], coefficients[N_HEAD:])
     if form == PIECEWISE:
         return _lines(knots, coefficients)
+    if form == SPLIT:
+        p, q, r, s = coefficients
+        return ((-inf, 0.0, p, q), (knots[0], 0.0, r, s))
     a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]
     return ((-inf, a, b, c),)
 

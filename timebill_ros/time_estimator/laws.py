@@ -22,11 +22,11 @@ from typing import Any
 
 from timebill_ros.time_estimator.forms import (
     AFFINE, CHUNKED, CONSTANT, fault, full_chunks, N_HEAD, Piece, piece_at, PIECEWISE, polynomials,
-    QUADRATIC, rounded_up, value_at)
+    QUADRATIC, rounded_up, SPLIT, value_at)
 
 __all__ = [
     'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
-    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
+    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT', 'SPLIT']
 
 PREFILL = 'prefill'            # of the prompt's length
 DECODE_STEP = 'decode_step'    # of the mean tokens in the KV cache per sequence, before the step
@@ -42,12 +42,16 @@ Name = tuple[str, str, int]    # law, tier, width
 
 @dataclass(frozen=True)
 class Law:
-    """One fitted law (``msg/TimingLaw``): seconds as a function of tokens, never decreasing."""
+    """
+    One fitted law (``msg/TimingLaw``): seconds as a function of tokens.
+
+    It never decreases, but that SPLIT may fall at its knot.
+    """
 
     law: str                             # one of NAMES
     form: str                            # one of those in ``forms``
     coefficients: tuple[float, ...]      # in the order of the form, none negative
-    knots: tuple[float, ...] = ()        # tokens, ascending; only for PIECEWISE and CHUNKED
+    knots: tuple[float, ...] = ()        # tokens, ascending; of PIECEWISE, SPLIT and CHUNKED
     tier: str = ''                       # precision tier it holds for; '' = every tier
     worst_ratio: float = 1.0             # upper quantile of measured / law of single samples
     mape: float = nan                    # mean absolute error / measured, held out; NaN = none

@@ -127,11 +127,12 @@ def make_layout(kernel: Step, products: Iterable[Product], blocks: int) -> Layou
     ring = kernel.stages * warps * 2048
     unit_scales = 512 if kernel.group == FINE_GROUP else 64
     scale_ring = kernel.stages * warps * unit_scales if kernel.bits == 4 else 0
-    keys_and_values = warps * 16 * width * 2 * 2       # in attention, instead of the ring
-    outputs = warps * MAX_GROUP * (width + 1) * 4          # in attention, instead of x
+    # In attention, instead of x: the keys and values of a tile, then the outputs of the warps.
+    keys_and_values = warps * 16 * width * 2 * 2
+    outputs = warps * MAX_GROUP * (width + 1) * 4
     x_at = ring + scale_ring
-    x_bytes = max([outputs] + [product.vector_bytes(batch) for product in products])
-    work_at = _aligned(max(x_at + x_bytes, keys_and_values))
+    work_at = _aligned(x_at + max([keys_and_values, outputs] + [
+        product.vector_bytes(batch) for product in products]))
     attention = ((2 * MAX_GROUP + 3) * width * 2 + 2 * width * 4
                  + (2 * warps + 3) * MAX_GROUP * 4)
     carry_at = _aligned(work_at + max(

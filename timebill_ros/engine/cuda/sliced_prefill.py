@@ -9,7 +9,7 @@ takes a second. Between any two half layers it can be left, so a slice ends afte
 """
 
 import time
-from typing import Callable, List, Optional
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,6 @@ class SlicedPrefill:
         self._pace = _FIRST_PACE
         self.eviction = (PlainEviction() if layers.kernels is None
                          else KernelEviction(layers.kernels))
-        # what to do when a prompt's last piece is on its way to the GPU, before the wait for it
-        self.submitted: Callable[[Sequence], None] = lambda seq: None
         self._done = torch.cuda.Event() if self._device.type == 'cuda' else None
 
     @property
@@ -57,7 +55,7 @@ class SlicedPrefill:
         """Run the next slice, as ``Prefill`` says."""
         if self._graphs is not None and seq.n_prefilled == 0 and self._graphs.take(seq.n_prompt):
             self._graphs.run(seq, self._cache)
-            self.submitted(seq)
+            seq.submitted(seq)
             self._wait()
             return seq.n_prompt
         if seq.chunk is None:
@@ -77,7 +75,7 @@ class SlicedPrefill:
             self._cache.advance(seq.slot, count)
             if seq.n_prefilled + count == seq.n_prompt:
                 seq.logits = self._layers.logits(chunk.x[count - 1:count])
-                self.submitted(seq)
+                seq.submitted(seq)
             seq.chunk = None
         self._wait()
         self._pace = work / (time.perf_counter() - began_s)
@@ -133,6 +131,7 @@ class SlicedPrefill:
             self._layers.feed_forward(index, chunk.x)
             if index + 1 == self._tap_layer and chunk.count == left:
                 seq.prompt_state = chunk.x[left - 1].to(torch.float32, copy=True)
+                seq.state_submitted(seq)
             return
         keys, values = self._cache.k[index, seq.slot], self._cache.v[index, seq.slot]
         queries = self._layers.attend(index, chunk.x, keys, values, chunk.start)

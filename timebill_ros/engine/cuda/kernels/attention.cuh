@@ -7,9 +7,9 @@
 // A block serves the up to eight query heads of one KV head of one row, and a stretch of the
 // cache; how many stretches are in use follows the length. Rotation, q and k norm and the append
 // to the cache happen here. A lane fetches, asynchronously, exactly the keys and values that its
-// tensor-core operands hold, so nothing is exchanged between lanes; it has the memory of the
-// weights' ring for them. The new token's own key never goes through the cache: the first stretch
-// adds it. The blocks of a KV head wait for each other and add up the stretches, each for some of
+// tensor-core operands hold, so nothing is exchanged between lanes; they lie where products have
+// their vectors, and the weights' ring keeps what it holds of the phases behind. The new token's
+// own key never goes through the cache: the first stretch adds it. The blocks of a KV head wait for each other and add up the stretches, each for some of
 // the columns.
 
 const int MAX_GROUP = 8;     // query heads per KV head that one block serves
@@ -49,7 +49,7 @@ DEVICE void prepare_head(const u16 * from, const u16 * norm, float eps, const fl
   }
 }
 
-// What attention keeps in shared memory beside the ring.
+// What attention keeps in shared memory beside keys and values.
 template<int D, int WARPS>
 struct AttentionWork
 {
@@ -104,9 +104,7 @@ struct Attention
   }
 
   DEVICE void attend(const StepArgs & args, const Phase & phase, u8 * shared, u32 barriers);
-  template<class Function>
-  DEVICE void add_up(const StepArgs & args, const Phase & phase, u8 * shared, u32 rounds,
-    Function while_waiting);
+  DEVICE void add_up(const StepArgs & args, const Phase & phase, u8 * shared, u32 rounds);
   DEVICE void add_stretches(const StepArgs & args, u16 * out, float * scratch) const;
   DEVICE float * partial_of(const StepArgs & args) const
   {
@@ -120,7 +118,7 @@ DEVICE void Attention<D, WARPS>::attend(const StepArgs & args, const Phase & pha
   u32 barriers)
 {
   AttentionWork<D, WARPS> & work = *(AttentionWork<D, WARPS> *)(shared + args.work_at);
-  Vector16 * const key_slots = (Vector16 *)shared + threadIdx.x;           // [PIECES][THREADS]
+  Vector16 * const key_slots = (Vector16 *)(shared + args.x_at) + threadIdx.x; // [PIECES][THREADS]
   Vector16 * const value_slots = key_slots + PIECES * THREADS;
   const int group = args.heads / args.kv_heads;
   const int warp = threadIdx.x / 32;
@@ -208,9 +206,10 @@ DEVICE void Attention<D, WARPS>::attend(const StepArgs & args, const Phase & pha
 #pragma unroll 1
     for (int head = warp; head < MAX_GROUP; head += WARPS) {
       float dot = 0.0f;
-#pragma unroll 1
-      for (int d = lane; d < D; d += 32) {
-        dot += bf16_to_float(work.query[head * D + d]) * bf16_to_float(work.new_key[d]);
+#pragma unroll
+      for (int d = 0; d < D; d += 32) {
+        dot += bf16_to_float(work.query[head * D + d + lane]) *
+          bf16_to_float(work.new_key[d + lane]);
       }
       dot = warp_sum(dot);
       if (lane == 0) {work.maxima[WARPS * MAX_GROUP + head] = dot * scale;}
@@ -300,12 +299,10 @@ DEVICE void Attention<D, WARPS>::attend(const StepArgs & args, const Phase & pha
 }
 
 // Adds up the warps, and the new token with the first stretch; then the stretches. `rounds`: how
-// often blocks have waited for each other here in this step; `while_waiting` is called when they
-// do.
+// often blocks have waited for each other here in this step.
 template<int D, int WARPS>
-template<class Function>
 DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & phase, u8 * shared,
-  u32 rounds, Function while_waiting)
+  u32 rounds)
 {
   AttentionWork<D, WARPS> & work = *(AttentionWork<D, WARPS> *)(shared + args.work_at);
   float * const outputs = (float *)(shared + args.x_at);                   // [WARPS][8][D + 1]
@@ -354,14 +351,15 @@ DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & pha
     }
   }
   __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < group * D; i += THREADS) {
-    const int head = i / D;
+#pragma unroll
+  for (int n = 0; n < ceil_div(MAX_GROUP * D, THREADS); ++n) {
+    const int place = n * THREADS + threadIdx.x, i = smaller(place, group * D - 1), head = i / D;
     float sum = work.maxima[WARPS * MAX_GROUP + head] * bf16_to_float(new_value[i % D]);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
       sum += work.maxima[w * MAX_GROUP + head] * outputs[(w * MAX_GROUP + head) * (D + 1) + i % D];
     }
+    if (place >= group * D) {continue;}
     if (splits_in_use == 1) {
       out[i] = float_to_bf16(sum * work.totals[head]);
     } else {
@@ -369,11 +367,12 @@ DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & pha
     }
   }
   u32 * const finished = args.finished + row * args.kv_heads + kv_head;
-  __syncthreads();
-  if (threadIdx.x == 0 && splits_in_use > 1) {add_to_barrier(finished);}
-  while_waiting();
   if (splits_in_use == 1) {return;}
-  if (threadIdx.x == 0) {wait_for_barrier(finished, (rounds + 1) * splits_in_use);}
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    add_to_barrier(finished);
+    wait_for_barrier(finished, (rounds + 1) * splits_in_use);
+  }
   __syncthreads();
   add_stretches(args, out, outputs);
 }

@@ -6,7 +6,7 @@
 // A unit is 16 rows times 128 bytes: a lane fetches twice 16 bytes of two rows, asynchronously,
 // into slots of a ring that only it reads. The scales of int4 come beside it, for the warp: 64
 // bytes (four rows' in each of eight lanes) or, of INT4_FINE, 512 (half a row's in each lane). The
-// cursor stops at attention, which uses the ring's memory itself, and goes on behind it.
+// cursor passes over attention, whose phase has no rows.
 
 template<int WARPS, int STAGES>
 struct Cursor
@@ -78,7 +78,7 @@ struct Cursor
 
   DEVICE bool find_work()
   {
-    while (left == 0 && at + 1 < readable && !held[(at + 1) % PHASES_HELD].attends) {enter(at + 1);}
+    while (left == 0 && at + 1 < readable) {enter(at + 1);}
     return left > 0;
   }
 
@@ -89,10 +89,10 @@ struct Cursor
     readable = smaller(p + PHASES_HELD - 1, n_phases);
   }
 
-  // Starts again behind phase p with an empty ring.
-  DEVICE void restart(int p)
+  // Before the first phase, with an empty ring.
+  DEVICE void start()
   {
-    at = p;
+    at = -1;
     left = stage = taken = in_flight = 0;
   }
 

@@ -4,29 +4,22 @@
 // One decode step, from the current tokens to the logits: one launch, one block on each
 // multiprocessor, which goes through the phases together with all others.
 
-// Attention of one layer, as phase p.
+// Attention of one layer.
 template<int BITS, int BATCH, int D, int WARPS, int STAGES>
-DEVICE void attend_phase(const StepArgs & args, const Phase & phase, int p,
+DEVICE void attend_phase(const StepArgs & args, const Phase & phase,
   Cursor<WARPS, STAGES> & cursor, u8 * shared, u32 barriers, u32 rounds)
 {
   const Row * const rows = (const Row *)(shared + args.rows_at);
   const int items = args.splits * args.kv_heads * BATCH;
   bool waited = false;
-  cursor.restart(p);
-  cursor.find_work();
+  cursor.template top_up<BITS>();
 #pragma unroll 1
   for (int item = blockIdx.x; item < items || !waited; item += gridDim.x) {
     Attention<D, WARPS> own(args, rows, smaller(item, items - 1));
-    const bool works = item < items && own.has_work();
-    // The ring's memory is free for the weights behind attention once the last item's keys and
-    // values have been used.
-    const bool last = item + (int)gridDim.x >= items;
-    auto fill_ring = [&]() {if (last) {cursor.template top_up<BITS>();}};
-    if (works) {
+    if (item < items && own.has_work()) {
       own.attend(args, phase, shared, waited ? 0 : barriers);
-      own.add_up(args, phase, shared, rounds, fill_ring);
+      own.add_up(args, phase, shared, rounds);
     } else {
-      fill_ring();
       if (!waited) {wait_for_all(args, barriers);}
       if (item < items) {own.clear(args, phase);}
     }
@@ -55,7 +48,7 @@ DEVICE void step(const StepArgs & args)
   Cursor<WARPS, STAGES> cursor;
   cursor.held = held;
   cursor.ring = shared;
-  cursor.restart(-1);
+  cursor.start();
   cursor.begin(0, args.n_phases);
   cursor.template top_up<BITS>();
   if (args.table != nullptr) {
@@ -77,7 +70,7 @@ DEVICE void step(const StepArgs & args)
     const u32 word = phase_word(args, p + PHASES_HELD - 1);
     if (phase.attends) {
       attend_phase<BITS, BATCH, D, WARPS, STAGES>(
-        args, phase, p, cursor, shared, barriers, rounds);
+        args, phase, cursor, shared, barriers, rounds);
       ++rounds;
     } else if (HEAD_BITS != BITS && phase.bits == HEAD_BITS) {
       product<HEAD_BITS, BATCH, WARPS, STAGES>(args, phase, cursor, shared, barriers);

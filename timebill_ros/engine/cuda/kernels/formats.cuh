@@ -24,7 +24,8 @@ struct Format
 
 const int SCALE_COLUMNS = 128;                  // that share a scale of x
 const float FIXED_POINT_LARGEST = 32512.0f;     // 127 * 256: the upper byte stays within int8
-const float FIXED_POINT_MAGIC = 12582912.0f;    // 1.5 * 2^23: a float's low bits become an integer
+// 1.5 * 2^23 + 128: a float's low bits become an integer, of which byte 1 is rounded.
+const float FIXED_POINT_MAGIC = 12583040.0f;
 
 // Bytes from one row of x in shared memory to the next: two rows share no bank.
 template<int BITS>
@@ -34,62 +35,75 @@ DEVICE int vector_stride(int k)
   return ceil_div(padded * (BITS == 16 ? 2 : 1), 128) * 128 + 64;
 }
 
-// Eight columns from column k on, of vector b, to where the products want them.
-template<int BITS, int BATCH>
-DEVICE void put_eight(const float (&y)[8], int b, int k, int row_k, u8 * vectors, float * x_scales,
-  float * x_sums, bool inside)
+// Eight columns of each vector, in each of PLACES places `step` columns apart, to where the products
+// want them. All vectors go through the shuffles side by side, which hides how long these take.
+template<int BITS, int BATCH, int PLACES>
+DEVICE void put_columns(const float (&y)[PLACES * BATCH][8], int first, int step, int row_k,
+  int padded, u8 * vectors, float * x_scales, float * x_sums)
 {
+  const int N = PLACES * BATCH;
   const int stride = vector_stride<BITS>(row_k);
   if (BITS == 16) {
-    Vector16 packed;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {packed.word[i] = pack_bf16(y[2 * i], y[2 * i + 1]);}
-    if (inside) {*(Vector16 *)(vectors + b * stride + k * 2) = packed;}
+    for (int n = 0; n < N; ++n) {
+      const int k = first + n / BATCH * step;
+      Vector16 packed;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {packed.word[i] = pack_bf16(y[n][2 * i], y[n][2 * i + 1]);}
+      if (k < padded) {*(Vector16 *)(vectors + n % BATCH * stride + k * 2) = packed;}
+    }
     return;
   }
-  float largest = 0.0f;
+  float largest[N];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {largest = fmaxf(largest, fabsf(y[i]));}
+  for (int n = 0; n < N; ++n) {
+    largest[n] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {largest[n] = fmaxf(largest[n], fabsf(y[n][i]));}
+  }
 #pragma unroll
   for (int distance = 1; distance < SCALE_COLUMNS / 8; distance *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
-  }
-  const float inverse = largest > 1e-30f ? FIXED_POINT_LARGEST * reciprocal(largest) : 0.0f;
-  u32 q[8], up[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    q[i] = float_to_bits(fmaf(y[i], inverse, FIXED_POINT_MAGIC));
-    up[i] = q[i] + 128;             // byte 1: the upper byte, rounded; byte 0 of q: the rest
+    for (int n = 0; n < N; ++n) {
+      largest[n] = fmaxf(largest[n], __shfl_xor_sync(0xFFFFFFFFu, largest[n], distance));
+    }
   }
-  float sum = 0.0f;
-  if (BITS == INT4_FINE) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {sum += bits_to_float(q[i]) - FIXED_POINT_MAGIC;}
-    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-  }
-  if (!inside) {return;}
-  const int within = k % SCALE_COLUMNS;
-  const int place = BITS == 8 ? k : k - within + (BITS == 4 ?
-    within % 32 / 16 * 64 + within / 32 * 16 + within % 16 :
-    within / 64 * 64 + within % 32 / 8 * 16 + within % 64 / 32 * 8);
-  u8 * const to = vectors + 2 * b * stride + place;
+  for (int n = 0; n < N; ++n) {
+    const int k = first + n / BATCH * step, b = n % BATCH;
+    const float inverse =
+      largest[n] > 1e-30f ? FIXED_POINT_LARGEST * reciprocal(largest[n]) : 0.0f;
+    u32 q[8];                       // byte 1: the upper byte; byte 0: the lower one plus 128
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    ((u32 *)to)[i] = __byte_perm(
-      __byte_perm(up[4 * i], up[4 * i + 1], 0x0051), __byte_perm(up[4 * i + 2], up[4 * i + 3], 0x0051),
-      0x5410);
-    ((u32 *)(to + stride))[i] = __byte_perm(
-      __byte_perm(q[4 * i], q[4 * i + 1], 0x0040), __byte_perm(q[4 * i + 2], q[4 * i + 3], 0x0040),
-      0x5410);
-  }
-  const float unit = largest * (1.0f / FIXED_POINT_LARGEST);
-  if (within == 0) {
-    // int4 values stand in the upper halves of bytes, so they are 16 times too large.
-    x_scales[k / SCALE_COLUMNS * BATCH + b] = unit * (Format<BITS>::FOUR ? 1.0f / 16.0f : 1.0f);
-  }
-  if (BITS == INT4_FINE && k % FINE_COLUMNS == 0) {
-    x_sums[k / FINE_COLUMNS * BATCH + b] = sum * unit;
+    for (int i = 0; i < 8; ++i) {q[i] = float_to_bits(fmaf(y[n][i], inverse, FIXED_POINT_MAGIC));}
+    float sum = 0.0f;
+    if (BITS == INT4_FINE) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {sum += bits_to_float(q[i]) - FIXED_POINT_MAGIC;}
+      sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+      sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+    }
+    if (k >= padded) {continue;}
+    const int within = k % SCALE_COLUMNS;
+    const int place = BITS == 8 ? k : k - within + (BITS == 4 ?
+      within % 32 / 16 * 64 + within / 32 * 16 + within % 16 :
+      within / 64 * 64 + within % 32 / 8 * 16 + within % 64 / 32 * 8);
+    u8 * const to = vectors + 2 * b * stride + place;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const u32 even = __byte_perm(q[4 * i], q[4 * i + 1], 0x5140);
+      const u32 odd = __byte_perm(q[4 * i + 2], q[4 * i + 3], 0x5140);
+      ((u32 *)to)[i] = __byte_perm(even, odd, 0x7632);
+      ((u32 *)(to + stride))[i] = __byte_perm(even, odd, 0x5410) ^ 0x80808080u;
+    }
+    const float unit = largest[n] * (1.0f / FIXED_POINT_LARGEST);
+    if (within == 0) {
+      // int4 values stand in the upper halves of bytes, so they are 16 times too large.
+      x_scales[k / SCALE_COLUMNS * BATCH + b] = unit * (Format<BITS>::FOUR ? 1.0f / 16.0f : 1.0f);
+    }
+    if (BITS == INT4_FINE && k % FINE_COLUMNS == 0) {
+      x_sums[k / FINE_COLUMNS * BATCH + b] = sum * unit;
+    }
   }
 }
 

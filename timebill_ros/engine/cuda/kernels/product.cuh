@@ -17,6 +17,7 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
   const u16 * const norm = phase.norm;
   const int k = phase.k, row_k = phase.row_k;
   const int padded = ceil_div(k, Format<BITS>::CHUNK) * Format<BITS>::CHUNK;
+  const int PLACES = BATCH == 1 ? 2 : 1;      // put side by side; AT_ONCE is a multiple of it
   float sums[BATCH];
 #pragma unroll
   for (int b = 0; b < BATCH; ++b) {sums[b] = 0.0f;}
@@ -35,29 +36,31 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
       }
     }
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
+    for (int i = 0; i < AT_ONCE; i += PLACES) {
       if (start + i * THREADS * 8 >= padded) {break;}
-      const int at = start + (i * THREADS + threadIdx.x) * 8;
+      float y[PLACES * BATCH][8];
 #pragma unroll
-      for (int b = 0; b < BATCH; ++b) {
-        float y[8];
+      for (int n = 0; n < PLACES * BATCH; ++n) {
+        const Vector16 from_x = x[i + n / BATCH][n % BATCH];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          y[2 * j] = low_half(x[i][b].word[j]);
-          y[2 * j + 1] = high_half(x[i][b].word[j]);
+          y[n][2 * j] = low_half(from_x.word[j]);
+          y[n][2 * j + 1] = high_half(from_x.word[j]);
         }
-        if (NORM) {
+        if (!NORM) {continue;}
+        const Vector16 scale = weight[NORM ? i + n / BATCH : 0];
 #pragma unroll
-          for (int j = 0; j < 8; ++j) {sums[b] += y[j] * y[j];}
+        for (int j = 0; j < 8; ++j) {sums[n % BATCH] += y[n][j] * y[n][j];}
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            // The division by the root mean square follows at the end of the product's sum.
-            y[2 * j] *= low_half(weight[i].word[j]);
-            y[2 * j + 1] *= high_half(weight[i].word[j]);
-          }
+        for (int j = 0; j < 4; ++j) {
+          // The division by the root mean square follows at the end of the product's sum.
+          y[n][2 * j] *= low_half(scale.word[j]);
+          y[n][2 * j + 1] *= high_half(scale.word[j]);
         }
-        put_eight<BITS, BATCH>(y, b, at, k, vectors, x_scales, x_sums, at < padded);
       }
+      put_columns<BITS, BATCH, PLACES>(
+        y, start + (i * THREADS + threadIdx.x) * 8, THREADS * 8, k, padded, vectors, x_scales,
+        x_sums);
     }
   }
   if (NORM) {

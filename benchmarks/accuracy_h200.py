@@ -27,12 +27,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--shapes', nargs='+', default=list(SHAPES))
+    parser.add_argument('--profiles', type=Path, help='keep the profiles and their samples there')
     parser.add_argument('--dry', action='store_true')
     arguments = parser.parse_args()
     failures = 0
     for shape in arguments.shapes:
         began_s = time.monotonic()
-        given = DRY if arguments.dry else [*COMMON, *SHAPES[shape]]
+        given = list(DRY) if arguments.dry else [*COMMON, *SHAPES[shape]]
+        if arguments.profiles:
+            given += ['--profile-out', str(arguments.profiles / f'profile-{shape}.json')]
         failures += subprocess.run([
             sys.executable, '-m', 'timebill_ros.cli', 'bench', 'accuracy', '--shape', shape,
             '--name', f'{shape} shape', '--out',

@@ -5,7 +5,9 @@ Real queries through the engine, their times beside what was predicted of them. 
 
 Each query has a random prompt length, eviction ratio, response length and tier, none of them
 chosen by the profile. It is predicted twice: with the profile alone, and with what drift tracking
-made of it from the queries before.
+made of it from the queries before. Some are asked twice in a row: by what their times differ, no
+prediction can be blamed for. On a CPU the memory's bandwidth can be read off beside each query:
+decode steps take what reading the weights takes.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,6 +47,8 @@ while True:
     torch.cuda.synchronize()
 """
 _LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
+_READ_BYTES = 192 * 2 ** 20     # several times what caches hold
+_READS = 3
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Span:
 class Asker:
     """Draws queries, has them answered, and notes what was measured and predicted."""
 
-    def __init__(self, engine: Engine, base: TimingCoefficients, span: Span, seed: int = 1) -> None:
+    def __init__(self, engine: Engine, base: TimingCoefficients, span: Span, seed: int = 1,
+                 read_bandwidth: bool = False) -> None:
         """Predict with ``base``, and with what is tracked from the queries of this asker."""
         self.rows: list[dict[str, Any]] = []
+        self._memory = torch.zeros(_READ_BYTES // 4) if read_bandwidth else None
         self.engine = engine
         self._base = base
         self._span = span
@@ -68,8 +74,8 @@ class Asker:
         self._tracker = DriftTracker(base, TrackingConfig())
         self._tracked = base
 
-    def ask(self, phase: str) -> None:
-        """Answer one query and append its row."""
+    def ask(self, phase: str, twice: bool = False) -> None:
+        """Answer one query, and the same again if ``twice``; append its row."""
         engine, rng = self.engine, self._rng
         first, last = self._span.responses
         n_response = rng.randint(first, last)
@@ -77,25 +83,41 @@ class Asker:
         n_prompt = round(exp(rng.uniform(log(_SHORTEST), log(longest))))
         alpha = rng.choice([0.0, rng.uniform(0.0, _LARGEST_ALPHA)])
         tier = rng.choice(engine.info.tiers)
+        ids = [rng.randrange(256, engine.info.vocab_size) for _ in range(n_prompt)]
         began_s = time.perf_counter()
-        timing = self.answer(n_prompt, n_response, alpha, tier)
+        timing = self.answer(ids, n_response, alpha, tier)
         wall_s = time.perf_counter() - began_s
-        found = samples_of(timing)
-        self.rows.append({
+        row = {
             'phase': phase, 'n_prompt': n_prompt, 'alpha': round(timing.alpha, 4), 'tier': tier,
             'n': timing.n_generated, 'wall_s': round(wall_s, 7),
-            'stages': {STAGES[each.law]: _row(each, self._base, self._tracked) for each in found}})
+            'stages': {STAGES[each.law]: _row(each, self._base, self._tracked)
+                       for each in samples_of(timing)}}
+        if twice:
+            row['again'] = {STAGES[each.law]: [round(each.measured_s, 7), each.steps]
+                            for each in samples_of(self.answer(ids, n_response, alpha, tier))}
+        if self._memory is not None:
+            row['read_gb_s'] = _read_gb_s(self._memory)
+        self.rows.append(row)
         self._tracker.observe(timing, self._tracked)
         if self._tracker.moved:
             self._tracked = self._tracker.publish(self._tracked.stamp_ns + 1)
 
-    def answer(self, n_prompt: int, n_response: int, alpha: float, tier: str) -> QueryTiming:
-        """Answer one query of these lengths (tokens) and return its record."""
-        ids = [self._rng.randrange(256, self.engine.info.vocab_size) for _ in range(n_prompt)]
+    def answer(self, ids: list[int], n_response: int, alpha: float, tier: str) -> QueryTiming:
+        """Answer a prompt with so many tokens and return the query's record."""
         config = PlannerConfig(policy='fixed', fixed_alpha=alpha, fixed_tier=tier)
         planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
         query = question(0, n_response, Sampling(**self.engine.info.sampling))
         return answer(self.engine, planning, [(query, ids)])[0]
+
+
+def _read_gb_s(memory: torch.Tensor) -> float:
+    """Return at how many gigabytes a second (1e9) all threads read the memory now: a median."""
+    times = []
+    for _ in range(_READS):
+        began_s = time.perf_counter()
+        memory.max()
+        times.append(time.perf_counter() - began_s)
+    return round(memory.nbytes / sorted(times)[_READS // 2] / 1e9, 1)
 
 
 def _row(sample: Sample, base: TimingCoefficients, tracked: TimingCoefficients) -> list[float]:
@@ -200,11 +222,11 @@ def mixed(engine: Engine, base: TimingCoefficients, n_prompts: list[int]) -> lis
 
 def run_phase(
         asker: Asker, phase: str, queries: int, context: Callable[[], Any],
-        tell: Callable[[str], None]) -> None:
-    """Ask so many queries within a context."""
+        tell: Callable[[str], None], repeat: int = 0) -> None:
+    """Ask so many queries within a context, each ``repeat``-th of them twice in a row; 0 = none."""
     with context():
         for number in range(queries):
-            asker.ask(phase)
+            asker.ask(phase, repeat > 0 and (number + 1) % repeat == 0)
             tell(f'{phase}: {number + 1} of {queries}')
 
 

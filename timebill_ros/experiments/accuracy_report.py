@@ -63,6 +63,39 @@ def details(rows: Sequence[Row]) -> list[tuple[str, float]]:
     return found
 
 
+def repeats(rows: Sequence[Row]) -> str:
+    """Return by what the second of two like queries in a row differed from the first; '' = none."""
+    both = [row for row in rows if 'again' in row]
+    if not both:
+        return ''
+    found = []
+    for stage, title in (('prefill', 'prefill'), ('decode', 'decode steps'), ('total', 'in all')):
+        pairs = [(total(row, MEASURED), sum(values[0] for values in row['again'].values()))
+                 if stage == 'total' else (row['stages'][stage][MEASURED], row['again'][stage][0])
+                 for row in both if stage == 'total' or stage in row['stages'].keys() & row['again']]
+        ratio = median(second / first for first, second in pairs)
+        found.append(f'{title} {_percent(mape(pairs))} (median {ratio:.3f} times the first)')
+    return (f'What nothing can predict: of {len(both)} queries asked twice in a row the second '
+            f'differed from the first by, on average: {"; ".join(found)}.')
+
+
+def by_bandwidth(rows: Sequence[Row]) -> str:
+    """Return what decode steps took where memory was fast and where it was slow; '' = not read."""
+    known = [row for row in rows if 'read_gb_s' in row and 'decode' in row['stages']]
+    if not known:
+        return ''
+    read = [row['read_gb_s'] for row in known]
+    middle = (min(read) + max(read)) / 2.0
+    found = []
+    for title, own in (('above', [row for row in known if row['read_gb_s'] > middle]),
+                       ('below', [row for row in known if row['read_gb_s'] <= middle])):
+        ratios = [row['stages']['decode'][MEASURED] / row['stages']['decode'][1] for row in own]
+        found.append(f'{title} {middle:.0f} GB/s ({len(own)} queries) steps took '
+                     f'{fmean(ratios) if ratios else nan:.2f} times the profile')
+    return (f'Memory was read at {min(read):.0f} to {max(read):.0f} GB/s beside the queries: '
+            f'{"; ".join(found)}.')
+
+
 def blocks(rows: Sequence[Row]) -> list[tuple[str, str, Sequence[Row]]]:
     """Return (phase, which queries of it, their rows); the first BLOCK apart where it drifts."""
     found: list[tuple[str, str, Sequence[Row]]] = []
@@ -97,6 +130,8 @@ def table(result: dict[str, Any]) -> str:
     first = [row for row in result['rows'] if row['phase'] == result['rows'][0]['phase']]
     lines += ['', 'With the profile, nothing else running: ' + '; '.join(
         f'{what} {_percent(error)}' for what, error in details(first)) + '.']
+    for text in (repeats(first), by_bandwidth(first)):
+        lines += ['', text] if text else []
     for name, title in (('batches', 'Steps of 2 to {} sequences together'),
                         ('mixed', 'Prefills whose chunks take turns with decode steps')):
         rows = result.get(name) or []

@@ -5,7 +5,7 @@
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 import importlib.util
 import json
 from math import isnan
@@ -21,6 +21,7 @@ from typing import Any, TYPE_CHECKING
 from timebill_ros.executor.engine_command import engine_environment, engine_python
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import accuracy_report
+from timebill_ros.time_estimator.coefficients import save
 from timebill_ros.time_estimator.profiler import (
     profile, Progress, START_UP, THOROUGH, THOROUGH_GPU_BUDGET_S)
 
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-tokens', type=int, default=4096, help='longest prompt')
     parser.add_argument('--responses', type=int, nargs=2, default=(8, 64), metavar=('FROM', 'TO'))
     parser.add_argument('--queries', type=int, default=60, help='of the first phase')
+    parser.add_argument('--repeat', type=int, default=4, metavar='N',
+                        help='ask every N-th of them twice in a row; 0 = none')
+    parser.add_argument('--read-bandwidth', action='store_true',
+                        help='read off the memory bandwidth of the CPU beside each query')
     parser.add_argument('--load', type=int, default=0, metavar='N',
                         help='then N queries with the device busy for others, and N without again')
     parser.add_argument('--threads', type=int, default=0, metavar='N',
@@ -49,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--short-profile', action='store_true', help='that of a first start')
     parser.add_argument('--profile-s', type=float, default=0.0, help='0 = chosen')
     parser.add_argument('--out', type=Path, help='write all rows as JSON')
+    parser.add_argument('--profile-out', type=Path,
+                        help='keep the profile with its raw samples, for `timebill plot`')
     parser.add_argument('--name', default='', help='heading of the tables')
     parser.add_argument('--engine-python', default='', help='as the server has it')
 
@@ -107,8 +114,10 @@ def measure(
     began_s = time.perf_counter()
     base, samples = profile(EngineMeter(engine), effort, _tell_profile)
     profile_s = time.perf_counter() - began_s
+    if arguments.profile_out:
+        save(arguments.profile_out, base, {'samples': [asdict(each) for each in samples]})
     span = accuracy.Span(arguments.max_tokens, tuple(arguments.responses))
-    asker = accuracy.Asker(engine, base, span)
+    asker = accuracy.Asker(engine, base, span, read_bandwidth=arguments.read_bandwidth)
     phases: list[tuple[str, int, Any]] = [('idle', arguments.queries, nullcontext)]
     if arguments.load:
         phases += [('loaded', arguments.load, lambda: accuracy.device_load(engine.device)),
@@ -130,7 +139,8 @@ def measure(
                  for law in accuracy.laws_of(base)],
         'rows': asker.rows, 'batches': [], 'mixed': []}
     for phase in phases:
-        accuracy.run_phase(asker, *phase, _tell)
+        accuracy.run_phase(
+            asker, *phase, _tell, arguments.repeat if phase is phases[0] else 0)
         keep(result)
     result['batches'] = accuracy.batches(engine, base, 16, arguments.max_tokens, 3)
     result['mixed'] = accuracy.mixed(engine, base, [

@@ -3,11 +3,12 @@
 """``timebill bench length``: what predicting a response's length adds to the critical path."""
 
 import argparse
+from dataclasses import replace
 from datetime import date
 import json
 from statistics import median
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 COLUMNS = ('n_prompt', 'n_given', 'prefill_ms', 'predict_ms', 'added_ms', 'share', 'refine_ms')
 
@@ -29,13 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     from timebill_ros.engine.engine import Engine
     from timebill_ros.executor.messages import Load
 
-    engine = Engine.load(Load(
+    load = Load(
         arguments.model, device=arguments.device, predictor=arguments.predictor, max_batch=1,
-        max_context=max(arguments.tokens) + 64))
+        max_context=max(arguments.tokens) + 64)
+    engine = Engine.load(load)
     if engine.predictor is None:
         print('there is no length predictor for this model')
         return 1
-    rows = measure(engine, arguments.tokens, arguments.rounds)
+    # on a GPU the prediction is part of the prefill, and with it the tapped state
+    without = engine if engine.device.type == 'cpu' else Engine.load(replace(load, predictor=''))
+    rows = measure(engine, without, arguments.tokens, arguments.rounds)
     made = {'device': engine.info.device, 'dtype': engine.info.dtype, 'model': engine.info.name,
             'date': date.today().isoformat(), 'predictor': engine.predictor.name,
             'rounds': arguments.rounds, 'rows': rows}
@@ -63,13 +67,14 @@ def markdown(made: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def measure(engine: Any, lengths: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(
+        engine: Any, without: Any, lengths: list[int], rounds: int) -> list[dict[str, Any]]:
     """
-    Return a row per prompt length.
+    Return a row per prompt length; ``without`` is the engine without a predictor.
 
     ``predict_ms`` is what the prediction adds between the first token and the plan; ``added_ms`` is
     all that it adds, what it slows the prefill down on a GPU included; ``share`` is that over the
-    prefill.
+    prefill. ``refine_ms`` is what a refinement adds to a decode step, likewise.
     """
     from timebill_ros.engine.length_forecast import LengthForecast
     from timebill_ros.engine.predict_law import with_predict_law
@@ -78,7 +83,7 @@ def measure(engine: Any, lengths: list[int], rounds: int) -> list[dict[str, Any]
     from timebill_ros.time_estimator.fit import fit_law, Sample
     from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
-    alone = {n: [_prefill_s(engine, n) for _ in range(rounds + 2)][2:] for n in lengths}
+    alone = {n: [_round(without, n).prefill_s for _ in range(rounds + 2)][2:] for n in lengths}
     laws = (
         fit_law(PREFILL, [Sample(PREFILL, n, s) for n in alone for s in alone[n]]),
         Law(DECODE_STEP, AFFINE, (0.0, 0.0)))
@@ -86,51 +91,68 @@ def measure(engine: Any, lengths: list[int], rounds: int) -> list[dict[str, Any]
     estimator = TimeEstimator(with_predict_law(TimingCoefficients(
         time.time_ns(), info.device, info.key, info.dtype, info.engine_version, laws), engine),
         info.tiers[0])
+    on_gpu = engine.device.type == 'cuda'
     rows = []
     for n in lengths:
-        without, beside, predict, refine = [], [], [], []
-        forecast = LengthForecast(engine, _ids(n), info.n_max, estimator)
+        plain, made = [], []
+        n_given = LengthForecast(engine, _ids(n), info.n_max, estimator).n_given
+        _round(engine, n, LengthForecast(engine, _ids(n), info.n_max, estimator))
         for _ in range(rounds):     # in turn, so that a slow moment slows both
-            without.append(_prefill_s(engine, n))
-            forecast = LengthForecast(engine, _ids(n), info.n_max, estimator)
-            beside.append(_prefill_s(engine, n, forecast, refine))
-            predict.append(forecast.seconds)
+            plain.append(_round(without, n))
+            made.append(
+                _round(engine, n, LengthForecast(engine, _ids(n), info.n_max, estimator)))
+        prefill_s = median(each.prefill_s for each in plain)
+        predict_s = median(each.predict_s for each in made)
         # on a CPU nothing runs beside the prefill; its noise is more than a prediction
-        added_s = (median(a + b for a, b in zip(beside, predict)) - median(without)
-                   if engine.device.type == 'cuda' else median(predict))
+        added_s = predict_s if not on_gpu else median(
+            each.prefill_s + each.predict_s for each in made) - prefill_s
+        refine_s = median(each.refine_s + (each.slowed_s if on_gpu else 0.0) for each in made)
         rows.append({
-            'n_prompt': n, 'n_given': forecast.n_given,
-            'prefill_ms': 1e3 * median(without), 'predict_ms': 1e3 * median(predict),
-            'added_ms': 1e3 * added_s, 'share': added_s / median(without),
-            'refine_ms': 1e3 * median(refine) if refine else None})
+            'n_prompt': n, 'n_given': n_given, 'prefill_ms': 1e3 * prefill_s,
+            'predict_ms': 1e3 * predict_s, 'added_ms': 1e3 * added_s,
+            'share': added_s / prefill_s,
+            'refine_ms': 1e3 * refine_s if engine.predictor.refine_layer else None})
     return rows
 
 
-def _prefill_s(
-        engine: Any, n: int, forecast: Any = None, refine: list[float] | None = None) -> float:
-    """Return the time of a prefill with its first token; with a forecast, make that too."""
+class _Round(NamedTuple):
+    """What one prompt took, seconds."""
+
+    prefill_s: float            # with the choice of the first token
+    predict_s: float = 0.0      # from there to the prediction
+    refine_s: float = 0.0       # to begin and to take a refinement
+    slowed_s: float = 0.0       # a decode step beside it against one alone
+
+
+def _round(engine: Any, n: int, forecast: Any = None) -> _Round:
+    """Measure a prefill; with a forecast, that and a refinement too."""
     sequence = engine.open_sequence(_ids(n), n + 32)
-    predictor = engine.predictor
+    clock = time.perf_counter
     try:
-        if forecast is None:
-            engine.predictor = None     # a GPU's engine begins a prediction in the prefill
-        began_s = time.perf_counter()
+        began_s = clock()
         if forecast is not None:
-            forecast.begin()
+            forecast.begin(sequence)
         while not engine.prefill_chunk(sequence):
             pass
         engine.next_token(sequence)
-        took_s = time.perf_counter() - began_s
-        if forecast is not None:
-            forecast.predict(sequence)
-        if forecast is not None and refine is not None and engine.predictor.refine_layer:
-            engine.decode_step([sequence])
-            began_s = time.perf_counter()
-            forecast.look_again(sequence, 2)
-            refine.append(time.perf_counter() - began_s)
-        return took_s
+        prefill_s = clock() - began_s
+        if forecast is None:
+            return _Round(prefill_s)
+        forecast.predict(sequence)
+        if not engine.predictor.refine_layer:
+            return _Round(prefill_s, forecast.seconds)
+        engine.decode_step([sequence])
+        times = [clock()]
+        for action in (
+                lambda: engine.decode_step([sequence]),
+                lambda: forecast.look_again(sequence, 3),
+                lambda: engine.decode_step([sequence]),
+                lambda: forecast.refine(sequence, 4)):
+            action()
+            times.append(clock())
+        alone_s, begin_s, beside_s, take_s = (b - a for a, b in zip(times, times[1:]))
+        return _Round(prefill_s, forecast.seconds, begin_s + take_s, beside_s - alone_s)
     finally:
-        engine.predictor = predictor
         engine.close(sequence)
 
 

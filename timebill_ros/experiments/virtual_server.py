@@ -86,7 +86,6 @@ class _Sequence:
     n_cached: int = 0
     n_generated: int = 0
     closed: bool = False
-    length: None = None         # no predictor has begun
 
 
 @dataclass

@@ -14,7 +14,7 @@ from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
 TITLE = 'Predicted times against measured ones'
-ITEMS, QUICK_ITEMS = 60, 6
+ITEMS, QUICK_ITEMS = 72, 6
 ALPHAS = (0.0, 0.5, 0.9)
 STAGES = ('prefill', 'evict', 'decode', 'total')
 

@@ -16,7 +16,7 @@ from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
 TITLE = 'The pessimistic factor at a fixed budget'
-ITEMS, QUICK_ITEMS = 48, 4
+ITEMS, QUICK_ITEMS = 72, 4
 FACTORS, QUICK_FACTORS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), (1.0, 5.0)
 BUDGET_SHARE = 0.75     # of the median time that vanilla takes when nothing hurries it
 LEARNED = 'learned'

@@ -15,32 +15,36 @@ from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
 TITLE = 'Quality and seconds over θ = (precision tier, eviction ratio)'
-ITEMS, QUICK_ITEMS = 60, 4
-ALPHAS, QUICK_ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95), (0.0, 0.5, 0.95)
+ITEMS, QUICK_ITEMS = 144, 4
+ALPHAS, QUICK_ALPHAS = (0.25, 0.5, 0.75, 0.9, 0.95), (0.5, 0.95)    # 0 is in the pilot
 LOWER_ALPHAS = (0.0, 0.5, 0.95)     # of the tiers below the best
-AT_ONCE = 6                 # questions whose grid and picks are measured before the next ones
+LOWER_ITEMS = 48            # questions that are asked in those tiers too, and under budgets
+AT_ONCE = 12                # questions whose grid and picks are measured before the next ones
 SHARES, QUICK_SHARES = (0.35, 0.5, 0.75, 1.0, 1.5), (0.75,)
 PICKERS = ('paper', 'joint')
 TOLERATED_LOSS = 0.05       # share of the score at alpha = 0 in the best tier
 
 
 def measure(bench: Bench) -> None:
-    """Ask every question at every point of the grid, unhurried; then under budgets."""
+    """Ask every question at every point of the grid, unhurried; some of them under budgets."""
     host = bench.host()
     quick = bench.settings.quick
     items, reference_s = pilot(bench, host, bench.items(ITEMS, QUICK_ITEMS))
     best, *lower = _tiers(bench, host)
-    grid = [(best, alpha) for alpha in (QUICK_ALPHAS if quick else ALPHAS)] + [
-        (tier, alpha) for tier in lower for alpha in LOWER_ALPHAS]
+    grid = [(best, alpha) for alpha in (QUICK_ALPHAS if quick else ALPHAS)]
+    lower_grid = [(tier, alpha) for tier in lower for alpha in LOWER_ALPHAS]
     pickers = [each for each in usable_methods(bench, host) if each.name in PICKERS]
     for start in range(0, len(items), AT_ONCE):
         several = items[start:start + AT_ONCE]
+        few = several if start < LOWER_ITEMS else []
+        cases = [(item, *theta) for item in several for theta in grid] + [
+            (item, *theta) for item in few for theta in lower_grid]
         bench.recorder.run(
             [(f'grid/{item.item_id}/{tier}/{alpha:g}', (item, tier, alpha))
-             for item in several for tier, alpha in grid], lambda case: _at(host, *case))
+             for item, tier, alpha in cases], lambda case: _at(host, *case))
         bench.recorder.run(
             [(f'pick/{item.item_id}/{share:g}/{method.name}', (item, share, reference_s, method))
-             for item in several for share in (QUICK_SHARES if quick else SHARES)
+             for item in few for share in (QUICK_SHARES if quick else SHARES)
              for method in pickers], lambda case: _picked(host, *case))
 
 
@@ -53,7 +57,7 @@ def _tiers(bench: Bench, host: EngineHost) -> list[str]:
 
 def _at(host: EngineHost, item: Item, tier: str, alpha: float) -> Row:
     policy = fixed(alpha, '' if tier == host.info.tiers[0] else tier)
-    return {'kind': 'grid', 'tier': tier, 'alpha': alpha, **asked(host, item, GENEROUS_S, policy)}
+    return {'kind': 'grid', **asked(host, item, GENEROUS_S, policy)}
 
 
 def _picked(host: EngineHost, item: Item, share: float, reference_s: float,
@@ -64,16 +68,21 @@ def _picked(host: EngineHost, item: Item, share: float, reference_s: float,
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the grid, the largest harmless α of every class, and the picks."""
-    ended = [row for row in rows if row.get('kind') == 'grid' and row['timing']['n_generated'] > 0]
+    ended = [row for row in rows if row.get('kind') in ('pilot', 'grid')
+             and row['timing']['n_generated'] > 0]
     grid = [{'tier': tier, 'alpha': alpha, **answers(found), **_speed(found)}
             for (tier, alpha), found in group_by(
-                ended, lambda row: (row['timing']['tier'], row['alpha'])).items()]
+                ended, lambda row: (row['timing']['tier'], _alpha(row))).items()]
     picks = [{'method': method, 'budget_s': quantile([row['budget_s'] for row in found], 0.5),
               'share': share, 'n': len(found), 'picked': _counts(found)}
              for (method, share), found in group_by(
                  [row for row in rows if row.get('kind') == 'pick'],
                  lambda row: (row['method'], row['share'])).items()]
     return {'grid': grid, 'harmless': _harmless(ended), 'picks': picks}
+
+
+def _alpha(row: Row) -> float:
+    return float(row['policy']['fixed_alpha'])
 
 
 def _speed(rows: Sequence[Row]) -> dict[str, float]:
@@ -102,7 +111,7 @@ def _harmless(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for group, of_group in group_by(
             [row for row in rows if row['timing']['tier'] == best_tier],
             lambda row: row['group']).items():
-        by_alpha = group_by(of_group, lambda row: row['alpha'])
+        by_alpha = group_by(of_group, _alpha)
         whole = answers(by_alpha.get(0.0, []))['score']
         tolerated = -TOLERATED_LOSS * whole
         differences = {alpha: ahead(by_alpha[alpha], by_alpha[0.0]) for alpha in sorted(by_alpha)

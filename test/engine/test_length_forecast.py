@@ -9,6 +9,7 @@ from typing import Any, List, Optional
 
 import numpy as np
 import pytest
+import torch
 
 from timebill_ros.budget.pessimism import worst_length
 from timebill_ros.budget.planner import PlannerConfig, Planning
@@ -17,7 +18,8 @@ from timebill_ros.engine.length_forecast import LengthForecast, REFINE_STEPS
 from timebill_ros.engine.pipeline import QueryRun
 from timebill_ros.engine.predict_law import with_predict_law
 from timebill_ros.executor.messages import Finished, Load
-from timebill_ros.length_predictor.checkpoint import CheckpointError
+from timebill_ros.length_predictor.checkpoint import CheckpointError, load_checkpoint
+from timebill_ros.length_predictor.device_probe import DeviceProbe
 from timebill_ros.length_predictor.distribution import LengthDistribution
 from timebill_ros.length_predictor.serving import predictor_for, SHIPPED
 from timebill_ros.length_predictor.shortening import prompt_tokens_that_fit
@@ -123,8 +125,48 @@ def test_the_rest_is_predicted_anew_while_decoding(probing: Engine) -> None:
     assert all(n > REFINE_STEPS for q, n in forecast.quantiles)
 
 
+def test_on_a_gpu_it_is_made_within_the_prefill_and_refined_beside_the_next_step(
+        probing: Engine, embedded_directory: Path, monkeypatch: Any) -> None:
+    """
+    As the sliced prefill calls it: told when the state is submitted, collected at the end.
+
+    Two prompts whose prefills alternate keep their predictions apart, and so do refinements.
+    """
+    told, probe = {}, DeviceProbe(*load_checkpoint(
+        SHIPPED / 'smollm2-135m-probe.safetensors'), torch.device('cpu'))
+    for there in (False, True):
+        if there:
+            monkeypatch.setattr(probing, 'predictor', probe)
+        runs = []
+        for text in (STORY, 'What is the capital of France?'):
+            ids = probing.tokenize([Turn('user', text)])
+            sequence = probing.open_sequence(ids, len(ids) + 60)
+            forecast = LengthForecast(probing, ids, 512, TimeEstimator(coefficients(), 'fp32'))
+            forecast.begin(sequence)
+            while not probing.prefill_chunk(sequence):
+                pass
+            sequence.state_submitted(sequence)      # what this engine's prefill does not do
+            probing.next_token(sequence)
+            runs.append((forecast, sequence))
+        monkeypatch.setattr(probe, 'predict', None)     # on the host it is not asked for
+        told[there] = []
+        for forecast, sequence in runs:
+            sequence.submitted(sequence)
+            forecast.predict(sequence)
+            told[there].append((forecast.n_predicted, forecast.quantiles))
+        probing.decode_step([sequence for _, sequence in runs])
+        for forecast, sequence in runs:
+            forecast.refine(sequence, REFINE_STEPS + 1)
+        for forecast, sequence in runs:
+            if there:
+                forecast.refine(sequence, REFINE_STEPS + 2)
+            # as seen from a token later
+            told[there].append((forecast.n_left + there, forecast.quantiles))
+            probing.close(sequence)
+    assert told[True] == told[False]
+
+
 def test_a_state_that_is_no_number_predicts_nothing(probing: Engine, monkeypatch: Any) -> None:
-    import torch
     monkeypatch.setattr(probing, 'prompt_state', lambda sequence: torch.full((576,), torch.nan))
     monkeypatch.setattr(probing, 'newest_state', lambda sequence: torch.full((576,), torch.nan))
     forecast = LengthForecast(probing, [1, 2], 60, TimeEstimator(coefficients(), 'fp32'))
@@ -160,8 +202,8 @@ def test_a_predictor_that_reads_prompts_gets_what_fits_into_the_prefill(
     ids = list(range(200))
     estimator = TimeEstimator(coefficients(predict_s=5e-3), 'fp32')
     forecast = LengthForecast(embedded, ids, 512, estimator)
-    forecast.begin()
     sequence = embedded.open_sequence(ids, 300)
+    forecast.begin(sequence)
     forecast.predict(sequence)
     embedded.close(sequence)
     fits = int(estimator.prefill_s(200) / 5e-3)         # 42 of 200 tokens

@@ -63,11 +63,13 @@ def test_it_leaves_what_the_decoder_leaves(
     expected = state_of(engine, seq)
     engine.close(seq)
     seq = engine.open_sequence(ids, n_prompt + 2)
-    prefill, submitted = sliced(engine, chunk_tokens, padded), []
-    prefill.submitted = lambda seq: submitted.append(seq.prompt_state)
+    prefill, told = sliced(engine, chunk_tokens, padded), []
+    seq.state_submitted = lambda seq: told.append((seq.prompt_state, seq.logits))
+    seq.submitted = lambda seq: told.append((seq.prompt_state, seq.logits))
     while not seq.prefill_done:
         seq.n_prefilled += prefill.advance(seq)
-    assert [state is seq.prompt_state for state in submitted] == [True]     # once, at the end
+    state = seq.prompt_state        # told when there is a state, and at the end
+    assert [(a is state, b is seq.logits) for a, b in told] == [(True, False), (True, True)]
     window = min(n_prompt, 32)
     for name, ours, theirs in zip(('logits', 'tap', 'queries', 'k', 'v'),
                                   state_of(engine, seq), expected):

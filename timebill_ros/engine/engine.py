@@ -25,7 +25,6 @@ from timebill_ros.engine.snapkv import prompt_scores, QueryWindow
 from timebill_ros.engine.steps import make_steps, make_tiers
 from timebill_ros.engine.text import ResponseText
 from timebill_ros.executor.messages import Load, ModelInfo
-from timebill_ros.length_predictor.device_probe import DeviceProbe
 from timebill_ros.length_predictor.predictor import Predictor
 from timebill_ros.length_predictor.serving import predictor_for
 from timebill_ros.query import Sampling, Turn
@@ -80,8 +79,6 @@ class Engine:
             if device.type == 'cuda' and capacity > SNAPKV_WINDOW:
                 # takes the memory that scores of any prompt are made in
                 prompt_scores(self._windows[0], self._cache.k[:, 0], self._scale)
-        if isinstance(predictor, DeviceProbe):
-            self._prefill.submitted = self._begin_prediction
         self._free_slots = list(range(slots))[::-1]
         self._newest_slots: List[int] = []          # of the newest decode step, by row
         self.notes = [*model.notes, *notes]
@@ -248,11 +245,6 @@ class Engine:
         """
         return seq.prompt_state
 
-    def _begin_prediction(self, seq: Sequence) -> None:
-        """Let a predictor on the GPU begin while the prefill is under way."""
-        if isinstance(self.predictor, DeviceProbe) and seq.prompt_state is not None:
-            seq.length = self.predictor.begin(seq.prompt_state)
-
     def newest_state(self, seq: Sequence) -> Optional[Tensor]:
         """Return the same at the token that the newest decode step took in, if it took ``seq``."""
         tap = self._steps.tap
@@ -337,7 +329,7 @@ class Engine:
         if seq.closed:
             return
         seq.closed = True
-        seq.logits = seq.scores = seq.prompt_state = seq.chunk = seq.length = None
+        seq.logits = seq.scores = seq.prompt_state = seq.chunk = None
         self._newest_slots = [-1 if slot == seq.slot else slot for slot in self._newest_slots]
         self._memory.release(seq.slot)
         self._cache.reset(seq.slot)

@@ -8,7 +8,7 @@ import time
 from typing import List, Optional, TYPE_CHECKING
 
 from timebill_ros.budget.joint import PROBABILITIES, Quantiles
-from timebill_ros.length_predictor.device_probe import DeviceProbe
+from timebill_ros.length_predictor.device_probe import DeviceProbe, Pending
 from timebill_ros.length_predictor.shortening import prompt_tokens_that_fit, shorten
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ class LengthForecast:
     """
     The predicted response length of one query; without a predictor nothing is ever known.
 
-    A predictor that reads the prompt runs beside the prefill where it can (a stream of its own on
-    a GPU), else right after it. One that reads the target's state runs after the prefill; on a GPU
-    the engine has begun it there (``Sequence.length``). What it adds to the critical path is
-    measured around ``predict``.
+    On a GPU a predictor runs beside the prefill, on a stream of its own: one that reads the prompt
+    from the beginning, one that reads the target's state as soon as the prefill has computed that;
+    elsewhere right after the prefill. What a prediction adds to the critical path is measured
+    around ``predict``.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class LengthForecast:
         self._predictor = engine.predictor
         self._cap = cap
         self._given = prompt_ids
-        self._running: Optional[Future['LengthDistribution']] = None
+        self._running: Optional[Future['LengthDistribution']] = None    # in another thread
+        self._begun: Optional[Pending] = None                           # on the GPU
+        self._predicted = False
         self._refines = False
         predictor = self._predictor
         if predictor is None:
@@ -64,10 +66,23 @@ class LengthForecast:
         """The predictor's name; empty without one."""
         return self._predictor.name if self._predictor is not None else ''
 
-    def begin(self) -> None:
-        """Let a predictor that can run beside the prefill begin: the prefill is about to."""
-        if self._predictor is not None and self._predictor.beside:
+    def begin(self, sequence: 'Sequence') -> None:
+        """Let a predictor that can run beside the prefill of ``sequence`` do so."""
+        if isinstance(self._predictor, DeviceProbe):
+            sequence.state_submitted, sequence.submitted = self._probe, self._collect
+        elif self._predictor is not None and self._predictor.beside:
             self._running = _BESIDE.submit(self._predictor.predict, self._given)
+
+    def _probe(self, sequence: 'Sequence') -> None:
+        state = self._engine.prompt_state(sequence)
+        if isinstance(self._predictor, DeviceProbe) and state is not None:
+            self._begun = self._predictor.begin(state)
+
+    def _collect(self, sequence: 'Sequence') -> None:
+        """Take the prediction while the GPU is at the layers behind the tapped one."""
+        if self._begun is not None:
+            self._take(self._begun.result())
+            self._begun = None
 
     def predict(self, sequence: 'Sequence') -> None:
         """Predict: the prefill of ``sequence`` is over and its first token is chosen."""
@@ -75,42 +90,50 @@ class LengthForecast:
         if predictor is None:
             return
         began_ns = time.perf_counter_ns()
-        running = self._running or sequence.length
-        if running is not None:
-            said = running.result()
-        else:
+        if self._running is not None:
+            self._take(self._running.result())
+        elif not self._predicted:
             state = self._engine.prompt_state(sequence) if predictor.state_layer else None
-            said = predictor.predict(self._given, None if state is None else state.cpu().numpy())
+            self._take(
+                predictor.predict(self._given, None if state is None else state.cpu().numpy()))
+        self.seconds = (time.perf_counter_ns() - began_ns) / _NS
+
+    def _take(self, said: 'LengthDistribution') -> None:
+        self._predicted = True
         if isfinite(said.mean()):   # else nothing is predicted, and the cap is the worst case
             self.n_predicted = said.n_hat(self._cap)
             self.quantiles = said.quantiles(PROBABILITIES, self._cap)
-        self.seconds = (time.perf_counter_ns() - began_ns) / _NS
 
     def refine(self, sequence: 'Sequence', n_generated: int) -> None:
         """
         Look again, if it is time to: after every ``REFINE_STEPS`` decode steps.
 
+        On a GPU what is seen comes with the next step, beside which it is computed.
         ``n_predicted`` stays what the plan was made with; ``quantiles`` and ``n_left`` follow.
         """
         if not self._refines:
             return
-        if (n_generated - 1) % REFINE_STEPS:
-            if self.n_left > 1:
-                self.n_left -= 1
-            return
-        if n_generated > 1:
+        if self.n_left > 1:
+            self.n_left -= 1
+        if self._begun is not None:
+            self._refined(self._begun.result(), n_generated)
+            self._begun = None
+        if n_generated > 1 and (n_generated - 1) % REFINE_STEPS == 0:
             self.look_again(sequence, n_generated)
 
     def look_again(self, sequence: 'Sequence', n_generated: int) -> None:
-        """Refine now, from the state of the newest decode step."""
+        """Refine from the state of the newest decode step."""
         predictor, prompt = self._predictor, self._engine.prompt_state(sequence)
         newest = self._engine.newest_state(sequence)
         if predictor is None or newest is None or prompt is None:
             return
         if isinstance(predictor, DeviceProbe):
-            said = predictor.begin_refine(newest, n_generated - 1, prompt).result()
+            self._begun = predictor.begin_refine(newest, n_generated - 1, prompt)
         else:
-            said = predictor.refine(newest.cpu().numpy(), n_generated - 1, prompt.cpu().numpy())
+            self._refined(predictor.refine(
+                newest.cpu().numpy(), n_generated - 1, prompt.cpu().numpy()), n_generated)
+
+    def _refined(self, said: 'LengthDistribution', n_generated: int) -> None:
         if not isfinite(said.mean()):
             return      # a state that is no number says nothing; the forecast stays
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)

@@ -222,9 +222,9 @@ class QueryRun:
     def _open(self, now_ns: int) -> list[Message]:
         """Make room for the query, and say at once that its turn has come."""
         self._record.begun(now_ns)
-        self._forecast.begin()
         self._sequence = self._engine.open_sequence(
             self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
+        self._forecast.begin(self._sequence)
         self._prefill_s += (self._clock() - now_ns) / _NS       # it grows with the prompt
         self.next_unit = Unit.PREFILL
         return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]

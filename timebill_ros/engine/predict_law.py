@@ -7,7 +7,6 @@ import time
 from typing import List, TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from timebill_ros.length_predictor.device_probe import DeviceProbe
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
@@ -28,33 +27,25 @@ def with_predict_law(coefficients: TimingCoefficients, engine: 'Engine') -> Timi
     Return the coefficients with the law of the engine's predictor in place of any other.
 
     A stored profile may be from before the predictor, or of another; measuring it takes
-    milliseconds (of one that reads prompts: a second or two).
+    milliseconds (of one that reads prompts: a second or two). One that is ready before the prefill
+    is over has no law: it adds nothing.
     """
     others = tuple(law for law in coefficients.laws if law.law != PREDICT)
-    if engine.predictor is None:
+    if engine.predictor is None or isinstance(engine.predictor, DeviceProbe):
         return replace(coefficients, laws=others)
-    law = fit_law(PREDICT, _samples(engine.predictor, engine.device))
+    law = fit_law(PREDICT, _samples(engine.predictor))
     return replace(coefficients, laws=(*others, law))
 
 
-def _samples(predictor: 'Predictor', device: torch.device) -> List[Sample]:
+def _samples(predictor: 'Predictor') -> List[Sample]:
     points = [n for n in _PROMPT_TOKENS if n <= predictor.max_prompt_tokens]
     state = np.zeros(predictor.card.d_model, np.float32) if predictor.state_layer else None
-    if isinstance(predictor, DeviceProbe):
-        on_device = torch.zeros(predictor.card.d_model, device=device)
-
-        def predict(n_tokens: int) -> None:
-            predictor.begin(on_device).result()
-    else:
-        def predict(n_tokens: int) -> None:
-            predictor.predict([1] * n_tokens, state)
-
     each = [(0, _STATE_ROUNDS)] if not points else [(n, _ROUNDS) for n in points]
-    predict(16)     # the first one is slower
+    predictor.predict([1] * 16, state)      # the first one is slower
     samples = []
     for n_tokens, rounds in each:
         for run in range(rounds):
             began_s = time.perf_counter()
-            predict(n_tokens)
+            predictor.predict([1] * n_tokens, state)
             samples.append(Sample(PREDICT, n_tokens, time.perf_counter() - began_s, run=run))
     return samples

@@ -3,13 +3,12 @@
 """One query's state in the engine."""
 
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 from torch import Tensor
 
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.snapkv import QueryWindow
-from timebill_ros.length_predictor.device_probe import Pending
 
 
 @dataclass
@@ -39,7 +38,10 @@ class Sequence:
     scores: Optional[Tensor] = None
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     prompt_state: Optional[Tensor] = None    # float32 [d_model], see ``Engine.prompt_state``
-    length: Optional[Pending] = None         # how long the response will be, where that is begun
+    # On CUDA: what to do when ``prompt_state``, and when all of the prompt, is on its way to the
+    # device, before the wait for it.
+    state_submitted: Callable[['Sequence'], None] = lambda seq: None
+    submitted: Callable[['Sequence'], None] = lambda seq: None
     tokens: List[int] = field(default_factory=list)    # the response so far
     begun: bool = False                      # a device that keeps its own state knows of it
     closed: bool = False

@@ -23,7 +23,7 @@ class DeviceProbe(ProbePredictor):
 
     ``begin`` and ``begin_refine`` take states on the device and return at once; what they return
     waits for the answer. Copying a state to the host and multiplying there costs a GPU's server
-    more than the whole prediction costs the GPU.
+    more than the whole prediction costs the GPU, which has it done while the target goes on.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class DeviceProbe(ProbePredictor):
     ) -> None:
         """Put the heads on ``device`` (a CPU only in tests)."""
         super().__init__(card, tensors)
+        self.beside = True
         self._on_device = DeviceHead(self._head, self._calibration, device)
         self._refine_on_device = None
         if card.refine_layer:
@@ -38,25 +39,32 @@ class DeviceProbe(ProbePredictor):
                 self._refine_head, self._refine_calibration, device)
 
     def begin(self, state: Tensor) -> 'Pending':
-        """Start ``predict`` of a state [d_model] on the device, float32."""
+        """Start ``predict`` of a state [d_model], float32, that the current stream writes."""
         return self._on_device.begin(state)
 
     def begin_refine(self, state: Tensor, n_generated: int, prompt_state: Tensor) -> 'Pending':
-        """Start ``refine`` of states [d_model] on the device, float32."""
+        """Start ``refine`` of states [d_model], float32, that the current stream writes."""
         if self._refine_on_device is None:
             raise ValueError('this probe was trained without states of decode steps')
         return self._refine_on_device.begin(state, prompt_state, n_generated)
 
 
 class Pending:
-    """A prediction under way; to be asked for before the next one of its head begins."""
+    """A prediction under way."""
 
     def __init__(self, head: 'DeviceHead', n_generated: int) -> None:
         self._head, self._n_generated = head, n_generated
+        self._pmf: Optional[NDArray[np.float64]] = None
+
+    def fetch(self) -> NDArray[np.float64]:
+        """Wait for the probabilities [cap], and keep them."""
+        if self._pmf is None:
+            self._pmf = self._head.wait()
+        return self._pmf
 
     def result(self) -> LengthDistribution:
         """Wait for the distribution of the whole N."""
-        said = LengthDistribution(self._head.wait(), self._head.width)
+        said = LengthDistribution(self.fetch(), self._head.width)
         return said.shift(self._n_generated) if self._n_generated else said
 
 
@@ -102,6 +110,7 @@ class DeviceHead:
         on_gpu = device.type == 'cuda'
         self._said = torch.zeros(
             calibration.buckets.cap, dtype=torch.float64, pin_memory=on_gpu)
+        self._newest: Optional[Pending] = None
         self._graph: Optional[torch.cuda.CUDAGraph] = None
         if on_gpu:
             self._record(device)
@@ -122,17 +131,20 @@ class DeviceHead:
         self, state: Tensor, prompt_state: Optional[Tensor] = None, n_generated: int = 0
     ) -> Pending:
         """Start on a state, or on the features of ``predictor.refine_features``."""
+        if self._newest is not None:
+            self._newest.fetch()        # whoever began it may ask later; it has the same buffers
+        # on the current stream, so that the states may be overwritten by what follows there
+        self._take(state, prompt_state, n_generated)
         if self._graph is None:
-            self._take(state, prompt_state, n_generated)
             self._compute()
         else:
             self._ready.record()
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(self._ready)
-                self._take(state, prompt_state, n_generated)
                 self._graph.replay()
                 self._done.record()
-        return Pending(self, n_generated)
+        self._newest = Pending(self, n_generated)
+        return self._newest
 
     def wait(self) -> NDArray[np.float64]:
         """Return the distribution [cap] over lengths as soon as it has come."""

@@ -29,7 +29,7 @@ class Predictor(Protocol):
     state_layer: int  # layer whose state at the last prompt token ``predict`` needs; 0 = none
     refine_layer: int  # layer whose newest state ``refine`` needs; 0 = it cannot refine
     max_prompt_tokens: int  # most that it reads of a prompt; 0 = it reads none of it
-    beside: bool  # it may run in another thread while the target's prefill runs
+    beside: bool  # it can run while the target's prefill does
 
     def predict(
         self, prompt_ids: Sequence[int], state: Optional[State] = None

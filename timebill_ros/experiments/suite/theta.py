@@ -10,7 +10,8 @@ from timebill_ros.experiments.engine_host import EngineHost, GENEROUS_S
 from timebill_ros.experiments.policies import fixed, Method
 from timebill_ros.experiments.recorder import Row
 from timebill_ros.experiments.statistics import ahead, answers, group_by, mean, quantile
-from timebill_ros.experiments.suite.budgets import asked, pilot, usable_methods
+from timebill_ros.experiments.suite.budgets import (
+    asked, asked_everywhere, pilot, usable_methods)
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
@@ -67,12 +68,12 @@ def _picked(host: EngineHost, item: Item, share: float, reference_s: float,
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the grid, the largest harmless α of every class, and the picks."""
+    """Return the grid (of questions asked everywhere), the largest α per class, and the picks."""
     ended = [row for row in rows if row.get('kind') in ('pilot', 'grid')
              and row['timing']['n_generated'] > 0]
     grid = [{'tier': tier, 'alpha': alpha, **answers(found), **_speed(found)}
             for (tier, alpha), found in group_by(
-                ended, lambda row: (row['timing']['tier'], _alpha(row))).items()]
+                asked_everywhere(ended), lambda row: (row['timing']['tier'], _alpha(row))).items()]
     picks = [{'method': method, 'budget_s': quantile([row['budget_s'] for row in found], 0.5),
               'share': share, 'n': len(found), 'picked': _counts(found)}
              for (method, share), found in group_by(

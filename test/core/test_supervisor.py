@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -143,6 +144,33 @@ def test_a_killed_engine_is_lost_and_replaced(watch: Watch) -> None:
     assert 'SIGKILL' in lost.error_msg
     assert watched.wait_for(EngineSaid, Ready).generation == 2
     assert watched.supervisor.restarts == 1
+
+
+def test_an_engine_ended_by_a_signal_without_a_name_is_replaced(watch: Watch) -> None:
+    watched = watch('ready(); serve()')
+    watched.wait_for(EngineSaid, Ready)
+    number = signal.SIGRTMIN + 6
+    os.kill(watched.supervisor.pid, number)
+    assert f'signal {number}' in watched.wait_for(EngineLost).error_msg
+    assert watched.wait_for(EngineSaid, Ready).generation == 2
+
+
+def test_where_no_more_threads_are_granted_the_start_fails_and_is_tried_again(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            started.append(1)
+            if len(started) == 3:   # the supervisor's own, the first of the process, this one
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(threading, 'Thread', Thread)
+    watched = watch('ready(); serve()')
+    assert "can't start new thread" in watched.wait_for(EngineLost).error_msg
+    assert watched.wait_for(EngineSaid, Ready).generation == 2
 
 
 def test_a_silent_engine_is_hung_killed_and_replaced(watch: Watch) -> None:

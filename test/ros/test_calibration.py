@@ -13,8 +13,9 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticStatus
 import pytest
-from ros.robot import children_of, Process, Robot
+from ros.robot import children_of, Process, Robot, SOON_S
 
+from timebill_ros.cli import calibration_process
 from timebill_ros.time_estimator.coefficients import Drift, save, TimingCoefficients
 from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC
 from timebill_ros.time_estimator.profile_file import profile_path
@@ -157,6 +158,20 @@ def test_a_parameter_out_of_its_range_ends_the_node_with_its_name(cache: Path) -
     with Process('calibration', cache, 'high_drift_ratio:=0.5') as node:
         assert node.status() == 2
         assert 'high_drift_ratio' in node.log
+
+
+def test_beside_a_server_wrong_parameters_end_it_for_good(
+        cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv('TIMEBILL_CACHE_DIR', str(cache))
+    monkeypatch.setattr(calibration_process, 'RESTART_S', 0.01)
+    told, end_s = '', time.monotonic() + SOON_S
+    with calibration_process.CalibrationProcess(['--ros-args', '-p', 'high_drift_ratio:=0.5']):
+        while 'high_drift_ratio' not in told and time.monotonic() < end_s:
+            time.sleep(0.05)
+            told += capfd.readouterr().err
+        time.sleep(1.5)     # it would be there again
+    told += capfd.readouterr().err
+    assert told.count('Invalid parameter value') == 1 and 'Fatal' not in told
 
 
 def test_beside_a_server_it_is_started_again_and_ends_with_it(robot: Robot, cache: Path) -> None:

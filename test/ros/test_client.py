@@ -156,6 +156,7 @@ def test_parameters_are_checked(server: Server) -> None:
         ('delivery_margin_s', nan),
         ('default_admission', 'maybe'),
         ('model', 'another'),
+        ('prefill_tier', 'int16'),
     ):
         successful, reason = set_to(name, value)
         assert not successful and reason

@@ -4,8 +4,8 @@
 The calibration node beside a query server that runs in the foreground.
 
 A process of its own: it shares neither the interpreter lock with the thread that owns the deadlines
-nor a fate with it. It is started again if it ends, and ends when its parent does, however that
-dies.
+nor a fate with it. It is started again if it ends, unless its parameters are wrong, and ends when
+its parent does, however that dies.
 """
 
 import os
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 from types import TracebackType
+
+from timebill_ros.nodes.run import EXIT_BAD_CONFIGURATION
 
 RESTART_S = 2.0
 STOP_S = 5.0
@@ -58,6 +60,8 @@ class CalibrationProcess:
                 self._command, stdin=subprocess.PIPE, start_new_session=True
             )
             status = self._process.wait()
+            if status == EXIT_BAD_CONFIGURATION:  # it said what, and would say so for ever
+                return
             if not self._stopping.wait(RESTART_S):
                 print(
                     f'timebill serve: timebill_calibration ended ({status}), starts again',
@@ -75,5 +79,7 @@ def child() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin.read: its lock, held here, would abort an interpreter that ends by itself.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -75,8 +75,13 @@ class EngineProcess:
             threading.Thread(target=self._write, args=(os.fdopen(we_write, 'wb'),), daemon=True),
             threading.Thread(target=self._forward_lines, daemon=True),
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:  # the system grants no more threads
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            raise OSError(str(error)) from error
 
     @property
     def pid(self) -> int:
@@ -91,7 +96,10 @@ class EngineProcess:
             return ''
         if code >= 0:
             return f'exit status {code}'
-        return f'signal {signal.Signals(-code).name}'
+        try:
+            return f'signal {signal.Signals(-code).name}'
+        except ValueError:  # most real-time signals have no name
+            return f'signal {-code}'
 
     def send(self, message: Any) -> None:
         """Queue a message for the engine; returns at once, also when it is dead or stopped."""

@@ -117,6 +117,7 @@ _SPECS = (
         'logits by some 1e-4, where the checkpoint is quantised already; the tiers int8 and int4 '
         'take half and change answers; empty = full precision.',
         ('', INT16, *TIERS),
+        True,
     ),
     _Spec(
         'predictor',

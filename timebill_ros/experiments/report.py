@@ -26,10 +26,12 @@ Row = dict[str, Any]
 
 DPI = 130
 _STYLE = (
-    'body{font-family:sans-serif;margin:2em auto;max-width:75em;padding:0 1em}svg{width:100%;'
-    'height:auto}figure{margin:1em 0}figcaption,.lost,.left{font-size:1em;margin:.4em 0}'
-    '.lost{border-left:.3em solid #d62728;padding-left:.6em}table{border-collapse:collapse;'
-    'margin:1em 0;font-size:.85em}td,th{border:1px solid #ccc;padding:.15em .5em;text-align:right}'
+    'body{font-family:sans-serif;margin:2em auto;max-width:75em;padding:0 1em}'
+    'svg{max-width:100%;height:auto}figure{margin:1em 0}'
+    'figcaption,.lost,.left{font-size:1em;margin:.4em 0}'
+    '.lost{border-left:.3em solid #d62728;padding-left:.6em}'
+    'table{border-collapse:collapse;margin:1em 0;font-size:.85em}'
+    'td,th{border:1px solid #ccc;padding:.15em .5em;text-align:right}'
     'th:first-child,td:first-child{text-align:left}')
 
 

@@ -6,14 +6,14 @@ The figures of the experiments, from their summaries and rows; imports matplotli
 A drawing carries its caption, and in the same place where ours is behind a baseline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 import importlib
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Row = dict[str, Any]
 
@@ -25,9 +25,8 @@ LABELS = {
     'vanilla': 'vanilla', 'quantised': 'quantised alone', 'paper': "TimeBill (paper's policy)",
     'joint': 'ours (joint)', **{f'fixed-{a}': f'fixed α = {a}' for a in ('0.25', '0.5', '0.75',
                                                                          '0.95')}}
-
-
 _BESIDE = 1.015     # x of a method over that of the one before it
+_NEAR, _FAR = (1.0, 2.0, 5.0), 200.0    # ticks of an axis, and from which ratio on decades do
 
 
 @dataclass
@@ -46,9 +45,9 @@ def draw(name: str, summary: Row, rows: Sequence[Row]) -> list[Drawing]:
     return list(module.draw(summary['results'], rows))
 
 
-def panels(columns: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many axes side by side."""
-    figure = Figure(figsize=(min(14.0, 5.2 * columns), height), layout='constrained')
+def panels(columns: int, height: float = 3.8, width: float = 5.2) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes side by side, each ``height`` and ``width`` inches."""
+    figure = Figure(figsize=(min(14.0, width * columns), height), layout='constrained')
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
@@ -63,11 +62,19 @@ def logarithmic(axes: Axes, *names: str) -> None:
         getattr(axes, f'set_{name}scale')('log')
         axis = getattr(axes, f'{name}axis')
         low, high = getattr(axes, f'get_{name}lim')()
-        near = high < 20.0 * low        # a decade or less has hardly a tick of its own
-        axis.set_major_formatter(ScalarFormatter())
-        if near:
-            axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(LogLocator(subs=_NEAR if high < _FAR * low else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
         axis.set_minor_formatter(NullFormatter())
+
+
+def over_budgets(axes: Axes, budgets: Iterable[float]) -> None:
+    """Make x a logarithmic axis of budgets, each with its number: s, or ms if all are short."""
+    ticks = sorted(set(budgets))
+    short = ticks[-1] < 1.0
+    axes.set_xscale('log')
+    axes.set_xticks(ticks, [f'{1e3 * each if short else each:.3g}' for each in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.set_xlabel(f'budget, {"ms" if short else "s"}')
 
 
 def lines(axes: Axes, table: Sequence[Row], x: str, y: str, bars: bool = False) -> None:

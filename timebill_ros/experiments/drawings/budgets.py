@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timebill_ros.experiments.drawings import Drawing, lines, logarithmic, panels
+from timebill_ros.experiments.drawings import colour, Drawing, lines, over_budgets, panels
 from timebill_ros.experiments.suite.budgets import OURS
 
 Row = dict[str, Any]
@@ -25,12 +25,16 @@ def _of(strategy: str, label: str, table: Sequence[Row], results: Row) -> Drawin
     lines(score, table, 'budget_s', 'score', bars=True)
     lines(ahead, [row for row in table if row['method'] != OURS], 'budget_s', 'ahead', bars=True)
     lines(done, table, 'budget_s', 'completed')
+    own = sorted((row for row in table if row['method'] == OURS), key=lambda row: row['budget_s'])
+    in_time, = done.plot(
+        [row['budget_s'] for row in own], [row['completed'] + row['truncated'] for row in own],
+        '--', color=colour(OURS), label='ours, with those cut short in time')
+    done.legend(handles=[in_time], fontsize=7)
     score.set(ylabel='average score (late = 0)')
     ahead.set(ylabel='ours minus the other, same questions')
     done.set(ylabel='completed in time', ylim=(-0.03, 1.03))
     for axes in (score, ahead, done):
-        axes.set_xlabel('budget, s')
-        logarithmic(axes, 'x')
+        over_budgets(axes, [row['budget_s'] for row in table])
     score.axhline(results['unhurried']['score'], color='#7f7f7f', linestyle=':', linewidth=1)
     ahead.axhline(0.0, color='#222222', linewidth=1)
     score.legend(fontsize=7)

@@ -17,7 +17,7 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     table = results['table']
     if not table:
         return
-    figure, (axes,) = panels(1, height=3.6)
+    figure, (axes,) = panels(1, height=3.6, width=7.0)
     width = 0.8 / len(table)
     for number, row in enumerate(table):
         at = [place + number * width for place in range(len(_SHARES))]
@@ -33,8 +33,8 @@ def draw(results: Row, rows: Sequence[Row]) -> Iterator[Drawing]:
     plain = next((row for row in table if row['method'].startswith('plain')), None)
     losses = [] if plain is None else [
         f'{label}: {plain["method"]} {plain[name]:.1%}, {row["method"]} {row[name]:.1%}'
-        for row in table if row is not plain
-        for name, label in _SHARES[:2] if plain[name] > row[name]]
+        for row in table if row is not plain for name, label in _SHARES
+        if (plain[name] < row[name] if name == 'late' else plain[name] > row[name])]
     worst = ', '.join(f'{row["method"]} {row["latest_s"]:.2f} s' for row in table)
     yield Drawing('robot', figure, (
         f'{table[0]["n"]} ticks at 1 Hz with budgets from 0.5 to 5 s; at a miss the robot takes '

@@ -5,6 +5,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from matplotlib import colormaps
+
 from timebill_ros.experiments.drawings import Drawing, panels
 
 Row = dict[str, Any]
@@ -48,7 +50,7 @@ def _grid(grid: Sequence[Row]) -> Drawing:
 def _harmless(classes: Sequence[Row]) -> Drawing:
     """Draw how much of the prompt each class can spare."""
     rows = sorted(classes, key=lambda row: (row['alpha'] is not None, row['alpha'] or 0.0))
-    figure, (axes,) = panels(1, height=3.8)
+    figure, (axes,) = panels(1, height=3.8, width=7.5)
     names = [f'{row["group"]} (n = {row["n"]}, score {row["score"]:.2f})' for row in rows]
     axes.barh(names, [row['alpha'] or 0.0 for row in rows], color='#1f77b4', height=0.6,
               label='by the mean')
@@ -67,19 +69,23 @@ def _harmless(classes: Sequence[Row]) -> Drawing:
 
 def _picks(picks: Sequence[Row]) -> Drawing:
     figure, all_axes = panels(max(1, len({row['method'] for row in picks})))
+    thetas = sorted({theta for row in picks for theta in row['picked']})
+    colours = colormaps['tab20'].colors
     for axes, method in zip(all_axes, dict.fromkeys(row['method'] for row in picks)):
         rows = sorted((row for row in picks if row['method'] == method),
                       key=lambda row: float(row['share']))
-        thetas = sorted({theta for row in rows for theta in row['picked']})
         bottoms = [0.0] * len(rows)
         labels = [f'{row["budget_s"]:.3g} s' for row in rows]
-        for theta in thetas:
+        for number, theta in enumerate(thetas):
             shares = [row['picked'].get(theta, 0) / row['n'] for row in rows]
-            axes.bar(labels, shares, bottom=bottoms, label=theta)
+            if not any(shares):
+                continue
+            axes.bar(labels, shares, bottom=bottoms, label=theta,
+                     color=colours[number % len(colours)])
             bottoms = [low + share for low, share in zip(bottoms, shares)]
         axes.set(xlabel='budget', ylabel='share of queries', ylim=(0, 1), title=method)
-        if thetas:
-            axes.legend(fontsize=6)
+        if any(bottoms):
+            axes.legend(fontsize=7)
     return Drawing('theta-picks', figure, (
         'Which θ was in force at the end of each query, over budgets; what is missing to 1 ended '
         f'before its plan. {max(row["n"] for row in picks)} questions per bar.'))

@@ -201,3 +201,36 @@ def test_a_prefill_may_take_what_idling_costs_on_top() -> None:
     (_, late), = DriftTracker(cold).observe(timing, cold)
     (_, late_without), = DriftTracker(BASE).observe(timing, BASE)
     assert late_without and not late
+
+
+def test_a_change_is_followed_within_three_queries_both_ways() -> None:
+    for seed in range(5):
+        tracker, machine = DriftTracker(BASE), Machine(seed)
+        run(tracker, machine, 30, 1.0)
+        for slow in (2.0, 1.0, 1.6, 1.0):
+            run(tracker, machine, 3, slow)
+            assert tracker.levels() == pytest.approx(dict.fromkeys(TRACKED, slow), rel=0.12)
+            run(tracker, machine, 20, slow)
+
+
+def test_a_tier_that_was_not_in_use_meanwhile_follows_a_change_at_once() -> None:
+    low = Law(DECODE_STEP, AFFINE, (1e-5, 0.01), tier='int8', worst_ratio=1.3, mape=0.05)
+    tracker = DriftTracker(replace(BASE, laws=(*LAWS, low)))
+
+    def ask(tier: str, slow: float) -> None:
+        law = low if tier == 'int8' else LAWS[1]
+        tracker.observe(QueryTiming(
+            n_prompt=50, n_kept=50, n_generated=31, tier=tier, prefill=slow * LAWS[0].seconds(50),
+            stretches=[DecodeStretch(tier, 1, 50.0, 30, slow * law.sum_steps(50, 30))]))
+
+    for slow in (1.0, 1.8, 1.0):
+        for tier in ('int8', 'fp32') * 5:
+            ask(tier, slow)
+        ask('int8', 2.0 * slow)     # one far off in each tier, and the prefill in both
+        ask('fp32', 2.0 * slow)
+        levels = tracker.levels()
+        for name in ((DECODE_STEP, 'int8', 1), (DECODE_STEP, '', 1), (PREFILL, '', 1)):
+            assert levels[name] == pytest.approx(2.0 * slow, rel=0.05)
+    ask('fp32', 1.0)
+    ask('fp32', 1.0)
+    assert tracker.levels()[DECODE_STEP, 'int8', 1] == pytest.approx(1.0, rel=0.05)

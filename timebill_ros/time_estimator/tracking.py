@@ -7,23 +7,20 @@ A profile is a base that never changes; what is tracked is one ratio per law, me
 the lengths that really came out. It is taken against the base and not against what was planned
 with, so what is published never feeds back into what is observed.
 
-    level   weighted median of the newest ratios, weights halving every few queries: it moves once
-            the deviating queries hold half the weight; one outlier, however far off, moves nothing
-    spread  1.4826 * weighted median of |y|, y = (ratio / level - 1) / spread_of_mean(steps): how
-            far one single sample strays, in the terms in which the estimator takes worst cases
+    level   slow where it only strays, at once where it changed (``level_filter``)
     worst   1 + z * spread, the spread never below the profile's own; z follows the misses, as in
             adaptive conformal inference (arXiv 2106.00170): z += gain * (exceeded - target), so
             that in the long run the worst case is exceeded in the target share of queries
 
 What is published of a law is base * level, with that worst ratio.
 
-A law that no query has told of lately (another tier, another number of sequences at once, the
-eviction) takes the level of its neighbour: decode steps that of the decode steps seen last, what
-happens once per prompt that of the prefill. A busy machine is slow at all of them.
+The laws share one machine. Where one of them has changed, another that is far off in the same query
+has too; and a law that no query has told of since then, or lately (another tier, another number of
+sequences at once, the eviction), takes the level of its neighbour: decode steps that of the decode
+steps seen last, what happens once per prompt that of the prefill.
 """
 
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, isfinite, log, log1p
 from typing import Any
 
@@ -36,9 +33,8 @@ from timebill_ros.time_estimator.estimator import (
     spread_of_mean, TimeEstimator, worst_factor)
 from timebill_ros.time_estimator.laws import (
     COLD, DECODE_STEP, EVICT, Law, Name, OVERHEAD, PREFILL)
+from timebill_ros.time_estimator.level_filter import LevelFilter
 
-MAD_TO_SIGMA = 1.4826           # of a normal distribution
-PRIOR_SAMPLES = 3               # samples "as profiled" that every law starts with
 FIRST_Z = 3.0
 LAST_Z = 12.0
 LEAST_SPREAD = 0.005            # what z works on where neither profile nor queries spread
@@ -46,6 +42,7 @@ LAST_WORST_RATIO = 10.0
 LEAST_STEPS = 3                 # shorter decodings say more about the clock than about the law
 LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
 STALE_QUERIES = 8               # a law that none of so many queries told of takes another's level
+_JOINS_QUERIES = 3              # a law far off in one of so many queries joins another's change
 
 
 @dataclass(frozen=True)
@@ -113,45 +110,28 @@ def samples_of(timing: QueryTiming) -> list[Sample]:
 
 @dataclass
 class _Track:
-    """The newest ratios of one law, newest last, and how wide its worst case is."""
+    """What is known of one law, and how wide its worst case is."""
 
-    ratios: deque[float]
-    spreads: deque[float]               # spread_of_mean of each
+    filter: LevelFilter
     seen: int = 0                       # number of the query that told of it last; 0 = none did
+    changed: int = 0                    # number of the first query since its last change
     z: float = FIRST_Z
     published: tuple[float, float] = (1.0, 1.0)     # level and worst case as last told
-    weights: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-
-    def level(self) -> float:
-        """Return measured / base now."""
-        return _weighted_median(np.array(self.ratios), self.weights[-len(self.ratios):])
-
-    def spread(self) -> float:
-        """Return how far single samples stray from the level, relative to it."""
-        strays = np.abs(np.array(self.ratios) / self.level() - 1.0) / np.array(self.spreads)
-        return MAD_TO_SIGMA * _weighted_median(strays, self.weights[-len(strays):])
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``restore`` needs, as JSON knows it."""
-        return {
-            'ratios': list(self.ratios), 'spreads': list(self.spreads), 'z': self.z,
-            'published': list(self.published), 'seen': self.seen}
+        return {**self.filter.to_dict(), 'z': self.z, 'published': list(self.published),
+                'seen': self.seen, 'changed': self.changed}
 
     def restore(self, fields: dict[str, Any]) -> None:
         """Go on where ``to_dict`` left off; raises ValueError on what it cannot have given."""
-        ratios = [float(each) for each in fields['ratios']]
-        spreads = [float(each) for each in fields['spreads']]
         level, worst = (float(each) for each in fields['published'])
         z = float(fields['z'])
-        if not all(0.0 < each < inf for each in (*ratios, *spreads, level, worst)):
-            raise ValueError('a ratio is not a positive number')
-        if not ratios or len(ratios) != len(spreads) or not FIRST_Z <= z <= LAST_Z:
-            raise ValueError('the samples are incomplete')
-        self.ratios.clear()
-        self.spreads.clear()
-        self.ratios.extend(ratios)
-        self.spreads.extend(spreads)
-        self.z, self.published, self.seen = z, (level, worst), int(fields['seen'])
+        if not (0.0 < level < inf and 0.0 < worst < inf and FIRST_Z <= z <= LAST_Z):
+            raise ValueError('the worst case is not a number that it can be')
+        self.filter.restore(fields)
+        self.z, self.published = z, (level, worst)
+        self.seen, self.changed = int(fields['seen']), int(fields['changed'])
 
 
 class DriftTracker:
@@ -188,6 +168,7 @@ class DriftTracker:
         made when planning; without them, what is tracked now.
         """
         seen: list[tuple[Sample, bool]] = []
+        changed = False
         for sample in samples_of(timing):
             base = self.base.law(sample.law, sample.tier, sample.width)
             track = self._tracks.get(base.name)
@@ -202,11 +183,29 @@ class DriftTracker:
             seen.append((sample, late))
             step = float(late) - (1.0 - self.base.worst_quantile)
             self._queries += len(seen) == 1
-            track.seen = self._queries
             track.z = min(max(track.z + self.config.worst_gain * step, FIRST_Z), LAST_Z)
-            track.ratios.append(sample.measured_s / expected_s)
-            track.spreads.append(spread_of_mean(sample.steps, base.correlation))
+            changed |= self._take(
+                base.name, track, sample.measured_s / expected_s,
+                spread_of_mean(sample.steps, base.correlation))
+        if changed:
+            for track in self._tracks.values():
+                if track.seen > self._queries - _JOINS_QUERIES:
+                    self._note_change(track, track.filter.join())
         return seen
+
+    def _take(self, name: Name, track: _Track, ratio: float, spread: float) -> bool:
+        """Take in a sample of one law; tells whether it shows that the law has changed."""
+        neighbours = self._neighbours_level(name)
+        if neighbours is not None and (
+                abs(log(ratio / neighbours)) < abs(log(ratio / track.filter.level()))):
+            track.filter.borrow(neighbours)
+        track.seen = self._queries
+        return self._note_change(track, track.filter.take(ratio, spread))
+
+    def _note_change(self, track: _Track, samples: int) -> bool:
+        if samples:
+            track.changed = self._queries - samples + 1
+        return samples > 0
 
     def law(self, base: Law) -> Law:
         """Return a law of the base as it is now."""
@@ -214,7 +213,7 @@ class DriftTracker:
         if track is None:
             return base
         profiled = (base.worst_ratio - 1.0) / FIRST_Z
-        spread = max(track.spread(), profiled)
+        spread = max(track.filter.spread(), profiled)
         ratio = 1.0 + FIRST_Z * spread + (track.z - FIRST_Z) * max(spread, LEAST_SPREAD)
         ratio = max(base.worst_ratio, min(ratio, LAST_WORST_RATIO))
         return replace(base.scaled(self._level(base.name)), worst_ratio=ratio)
@@ -264,14 +263,19 @@ class DriftTracker:
 
     def _level(self, name: Name) -> float:
         """Return the level of a law: its own, or where that is out of date its neighbour's."""
+        neighbours = self._neighbours_level(name)
+        return self._tracks[name].filter.level() if neighbours is None else neighbours
+
+    def _neighbours_level(self, name: Name) -> float | None:
+        """Return what is newer than a law's own level; None = nothing is."""
         track = self._tracks[name]
-        if track.seen + STALE_QUERIES > self._queries or name[0] in (PREFILL, OVERHEAD):
-            return track.level()
+        if name[0] in (PREFILL, OVERHEAD):
+            return None
         kind = DECODE_STEP if name[0] == DECODE_STEP else PREFILL
-        newest = max(
-            (each for other, each in self._tracks.items() if other[0] == kind),
-            key=lambda each: each.seen)
-        return newest.level() if newest.seen > track.seen else track.level()
+        newest = max((each for other, each in self._tracks.items() if other[0] == kind),
+                     key=lambda each: each.seen)
+        stale = track.seen < max(newest.changed, self._queries - STALE_QUERIES + 1)
+        return newest.filter.level() if stale and newest.seen > track.seen else None
 
     def _state_of(self, name: Name) -> tuple[float, float]:
         base = next(each for each in self.base.laws if each.name == name)
@@ -279,10 +283,8 @@ class DriftTracker:
         return level, level * self.law(base).worst_ratio
 
     def _new_track(self, law: Law) -> _Track:
-        size = self.config.window_queries
-        return _Track(
-            deque([1.0] * PRIOR_SAMPLES, size), deque([1.0] * PRIOR_SAMPLES, size),
-            published=(1.0, law.worst_ratio), weights=self._weights)
+        profiled = (law.worst_ratio - 1.0) / FIRST_Z
+        return _Track(LevelFilter(self._weights, profiled), published=(1.0, law.worst_ratio))
 
     def _restore(self, state: dict[str, Any]) -> None:
         if (state.get('key'), state.get('base_stamp_ns')) != (self.base.key, self.base.stamp_ns):
@@ -297,11 +299,3 @@ class DriftTracker:
 
 def _is_measurement(measured_s: float, expected_s: float) -> bool:
     return 1.0 / LAST_RATIO < measured_s / max(expected_s, 1e-12) < LAST_RATIO
-
-
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Return the value at half of the total weight, between samples by a straight line."""
-    order = np.argsort(values, kind='stable')
-    weights = weights[order]
-    middles = np.cumsum(weights) - weights / 2.0
-    return float(np.interp(weights.sum() / 2.0, middles, values[order]))

@@ -82,7 +82,7 @@ def test_it_goes_on_where_it_left_off() -> None:
 
 @pytest.mark.parametrize('damage', [
     {'ratios': []}, {'ratios': [0.0], 'spreads': [1.0]}, {'spreads': [1.0]}, {'sums': [0.0]},
-    {'sums': [nan, 0.0]}, {'lengths': [-1, 0]}, {'as_profiled': -1}])
+    {'sums': [nan, 0.0]}, {'lengths': [1, 0]}, {'as_profiled': -1}])
 def test_nonsense_is_refused(damage: dict[str, object]) -> None:
     level, _ = fed([1.0])
     with pytest.raises(ValueError):

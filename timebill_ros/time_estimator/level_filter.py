@@ -17,7 +17,7 @@ Follows one ratio, measured / profile: slowly while it only strays, at once wher
 """
 
 from collections import deque
-from math import exp, inf, isfinite, log
+from math import exp, inf, log
 from typing import Any
 
 import numpy as np
@@ -111,8 +111,8 @@ class LevelFilter:
             raise ValueError('a ratio is not a positive number')
         if not ratios or len(ratios) != len(spreads) or not len(sums) == len(lengths) == 2:
             raise ValueError('the samples are incomplete')
-        if not all(isfinite(each) and each >= 0 for each in (*sums, *lengths, as_profiled)):
-            raise ValueError('a sum is not a number >= 0')
+        if min(*lengths, as_profiled + 1) < 1 or not all(0.0 <= each < inf for each in sums):
+            raise ValueError('a sum is not a number >= 0 of so many samples')
         self._ratios = deque(ratios, len(self._weights))
         self._spreads = deque(spreads, len(self._weights))
         self._sums, self._lengths, self._as_profiled = sums, lengths, as_profiled
@@ -135,7 +135,7 @@ class LevelFilter:
         return count
 
     def _begin_anew(self, level: float, newest: int) -> None:
-        """Keep the ``newest`` samples, and a few before, moved to the level: they hold the spread."""
+        """Keep the ``newest`` samples, and a few before moved to the level: they hold the spread."""
         ratios, spreads = list(self._ratios), list(self._spreads)
         end = len(ratios) - newest
         first = max(0, end - PRIOR_SAMPLES)

@@ -1,26 +1,25 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Write the measured numbers of README.md from the committed summaries of the experiments.
+Write measured numbers into README.md and docs/experiments.md, from the committed summaries.
 
-Between the two markers stands what this prints; ``--check`` only tells whether it does (status 1 if
-not), which a test asks. Needs no more than Python.
+README gets what a newcomer wants to know, docs/experiments.md all tables, each between two markers.
+``--check`` only tells whether they stand there (status 1 if not), which a test asks. Needs no more
+than Python.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
 import sys
-from typing import Any
+
+from result_tables import (
+    by, label, OURS, OURS_LABEL, provenance, robot, Row, seconds, share, STRATEGIES, table,
+    TABLES)
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / 'README.md'
 REPORT = ROOT / 'docs' / 'report'
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
-LABELS = {**{f'fixed-{alpha}': f'fixed α {alpha}' for alpha in ('0.25', '0.5', '0.75', '0.95')},
-          'quantised': 'quantised alone', 'paper': "paper's policy", 'joint': '**ours**'}
-
-Row = dict[str, Any]
 
 
 def summaries(name: str) -> list[Row]:
@@ -29,94 +28,104 @@ def summaries(name: str) -> list[Row]:
             for path in sorted(REPORT.rglob(f'{name}/summary.json'))]
 
 
-def provenance(summary: Row) -> str:
-    """Return where and when, for the line under a table."""
-    machine = summary['machine']
-    missing = summary['cases_planned'] - summary['cases_done']
-    return (f'{machine["info"]["name"]} on {machine["info"]["device"]}, {machine["date"]}, commit '
-            f'{machine["commit"]}, {summary["queries"]} queries'
-            + (f', {missing} of {summary["cases_planned"]} cases not run' if missing else '')
-            + (', `--quick`' if summary['quick'] else ''))
+def headline(summary: Row) -> Iterator[str]:
+    """Yield a row per strategy and budget, what others score and ours; say where ours is behind."""
+    rows = []
+    for (strategy, budget_s), cells in _points(summary).items():
+        own = cells.pop(OURS)
+        best = max(cells.values(), key=lambda row: float(row['score']))
+        scores = [cells[name]['score'] if name in cells else None for name in ('vanilla', 'paper')]
+        wins = own['score'] > best['score']
+        rows.append([
+            f'{STRATEGIES[strategy]}, {seconds(budget_s)}', *map(_number, scores),
+            f'{_number(best["score"])} ({label(best["method"])})',
+            f'**{_number(own["score"])}**' if wins else _number(own['score']),
+            share(cells['vanilla']['completed'] if 'vanilla' in cells else None),
+            f'{own["completed"] + own["truncated"]:.0%} ({own["completed"]:.0%})'])
+    yield from table(
+        ['budget', 'vanilla', "paper's policy", 'best of all others', OURS_LABEL,
+         'in time: vanilla', 'in time: ours (whole)'], rows)
+    yield from _said(summary)
 
 
-def left_out(summary: Row) -> Iterator[str]:
-    """Yield what a run does not show, and why."""
-    for each in summary['skipped']:
-        yield f'Left out: {each["what"]}: {each["why"]}.'
-
-
-def budgets(summary: Row) -> Iterator[str]:
-    """Yield a table of score / completion over budgets per strategy."""
-    table = summary['results']['table']
-    for strategy in dict.fromkeys(row['strategy'] for row in table):
-        rows = [row for row in table if row['strategy'] == strategy]
-        at = sorted({row['budget_s'] for row in rows})
-        yield f'| {strategy}, budget | ' + ' | '.join(f'{budget:.3g} s' for budget in at) + ' |'
-        yield '|---' * (len(at) + 1) + '|'
-        for method in dict.fromkeys(row['method'] for row in rows):
-            cells = {row['budget_s']: row for row in rows if row['method'] == method}
-            yield f'| {LABELS.get(method, method)} | ' + ' | '.join(
-                _pair(cells.get(budget)) for budget in at) + ' |'
-        yield ''
-    through = ' through the ROS action' if summary['ros'] else ''
-    yield ('Average score / completed in time (a late answer scores 0). `timebill experiment '
-           f'budgets`{through}: {provenance(summary)}.')
-    yield from left_out(summary)
-    pairs = [row for row in table if row.get('ahead') is not None]
-    if pairs:
-        yield ('On the same questions ours scores higher than a baseline at '
-               f'{sum(row["ahead"] > 0.0 for row in pairs)} of {len(pairs)} points (with the whole '
-               '95 % bootstrap interval at '
-               f'{sum(row["ahead_low"] > 0.0 for row in pairs)}), lower at '
-               f'{sum(row["ahead"] < 0.0 for row in pairs)} (with the whole interval at '
-               f'{sum(row["ahead_high"] < 0.0 for row in pairs)}).')
-    behind = summary['results']['losses']
-    if behind:
-        yield 'Ours is behind: ' + '; '.join(behind) + '.'
-
-
-def _pair(row: Row | None) -> str:
-    return '–' if row is None else f'{row["score"]:.3f} / {row["completed"]:.0%}'
-
-
-def robot(summary: Row) -> Iterator[str]:
-    """Yield a line per loop."""
+def _points(summary: Row) -> dict[tuple[str, float], dict[str, Row]]:
+    """Return the row of every method at every strategy and budget where ours was measured."""
+    found: dict[tuple[str, float], dict[str, Row]] = {}
     for row in summary['results']['table']:
-        yield (f'- {row["method"]}: acts on an answer in time at {row["acted"]:.0%} of {row["n"]} '
-               f'ticks, latest answer {row["latest_s"]:.2f} s after its deadline')
-    yield ''
-    through = ' through the ROS action' if summary['ros'] else ''
-    yield f'`timebill experiment robot`{through}: {provenance(summary)}.'
-    yield from left_out(summary)
+        found.setdefault((row['strategy'], row['budget_s']), {})[row['method']] = row
+    return {at: cells for at, cells in found.items() if OURS in cells and len(cells) > 1}
 
 
-def block() -> str:
-    """Return what stands between the markers."""
-    lines: list[str] = []
-    for name, write in (('budgets', budgets), ('robot', robot)):
+def _number(score: float | None) -> str:
+    return '–' if score is None else f'{score:.3f}'
+
+
+def _said(summary: Row) -> Iterator[str]:
+    """Yield what the numbers are, how sure the differences are, and where ours is behind."""
+    results = summary['results']
+    asked = ', '.join(f'{max(row["n"] for row in rows)} under {STRATEGIES[strategy]}'
+                      for strategy, rows in by(results['table'], 'strategy').items())
+    free = results['unhurried']
+    yield (f'Average score, 0 to 1, a late answer counting 0; questions: {asked}. Without a budget '
+           f'an answer takes {seconds(free["median_s"])} (median) and scores {free["score"]:.3f}: '
+           f'the model is small. {provenance(summary)}')
+    pairs = [row for row in results['table'] if row.get('ahead') is not None]
+    yield (f'On the same questions ours scores higher than another at '
+           f'{sum(row["ahead"] > 0.0 for row in pairs)} of {len(pairs)} points (with the whole '
+           f'95 % bootstrap interval at {sum(row["ahead_low"] > 0.0 for row in pairs)}), lower at '
+           f'{sum(row["ahead"] < 0.0 for row in pairs)} (with the whole interval at '
+           f'{sum(row["ahead_high"] < 0.0 for row in pairs)}).')
+    behind = [f'{STRATEGIES[strategy]}, {seconds(budget_s)}: ' + ', '.join(
+        f'{label(name)} {_number(row["score"])}' for name, row in cells.items()
+        if name != OURS and row['ahead'] < 0.0) + f' > ours {_number(cells[OURS]["score"])}'
+        for (strategy, budget_s), cells in _points(summary).items()
+        if any(name != OURS and row['ahead'] < 0.0 for name, row in cells.items())]
+    if behind:
+        yield f'**Ours is behind** at {"; ".join(behind)}.'
+
+
+def readme() -> Iterator[str]:
+    """Yield README's block."""
+    for summary in summaries('budgets'):
+        if not summary['ros'] and not summary['quick']:
+            yield from [*headline(summary), '']
+    for summary in summaries('robot'):
+        yield from [*robot(summary['results']), provenance(summary), '']
+
+
+def tables() -> Iterator[str]:
+    """Yield the block of docs/experiments.md: every table."""
+    for name, write in TABLES.items():
         for summary in summaries(name):
-            lines += [*write(summary), '']
-    if not lines:
-        lines = ['No experiment has been committed yet (`timebill experiment`, `timebill report`).']
-    return '\n'.join(lines).strip()
+            yield f'**{summary["title"]}.** {provenance(summary)}'
+            yield from ['', *write(summary['results'])]
+            yield from (f'Left out: {each["what"]}: {each["why"]}.' for each in summary['skipped'])
+            yield ''
 
 
-def main(arguments: list[str]) -> int:
-    """Rewrite the block, or check it."""
-    text = README.read_text(encoding='utf-8')
+def whole(page: Path, write: Callable[[], Iterator[str]]) -> tuple[str, str]:
+    """Return a page's text as it is, and as it should be; raises ValueError: no markers."""
+    text = page.read_text(encoding='utf-8')
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not found or not ended:
-        print(f'{README.name} lacks the markers {BEGIN} and {END}', file=sys.stderr)
-        return 1
-    wanted = f'{before}{BEGIN}\n{block()}\n{END}{after}'
-    if '--check' in arguments:
-        if wanted != text:
-            print('the numbers in README.md are not those of docs/report: run '
+        raise ValueError(f'{page.name} lacks the markers {BEGIN} and {END}')
+    block = '\n'.join(write()).strip() or 'No experiment has been committed yet.'
+    return text, f'{before}{BEGIN}\n{block}\n{END}{after}'
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the blocks, or check them."""
+    status = 0
+    for page, write in ((ROOT / 'README.md', readme), (ROOT / 'docs' / 'experiments.md', tables)):
+        text, wanted = whole(page, write)
+        if '--check' not in arguments:
+            page.write_text(wanted, encoding='utf-8')
+        elif wanted != text:
+            print(f'the numbers in {page.name} are not those of docs/report: run '
                   'python3 tools/readme_numbers.py', file=sys.stderr)
-        return int(wanted != text)
-    README.write_text(wanted, encoding='utf-8')
-    return 0
+            status = 1
+    return status
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Average score and completion over budgets, under Kill and Skip-Next (the paper's Fig. 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import time
 from typing import Any
 
@@ -67,7 +67,13 @@ def pilot(bench: Bench, host: EngineHost, items: Sequence[Item]) -> tuple[list[I
     rows = {row['item']: row for row in bench.recorder.rows if row.get('kind') == 'pilot'}
     fitting = [item for item in items
                if rows.get(item.item_id, {}).get('outcome') == Outcome.COMPLETED.name]
-    return fitting, quantile([rows[item.item_id]['elapsed_s'] for item in fitting], 0.5)
+    return fitting, median_s(rows.values())
+
+
+def median_s(unhurried: Iterable[Row]) -> float:
+    """Return the median time of the answers that came, s."""
+    return quantile([row['elapsed_s'] for row in unhurried
+                     if row['outcome'] == Outcome.COMPLETED.name], 0.5)
 
 
 def usable_methods(bench: Bench, host: EngineHost) -> list[Method]:
@@ -126,7 +132,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         table.append({'strategy': strategy, 'budget_s': float(budget), 'method': method,
                       **answers(found), **ahead(ours, found), **_fitting(found)})
     unhurried = [row for row in rows if row.get('kind') == 'pilot']
-    return {'unhurried': answers(unhurried), 'table': table, 'losses': losses(table)}
+    return {'unhurried': {**answers(unhurried), 'median_s': median_s(unhurried)}, 'table': table,
+            'losses': losses(table)}
 
 
 def asked_everywhere(rows: Sequence[Row]) -> list[Row]:

@@ -135,13 +135,13 @@ struct Cursor
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
 
-  // Fetches until the ring is full.
+  // Fetches until all but one stage are in use, which is how products go on.
   template<int BITS>
   DEVICE void top_up()
   {
 #pragma unroll 1
-    while (in_flight < STAGES && find_work()) {
-      const int n = smaller(STAGES - in_flight, left);
+    while (in_flight < STAGES - 1 && find_work()) {
+      const int n = smaller(STAGES - 1 - in_flight, left);
 #pragma unroll 1
       for (int i = 0; i < n; ++i) {fetch<BITS>(true);}
       in_flight += n;
@@ -154,20 +154,15 @@ struct Cursor
   template<int BITS>
   DEVICE int prepare(int wanted, bool * fetches)
   {
-    const bool more = find_work();
-    *fetches = more && in_flight == STAGES - 1;
-    int n = smaller(wanted, in_flight);
+    top_up<BITS>();                             // needed only where phases are very short
+    *fetches = in_flight == STAGES - 1 && find_work();
+    const int n = smaller(wanted, *fetches ? left : in_flight);
     if (*fetches) {
-      n = smaller(wanted, left);
       left -= n;
-      return n;
+    } else {
+      if (in_flight != STAGES - 1) {copy_async_wait<0>();}
+      in_flight -= n;
     }
-    if (in_flight != STAGES - 1) {              // the first units, or phases that are very short
-      if (more) {top_up<BITS>();}
-      copy_async_wait<0>();
-      n = in_flight == STAGES ? 1 : smaller(wanted, in_flight);
-    }
-    in_flight -= n;
     return n;
   }
 

@@ -132,16 +132,45 @@ DEVICE int vector_place(int k)
   return (g < ROWS ? g : 0) * vector_stride<BITS>(k) + t * 16;
 }
 
-// The products of one unit. `mine` are the lane's slots, THREADS apart: two halves of a row, and of
-// another; x points to the lane's columns of the chunk.
-template<int BATCH, int THREADS>
-DEVICE void add_unit(Total<16, BATCH> & total, const Vector16 * mine, const u8 * x, int,
-  const float *, const float *, const u16 *)
+// What a lane has of one unit: two halves of a row, and of another. int4's scales of a half: those
+// of the two rows in the halves of a word; or for FINE_COLUMNS columns each a word of either row,
+// with the scale in its lower half and the offset in its upper one.
+template<int BITS>
+struct Unit
+{
+  Vector16 first[2], second[2];
+  u32 scales_of_half[2];
+  Vector16 fine_first[2], fine_second[2];
+
+  // `mine` are the lane's slots, STRIDE apart; `scales` those of the warp.
+  template<int STRIDE>
+  DEVICE void take(const Vector16 * mine, const u16 * scales)
+  {
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      first[half] = mine[half * STRIDE];
+      second[half] = mine[(2 + half) * STRIDE];
+      if (BITS == 4) {
+        scales_of_half[half] = scales[half * 16 + g] | (u32)scales[half * 16 + g + 8] << 16;
+      }
+      if (BITS == INT4_FINE) {
+        fine_first[half] = ((const Vector16 *)scales)[2 * g + half];
+        fine_second[half] = ((const Vector16 *)scales)[2 * (g + 8) + half];
+      }
+    }
+  }
+};
+
+// The products of one unit; x points to the lane's columns of the chunk.
+template<int BATCH>
+DEVICE void add_unit(Total<16, BATCH> & total, const Unit<16> & unit, const u8 * x, int,
+  const float *, const float *)
 {
   float part[4] = {total.of[0][0], total.of[1][0], total.of[0][1], total.of[1][1]};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+    const Vector16 a = unit.first[half], b = unit.second[half];
     const Vector16 v = *(const Vector16 *)(x + half * 64);
     multiply_accumulate(part, a.word[0], b.word[0], a.word[1], b.word[1], v.word[0], v.word[1]);
     multiply_accumulate(part, a.word[2], b.word[2], a.word[3], b.word[3], v.word[2], v.word[3]);
@@ -156,16 +185,16 @@ DEVICE float both_bytes(int upper, int lower) { return (float)(upper * 256 + low
 
 const u32 UPPER = 0xF0F0F0F0u;                  // halves of four bytes
 
-template<int BATCH, int THREADS>
-DEVICE void add_unit(Total<8, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
-  const float * x_scales, const float *, const u16 *)
+template<int BATCH>
+DEVICE void add_unit(Total<8, BATCH> & total, const Unit<8> & unit, const u8 * x, int set_stride,
+  const float * x_scales, const float *)
 {
 #pragma unroll
   for (int set = 0; set < Total<8, BATCH>::SETS; ++set) {
     int part[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+      const Vector16 a = unit.first[half], b = unit.second[half];
       const Vector16 v = *(const Vector16 *)(x + set * set_stride + half * 64);
       multiply_accumulate(part, a.word[0], b.word[0], a.word[1], b.word[1], v.word[0], v.word[1]);
       multiply_accumulate(part, a.word[2], b.word[2], a.word[3], b.word[3], v.word[2], v.word[3]);
@@ -176,14 +205,13 @@ DEVICE void add_unit(Total<8, BATCH> & total, const Vector16 * mine, const u8 * 
   }
 }
 
-template<int BATCH, int THREADS>
-DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * x, int set_stride,
-  const float * x_scales, const float *, const u16 * scales)
+template<int BATCH>
+DEVICE void add_unit(Total<4, BATCH> & total, const Unit<4> & unit, const u8 * x, int set_stride,
+  const float * x_scales, const float *)
 {
-  const int g = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
+    const Vector16 a = unit.first[half], b = unit.second[half];
     int part[Total<4, BATCH>::SETS][4] = {};
 #pragma unroll
     for (int set = 0; set < Total<4, BATCH>::SETS; ++set) {
@@ -194,8 +222,8 @@ DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * 
           a.word[j] & UPPER, b.word[j] & UPPER, v.word[j % 2 * 2], v.word[j % 2 * 2 + 1]);
       }
     }
-    const float scale_first = bf16_to_float(scales[half * 16 + g]);
-    const float scale_second = bf16_to_float(scales[half * 16 + g + 8]);
+    const float scale_first = low_half(unit.scales_of_half[half]);
+    const float scale_second = high_half(unit.scales_of_half[half]);
 #pragma unroll
     for (int set = 0; set < Total<4, BATCH>::SETS; ++set) {
       const float scale = x_scales[half * BATCH + set * 4];
@@ -205,17 +233,14 @@ DEVICE void add_unit(Total<4, BATCH> & total, const Vector16 * mine, const u8 * 
   }
 }
 
-template<int BATCH, int THREADS>
-DEVICE void add_unit(Total<INT4_FINE, BATCH> & total, const Vector16 * mine, const u8 * x,
-  int set_stride, const float * x_scales, const float * x_sums, const u16 * scales)
+template<int BATCH>
+DEVICE void add_unit(Total<INT4_FINE, BATCH> & total, const Unit<INT4_FINE> & unit, const u8 * x,
+  int set_stride, const float * x_scales, const float * x_sums)
 {
-  const int g = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Vector16 a = mine[half * THREADS], b = mine[(2 + half) * THREADS];
-    // A word for 32 columns: the scale in its lower half, the offset in its upper one.
-    const Vector16 of_first = ((const Vector16 *)scales)[2 * g + half];
-    const Vector16 of_second = ((const Vector16 *)scales)[2 * (g + 8) + half];
+    const Vector16 a = unit.first[half], b = unit.second[half];
+    const Vector16 of_first = unit.fine_first[half], of_second = unit.fine_second[half];
 #pragma unroll
     for (int set = 0; set < Total<INT4_FINE, BATCH>::SETS; ++set) {
       const float scale = x_scales[half * BATCH + set * 4];

@@ -92,8 +92,9 @@ def test_interfaces_only(
 
 
 def test_colcon_build_with_symlinks(
-        source: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    install = _colcon_build(source.parents[1], environment, 'links', '--symlink-install')
+        source: Path, plain_install: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    install = _colcon_build(plain_install.parent, environment, 'links', '--symlink-install',
+                            build='plain', cmake=('-DTIMEBILL_INTERFACES_ONLY=OFF',))
     _check_whole_package(install, environment, tmp_path)
     assert (_modules(install) / 'query.py').resolve() == source / 'timebill_ros' / 'query.py'
 

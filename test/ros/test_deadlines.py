@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import random
 
 import pytest
-from ros_serving import hopeful_cache, running_server, Server, STORY, WAIT_S
+from ros_serving import ensure_profile, hopeful_cache, running_server, Server, STORY, WAIT_S
 
 from timebill_ros.client import Answer
 from timebill_ros.query import Outcome
@@ -26,8 +26,7 @@ LONG = 'The robot saw a red chair in the room. ' * 400
 @pytest.fixture(scope='module')
 def hopeful_server(ros_domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give the module a server that believes this machine to be ten thousand times faster."""
-    with running_server('measured'):
-        pass  # leaves a profile behind, if there was none
+    ensure_profile()
     cache = hopeful_cache(tmp_path_factory.mktemp('hopeful') / 'cache')
     with running_server(
         'hopeful', cache_dir=str(cache), delivery_margin_s=DELIVERY_MARGIN_S, max_batch=1,

@@ -73,7 +73,7 @@ class QueryServer(Node):
         self.add_post_set_parameters_callback(guarded(log, self._on_parameters))
         self.stop_asked = False
         self._arrival_ns = 0
-        self._loading_logged: tuple[str, int] = ('', 0)
+        self._loading_logged: set[tuple[str, int]] = set()
         self._report = StatusReport()
         self._server: ActionServer | None = None
         self._timing = self.create_publisher(QueryTimingMsg, qos.TIMING_TOPIC, qos.timing_qos())
@@ -161,6 +161,7 @@ class QueryServer(Node):
             self.get_logger().info(f'engine: {event.text}')
         elif isinstance(event, EngineLost):
             self.get_logger().error(f'{event.error_msg}; next start in {event.retry_s:g} s')
+            self._loading_logged.clear()
             self._report.engine_lost()
             self._desk.engine_lost(event)
             self._intake.engine_lost()
@@ -203,10 +204,10 @@ class QueryServer(Node):
                 self._open_server()
 
     def _log_loading(self, message: Loading) -> None:
-        """Log each step and each tenth of it; the engine repeats itself to show that it lives."""
+        """Log each step once a tenth of the start; the laws are measured in turns, over and over."""
         step = (message.what, int(message.fraction * 10))
-        if step != self._loading_logged:
-            self._loading_logged = step
+        if step not in self._loading_logged:
+            self._loading_logged.add(step)
             self.get_logger().info(f'engine: {message.what} ({message.fraction:.0%})')
 
     def _on_parameters(self, changed: list[Parameter]) -> None:

@@ -12,6 +12,9 @@ from enum import IntEnum
 from math import nan
 from typing import List, Optional
 
+# A logit divided by less can leave float32, and nothing but the likeliest token would be drawn.
+_LEAST_TEMPERATURE = 1e-5
+
 
 class Outcome(IntEnum):
     """How a query ended (``Query.Result.OUTCOME_*``)."""
@@ -107,7 +110,7 @@ class Sampling:
     """
     How the next token is chosen; every field is resolved (no "server's default" left).
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is
+    ``temperature`` 0 is greedy, and so is what cannot be told from it. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is
     that of transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and
     response.
     """
@@ -117,6 +120,11 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: Optional[int] = None
+
+    @property
+    def greedy(self) -> bool:
+        """Tell whether the likeliest token is always chosen."""
+        return self.temperature < _LEAST_TEMPERATURE
 
 
 @dataclass
@@ -143,6 +151,7 @@ class Query:
     sampling: Sampling = field(default_factory=Sampling)
     overrun_ns: int = 0                # how long beyond plan_deadline_ns it may run (SKIP_NEXT)
     waited_ns: int = 0                 # of the budget gone before arrival_ns (sent_at)
+    handover_ns: int = 0               # what we cut short ends so long before plan_deadline_ns
     client_id: str = ''                # whose it is; '' = the pool of those who do not say
 
     @property

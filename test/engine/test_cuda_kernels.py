@@ -276,6 +276,19 @@ def test_the_same_seed_and_position_draw_the_same_token(kernels, device):
     assert len(drawn) > 2
 
 
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_where_no_logit_is_a_number_nothing_is_chosen(kernels, device, temperature):
+    state = allocate_state(2, 256, 1, 64, 1, 1, device)
+    state.logits[0], state.logits[1] = torch.nan, random(256, device=device).float()
+    state.best_value[:2] = torch.tensor([-torch.inf, state.logits[1].max()], device=device)
+    state.best_index[:2] = torch.tensor([0x7FFFFFFF, int(state.logits[1].argmax())], device=device)
+    state.slot_of_row[:2] = torch.tensor([0, 1], device=device)
+    state.temperature[:] = temperature
+    launch.sample(kernels, 2, 1, state)
+    assert int(state.chosen[0]) == -1 and 0 <= int(state.chosen[1]) < 256
+    assert not state.seen[0].any() and int(state.seen[1].sum()) == 1
+
+
 @pytest.mark.parametrize('bits,group,tolerance', [(8, 128, 0.01), (4, 128, 0.1), (4, 32, 0.075)])
 def test_quantised_weights_stay_near(device, bits, group, tolerance):
     weight = random(50, 416, device=device)

@@ -12,6 +12,7 @@ from transformers import (
     LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
     TopKLogitsWarper, TopPLogitsWarper)
 
+from timebill_ros.engine.errors import NotFinite
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.query import Sampling
 
@@ -79,6 +80,23 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
     assert draw(None) != draw(None)
+
+
+@pytest.mark.parametrize('sampling', [Sampling(), Sampling(0.8, 0.9, 5, 1.2, 1)])
+@pytest.mark.parametrize('broken', [torch.nan, torch.inf])
+def test_what_is_no_number_is_not_chosen_from(sampling: Sampling, broken: float) -> None:
+    scores = logits(4)
+    scores[7] = broken
+    for each in (scores, torch.full((VOCABULARY,), torch.nan)):
+        with pytest.raises(NotFinite, match='not a number'):
+            Sampler(sampling, [1], CPU).choose(each)
+
+
+@pytest.mark.parametrize('temperature', [5e-324, 1e-40, 1e-6, 1e-5])
+def test_the_least_temperatures_choose_the_likeliest(temperature: float) -> None:
+    sampling = Sampling(temperature, 0.9, 5, 1.0, 1)
+    assert sampling.greedy == (temperature < 1e-5)
+    assert Sampler(sampling, [1], CPU).choose(logits(5)) == int(logits(5).argmax())
 
 
 @pytest.mark.parametrize('sampling', [

@@ -17,3 +17,12 @@ class PromptTooLong(EngineError):
 
 class OutOfMemory(EngineError):
     """The KV cache of a query does not fit: how much it needs and how much there is."""
+
+
+class NotFinite(EngineError):
+    """The model's output is no number."""
+
+    def __init__(self) -> None:
+        """Say what can be the cause."""
+        super().__init__('what the model gives out is not a number (NaN or infinite): its weights '
+                         'are broken, or too large for the dtype they are run in')

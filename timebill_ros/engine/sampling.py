@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of the next token: what transformers' processors compute, in their order."""
 
+import math
 from typing import List
 
 import torch
 from torch import Tensor
 
+from timebill_ros.engine.errors import NotFinite
 from timebill_ros.query import Sampling
 
 
@@ -22,7 +24,7 @@ class Sampler:
         """Start a sequence; the same seed gives the same draws."""
         self.sampling = sampling
         self._generator = None
-        if sampling.temperature > 0.0:
+        if not sampling.greedy:
             self._generator = torch.Generator(device)
             if sampling.seed is None:
                 self._generator.seed()
@@ -32,24 +34,38 @@ class Sampler:
         self._seen_ids = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
 
     def choose(self, logits: Tensor) -> int:
-        """Return the next token, given the logits [vocab_size] after the newest one."""
-        scores = self.process(logits)
-        token = int(scores.argmax()) if self._generator is None else self._draw(scores)
+        """
+        Return the next token, given the logits [vocab_size] after the newest one.
+
+        Raises NotFinite if one of them is NaN, or the best of them not finite.
+        """
+        scores = self._penalised(logits)
+        token = int(scores.argmax())            # of a NaN, if there is one
+        if not math.isfinite(scores[token]):
+            raise NotFinite
+        if self._generator is not None:
+            token = self._draw(self._warped(scores))
         self._remember(token)
         return token
 
     def process(self, logits: Tensor) -> Tensor:
         """Return the scores [vocab_size], float32, that the choice is made from."""
+        return self._warped(self._penalised(logits))
+
+    def _penalised(self, logits: Tensor) -> Tensor:
         scores = logits.float()
         penalty = self.sampling.repetition_penalty
-        if penalty != 1.0:
-            found = scores[self._seen_ids]
-            found = torch.where(found < 0, found * penalty, found / penalty)
-            scores = scores.index_copy(0, self._seen_ids, found)
-        if self.sampling.temperature > 0.0:
-            scores = _top_k(scores / self.sampling.temperature, self.sampling.top_k)
-            scores = _top_p(scores, self.sampling.top_p)
-        return scores
+        if penalty == 1.0:
+            return scores
+        found = scores[self._seen_ids]
+        found = torch.where(found < 0, found * penalty, found / penalty)
+        return scores.index_copy(0, self._seen_ids, found)
+
+    def _warped(self, scores: Tensor) -> Tensor:
+        if self.sampling.greedy:
+            return scores
+        scores = _top_k(scores / self.sampling.temperature, self.sampling.top_k)
+        return _top_p(scores, self.sampling.top_p)
 
     def _draw(self, scores: Tensor) -> int:
         candidates = _candidates(scores)        # drawing from few is quick, from a vocabulary not

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from timebill_ros.engine.decoder import Decoder
-from timebill_ros.engine.errors import EngineError, ModelError
+from timebill_ros.engine.errors import EngineError, ModelError, NotFinite
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.memory import usable_bytes
@@ -114,7 +114,10 @@ class GraphSteps:
         for seq in seqs:
             if not seq.begun:
                 self.begin(seq)
-        return self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
+        chosen = self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
+        if min(chosen) < 0:
+            raise NotFinite
+        return chosen
 
 
 def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:

@@ -71,7 +71,8 @@ class StepRunner:
         state = self._step.state
         self.move(slot)
         state.tokens[slot] = token
-        state.temperature[slot], state.top_k[slot] = sampling.temperature, sampling.top_k
+        state.temperature[slot] = 0.0 if sampling.greedy else sampling.temperature
+        state.top_k[slot] = sampling.top_k
         state.top_p[slot], state.penalty[slot] = sampling.top_p, sampling.repetition_penalty
         state.seed[slot] = secrets.randbits(62) if sampling.seed is None else sampling.seed
         state.seen[slot].zero_()

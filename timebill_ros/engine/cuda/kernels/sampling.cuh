@@ -8,6 +8,8 @@
 // likeliest token's as 64-bit integers, so that the result does not depend on the order of
 // additions; tokens below that (28 nats down) cannot be drawn. Logits closer than 2^-16 after the
 // temperature count as ties, and ties at a threshold are kept together.
+//
+// Where no logit is a finite number nothing is chosen: the host is told so by -1.
 
 struct SampleArgs
 {
@@ -23,7 +25,7 @@ struct SampleArgs
   int * lengths;             // [slots]
   int * positions;           // [slots]
   int * tokens;              // [slots]
-  int * chosen;              // [batch], the step's result
+  int * chosen;              // [batch], the step's result; -1: no logit is a number
   u32 * counters;            // barriers of the kernel before, made ready for the next step
   int vocabulary;
   int n_best;
@@ -197,6 +199,10 @@ DEVICE void sample(const SampleArgs & args)
   }
   __syncthreads();
   int token = (int)shared_result[0];
+  if (token >= args.vocabulary || !(-*best > MINUS_INFINITY)) {
+    if (threadIdx.x == 0) {args.chosen[row] = -1;}
+    return;
+  }
   const float temperature = args.temperature[slot];
   if (temperature > 0.0f) {
     __syncthreads();

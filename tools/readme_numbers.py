@@ -1,7 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Write measured numbers into README.md and docs/experiments.md, from the committed summaries.
+Write measured numbers into README.md and docs/experiments.md, from the committed results.
 
 README gets what a newcomer wants to know, docs/experiments.md all tables, each between two markers.
 ``--check`` only tells whether they stand there (status 1 if not), which a test asks. Needs no more
@@ -19,6 +19,9 @@ from result_tables import (
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / 'docs' / 'report'
+MEASUREMENTS = ROOT / 'docs' / 'measurements'
+GPU_STEPS, CPU_STEPS = 'decode-qwen2.5-7b-h200.json', 'cpu-epyc.json'
+GPU_CACHED, CPU_CACHED = 8192, 512      # cached tokens of the steps that README names
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
 
 
@@ -84,6 +87,23 @@ def _said(summary: Row) -> Iterator[str]:
         yield f'**Ours is behind** at {"; ".join(behind)}.'
 
 
+def steps() -> Iterator[str]:
+    """Yield what a decode step takes: a 7B shape on a GPU, the embedded model on a CPU."""
+    gpu, cpu = (json.loads((MEASUREMENTS / name).read_text(encoding='utf-8'))
+                for name in (GPU_STEPS, CPU_STEPS))
+    of_gpu = ', '.join(
+        f'{row["tier"]} {row["step_ms"]:.2f} ms ({row["ratio"]:.2f} × the time to read its bytes)'
+        for row in gpu['steps'] if row['width'] == 1 and row['cached_tokens'] == GPU_CACHED)
+    threads = max(row['threads'] for row in cpu['decode'])
+    of_cpu = ', '.join(
+        f'{row["tier"]} {row["ms"]:.1f} ms ({row["times_as_fast"]:.1f} × as fast as llama.cpp)'
+        for row in cpu['decode']
+        if row['threads'] == threads and row['cached_tokens'] == CPU_CACHED)
+    yield (f'A decode step: {gpu["shape"]} on {gpu["device"]}, {GPU_CACHED:,} tokens cached: '
+           f'{of_gpu}. {cpu["model"]} on {cpu["device"]}, {CPU_CACHED} cached: {of_cpu}. More: '
+           '[GPU engine](docs/gpu-engine.md), [CPU engine](docs/cpu-engine.md).')
+
+
 def readme() -> Iterator[str]:
     """Yield README's block."""
     for summary in summaries('budgets'):
@@ -91,6 +111,7 @@ def readme() -> Iterator[str]:
             yield from [*headline(summary), '']
     for summary in summaries('robot'):
         yield from [*robot(summary['results']), provenance(summary), '']
+    yield from steps()
 
 
 def tables() -> Iterator[str]:

@@ -110,9 +110,9 @@ class Sampling:
     """
     How the next token is chosen; every field is resolved (no "server's default" left).
 
-    ``temperature`` 0 is greedy, and so is what cannot be told from it. ``top_k`` 0 and ``top_p`` 1 are off. ``repetition_penalty`` is
-    that of transformers (CTRL, arXiv 1909.05858, section 4.1): 1 is off; it counts prompt and
-    response.
+    ``temperature`` 0 is greedy, and so is what cannot be told from it. ``top_k`` 0 and ``top_p`` 1
+    are off. ``repetition_penalty`` is that of transformers (CTRL, arXiv 1909.05858, section 4.1):
+    1 is off; it counts prompt and response.
     """
 
     temperature: float = 0.0

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from timebill_ros.engine import defaults, loading, source
 from timebill_ros.engine.config import ModelConfig, read_config
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.errors import ModelError, OutOfMemory
+from timebill_ros.engine.errors import EngineError, ModelError, NotFinite, OutOfMemory
 from timebill_ros.engine.loading import choose_device, choose_dtype
 from timebill_ros.executor.messages import Load
 from timebill_ros.query import Sampling, Turn
@@ -81,8 +81,19 @@ def test_sampling_without_numbers_means_what_transformers_means(copy: Path) -> N
         'temperature': 1.0, 'top_p': 1.0, 'top_k': 50, 'repetition_penalty': 1.0}
 
 
+@pytest.mark.parametrize('fields', [
+    {'eos_token_id': 'a'}, {'eos_token_id': [1, 2.5]}, {'repetition_penalty': -1.0},
+    {'repetition_penalty': float('nan')}, {'do_sample': True, 'top_p': 0.0},
+    {'do_sample': True, 'top_k': -3}, {'do_sample': True, 'temperature': 'hot'}])
+def test_a_generation_config_that_nothing_can_be_chosen_by(
+        copy: Path, fields: dict[str, Any]) -> None:
+    edit(copy, 'generation_config.json', **fields)
+    message = refusal(copy)
+    assert 'generation_config.json' in message and list(fields)[-1] in message, message
+
+
 @pytest.mark.parametrize('content', [
-    'models: [{match: "*", temprature: 0.1}]', 'models: [{temperature: 0.1}]', 'other: []', '[',
+    'models: [{match: "*", top_k: 1.5}]', 'models: [{match: "*", temprature: 0.1}]', 'models: [{temperature: 0.1}]', 'other: []', '[',
     'models: [{match: "*", top_p: high}]'])
 def test_a_malformed_file_of_defaults_is_named(
         checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
@@ -108,6 +119,13 @@ def test_the_key_of_a_model_follows_its_configuration(copy: Path) -> None:
     ({'num_hidden_layers': 'many'}, ['config.json']),
     ({'num_hidden_layers': 3}, ['model.layers.2.input_layernorm']),
     ({'intermediate_size': 50}, ['gate_proj', '(48, 32)', '(50, 32)']),
+    ({'num_hidden_layers': 0}, ['num_hidden_layers 0', 'less than 1']),
+    ({'max_position_embeddings': -5}, ['max_position_embeddings -5']),
+    ({'head_dim': -8}, ['head_dim -8']),
+    ({'num_key_value_heads': 3}, ['4 query heads', '3 KV heads']),
+    ({'architectures': 'SomethingElse'}, ['SomethingElse does not generate text']),
+    ({'architectures': [1]}, ['1 does not generate text']),
+    ({'quantization_config': 'gptq'}, ['gptq', 'GGUF']),
 ])
 def test_what_cannot_be_run_is_named(copy: Path, fields: dict[str, Any], words: list[str]) -> None:
     edit(copy, **fields)
@@ -152,6 +170,30 @@ def test_an_index_cannot_lead_out_of_its_directory(copy: Path) -> None:
     index = {'weight_map': {'model.norm.weight': '../other.safetensors'}}
     edit(copy, 'model.safetensors.index.json', **index)
     assert '../other.safetensors' in refusal(copy)
+    edit(copy, 'model.safetensors.index.json', weight_map=['model.norm.weight'])
+    assert 'no weight_map' in refusal(copy)
+
+
+def test_weights_that_are_no_numbers_fail_the_query_and_not_the_engine(copy: Path) -> None:
+    weights = load_file(copy / 'model.safetensors')
+    weights['model.layers.1.mlp.up_proj.weight'][3, 5] = torch.nan
+    save_file(weights, copy / 'model.safetensors')
+    engine = Engine.load(Load(str(copy), device='cpu'))
+    seq = engine.open_sequence([1, 2, 3], 8)
+    assert engine.prefill_chunk(seq)
+    with pytest.raises(NotFinite, match='weights are broken'):
+        engine.next_token(seq)
+    engine.close(seq)
+    save_file({**weights, 'model.norm.weight': torch.ones(32, dtype=torch.int8)},
+              copy / 'model.safetensors')
+    assert 'model.norm.weight holds torch.int8' in refusal(copy)
+
+
+@pytest.mark.parametrize('token', [-1, 300])
+def test_a_token_without_an_embedding_is_refused(checkpoint: Path, token: int) -> None:
+    engine = Engine.load(Load(str(checkpoint), device='cpu'))
+    with pytest.raises(EngineError, match='no embedding'):
+        engine.open_sequence([1, token], 8)
 
 
 def test_a_broken_file_is_named(copy: Path) -> None:
@@ -239,6 +281,8 @@ def test_rotary_scalings_that_change_with_the_length_limit_the_context(
 
 @pytest.mark.parametrize('rope', [
     {'rope_type': 'spiral', 'rope_theta': 1e4},
+    {'rope_type': 'longrope', 'rope_theta': 1e4, 'short_factor': [1.0] * 3,
+     'long_factor': [1.0] * 3, 'original_max_position_embeddings': 64},
     {'rope_type': 'linear', 'rope_theta': 1e4, 'factor': 2.0, 'partial_rotary_factor': 0.5}])
 def test_a_rotary_scaling_that_we_do_not_compute_is_refused(
         copy: Path, rope: dict[str, Any]) -> None:

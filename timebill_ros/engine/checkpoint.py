@@ -66,6 +66,9 @@ class Checkpoint:
             tensor: Tensor = self._open[file].get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f'{self._directory / file}: cannot read {name}: {error}') from error
+        if not tensor.is_floating_point():
+            raise ModelError(f'{self._directory / file}: tensor {name} holds {tensor.dtype}; '
+                             'quantised checkpoints are not supported')
         return tensor
 
 
@@ -73,10 +76,13 @@ def _files_by_tensor(directory: Path) -> Optional[Dict[str, str]]:
     """Return tensor name to file name, or None where one file holds all."""
     index = read_json(directory / _INDEX)
     if index is not None:
-        files = dict(index.get('weight_map', {}))
-        for file in set(files.values()):
-            if Path(file).name != file:
-                raise ModelError(f'{directory / _INDEX} names a file outside its directory: {file}')
+        files = index.get('weight_map')
+        if not isinstance(files, dict):
+            raise ModelError(f'{directory / _INDEX} has no weight_map from tensors to files')
+        for file in files.values():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ModelError(f'{directory / _INDEX} names what is no file of its directory: '
+                                 f'{file}')
         return files
     if (directory / _SINGLE).is_file():
         return None

@@ -74,6 +74,7 @@ def read_config(directory: Path) -> ModelConfig:
             directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:      # its validators raise many kinds
         raise ModelError(f'{directory}: config.json is not valid: {error}') from error
+    _refuse_impossible(config, directory)
     family = config.model_type
     max_positions, window = _limit_positions(config)
     qkv_bias = family == 'qwen2' or bool(getattr(config, 'attention_bias', False))
@@ -89,7 +90,7 @@ def read_config(directory: Path) -> ModelConfig:
         vocab_size=config.vocab_size,
         norm_eps=config.rms_norm_eps,
         max_positions=max_positions,
-        eos_ids=_eos_ids(read_json(directory / 'generation_config.json'), config),
+        eos_ids=_eos_ids(directory / 'generation_config.json', config),
         rope=dict(config.rope_parameters),
         attention_bias=qkv_bias,
         output_bias=qkv_bias and family != 'qwen2',
@@ -115,18 +116,34 @@ def _refuse_unsupported(raw: Dict[str, Any], directory: Path) -> None:
     if family not in FAMILIES:
         raise ModelError(f'{directory}: architecture {family!r} is not supported; '
                          f'supported are {", ".join(FAMILIES)}')
-    for architecture in raw.get('architectures') or []:
-        if not architecture.endswith('ForCausalLM'):
+    architectures = raw.get('architectures') or []
+    for architecture in architectures if isinstance(architectures, list) else [architectures]:
+        if not str(architecture).endswith('ForCausalLM'):
             raise ModelError(f'{directory}: {architecture} does not generate text; '
                              'a ...ForCausalLM checkpoint is needed')
     quantization = raw.get('quantization_config')
     if quantization:
-        method = quantization.get('quant_method', 'of an unknown kind')
+        method = quantization
+        if isinstance(quantization, dict):
+            method = quantization.get('quant_method', 'of an unknown kind')
         raise ModelError(f'{directory}: quantised checkpoints ({method}) are not supported; '
                          'use the unquantised one or a GGUF file')
     activation = raw.get('hidden_act', 'silu')
     if activation != 'silu':
         raise ModelError(f'{directory}: activation {activation!r} is not supported; silu is')
+
+
+def _refuse_impossible(config: Any, directory: Path) -> None:
+    """Raise ModelError for sizes that no model has; whether they are the weights' shows later."""
+    for name in ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads',
+                 'head_dim', 'intermediate_size', 'vocab_size', 'max_position_embeddings',
+                 'sliding_window'):
+        size = getattr(config, name, None)
+        if size is not None and size < 1:
+            raise ModelError(f'{directory}: {name} {size} in config.json is less than 1')
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ModelError(f'{directory}: {config.num_attention_heads} query heads cannot share '
+                         f'{config.num_key_value_heads} KV heads evenly')
 
 
 def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
@@ -144,13 +161,18 @@ def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
     return limit, None
 
 
-def _eos_ids(generation: Optional[Dict[str, Any]], config: Any) -> Tuple[int, ...]:
+def _eos_ids(generation_config: Path, config: Any) -> Tuple[int, ...]:
     """
     Return the end tokens of the generation config, else of the model config.
 
     Not the tokenizer's: loaded from a GGUF file, it was seen to name another token.
     """
-    for eos in ((generation or {}).get('eos_token_id'), getattr(config, 'eos_token_id', None)):
+    generation = read_json(generation_config) or {}
+    for eos in (generation.get('eos_token_id'), getattr(config, 'eos_token_id', None)):
         if eos is not None:
-            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+            ids = eos if isinstance(eos, (list, tuple)) else [eos]
+            if not all(type(each) is int for each in ids):
+                raise ModelError(f'{generation_config}: eos_token_id {eos!r} is no token, nor a '
+                                 'list of tokens')
+            return tuple(ids)
     return ()

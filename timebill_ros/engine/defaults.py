@@ -5,6 +5,7 @@
 from dataclasses import asdict, fields
 from fnmatch import fnmatchcase
 import json
+from math import inf
 from pathlib import Path
 from typing import Any, Dict
 
@@ -23,7 +24,7 @@ def default_sampling(name: str, directory: Path) -> Sampling:
     short_name = name.rpartition('/')[2].lower()
     for entry in _entries(config_file('models.yaml')):
         if fnmatchcase(short_name, str(entry['match']).lower()):
-            return Sampling(**{key: value for key, value in entry.items() if key in _FIELDS})
+            return _checked(entry)
     return _own_sampling(directory / 'generation_config.json')
 
 
@@ -39,11 +40,24 @@ def _entries(path: Path) -> Any:
             unknown = set(entry) - set(_FIELDS) - {'match'}
             if unknown or 'match' not in entry:
                 raise ValueError(f'unknown field {min(unknown)}' if unknown else 'match is missing')
-            if not all(isinstance(entry[key], (int, float)) for key in _FIELDS if key in entry):
-                raise ValueError(f'{entry["match"]}: every field is a number')
+            _checked(entry)
     except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise ModelError(f'{path}: {error}') from error
     return entries
+
+
+def _checked(given: Dict[str, Any]) -> Sampling:
+    """Return the fields that are given as a sampling; raises ValueError for what cannot be one."""
+    for key, allowed, limit in (
+            ('temperature', lambda value: 0.0 <= value < inf, '0 or above'),
+            ('top_p', lambda value: 0.0 < value <= 1.0, 'above 0 and at most 1'),
+            ('top_k', lambda value: value >= 0 and value == int(value), 'a whole number from 0 on'),
+            ('repetition_penalty', lambda value: 0.0 < value < inf, 'above 0')):
+        value = given.get(key, 1.0)
+        if not isinstance(value, (int, float)) or not allowed(value):
+            raise ValueError(f'{key} {value!r} is not {limit}')
+    return Sampling(**{key: int(value) if key == 'top_k' else float(value)
+                       for key, value in given.items() if key in _FIELDS})
 
 
 def _own_sampling(path: Path) -> Sampling:
@@ -52,13 +66,9 @@ def _own_sampling(path: Path) -> Sampling:
         return Sampling()
     try:
         raw = json.loads(path.read_text(encoding='utf-8'))
-        penalty = float(raw.get('repetition_penalty') or 1.0)
-        if not raw.get('do_sample'):
-            return Sampling(repetition_penalty=penalty)
-        top_k, top_p, temperature = (raw.get(key) for key in ('top_k', 'top_p', 'temperature'))
-        return Sampling(
-            temperature=1.0 if temperature is None else float(temperature),
-            top_p=1.0 if top_p is None else float(top_p),
-            top_k=_TRANSFORMERS_TOP_K if top_k is None else int(top_k), repetition_penalty=penalty)
+        given = {key: raw[key] for key in _FIELDS if raw.get(key) is not None}
+        if raw.get('do_sample'):
+            return _checked({'temperature': 1.0, 'top_k': _TRANSFORMERS_TOP_K, **given})
+        return _checked({key: given[key] for key in given if key == 'repetition_penalty'})
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f'{path}: {error}') from error

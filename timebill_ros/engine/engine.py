@@ -131,9 +131,13 @@ class Engine:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
-    def tokenize(self, messages: List[Turn]) -> List[int]:
-        """Return a conversation's ids up to where the answer starts; raises EngineError."""
-        return self._codec.encode_chat(messages)
+    def tokenize(self, messages: List[Turn], limit: int = 0) -> List[int]:
+        """
+        Return a conversation's ids up to where the answer starts; raises EngineError.
+
+        One that is far beyond a ``limit`` may come without its end, but with more ids than that.
+        """
+        return self._codec.encode_chat(messages, limit)
 
     def response_text(self, stop: List[str]) -> ResponseText:
         """Return the text side of a new response."""
@@ -173,6 +177,9 @@ class Engine:
         if len(ids) + 1 > limit:
             raise PromptTooLong(f'the prompt has {len(ids)} tokens; with one token of answer it '
                                 f'exceeds the context of {limit} tokens')
+        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
+            raise EngineError(f'the prompt has a token that the model has no embedding for: it '
+                              f'knows {self.info.vocab_size}')
         capacity = max(len(ids) + 1, min(capacity, limit))
         if not self._free_slots:
             self.check_memory(capacity)

@@ -36,7 +36,7 @@ def rope_table(config: ModelConfig, max_context: int, device: torch.device) -> R
             head_dim=config.head_dim, rope_parameters=dict(config.rope),
             max_position_embeddings=config.rope_positions or config.max_positions))
         cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(max_context)[None])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:   # the last: sizes of factors
         raise ModelError(f'rotary scaling {config.rope} is not supported: {error!r}') from error
     if cos.shape[-1] != config.head_dim:
         raise ModelError(f'rotary scaling {config.rope} turns {cos.shape[-1]} of '

@@ -24,6 +24,15 @@ class WordTokenizer:
             [3 + sum(map(ord, word)) % 90 for word in text.split()] for text in texts]}
 
 
+@pytest.fixture(scope='package', autouse=True)
+def one_thread():
+    """Have tiny models computed by one thread: more of them wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='session')
 def target():
     """Return a two-layer Llama with grouped-query attention, seeded, in float32."""

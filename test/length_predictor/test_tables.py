@@ -107,10 +107,19 @@ def test_one_command_makes_every_table(tmp_path):
     held_out = [i for i in ids if split.place[i] == 'held-out']
     Predictions('proxy', held_out, points={'likeliest': np.full(len(held_out), 20.0)}).save(
         tmp_path / 'proxy.npz')
+    varied = [row for row in range(count) if split.place[ids[row]] != 'held-out'][:200]
+    fresh = [f'fresh-a/{ids[row]}' for row in varied]
+    none = np.zeros(0, np.int64)
+    StatesFile('t', [LAYER], LAYER, fresh, np.full(200, 9), states[varied, 1:],
+               states[varied, 1], none, none, np.zeros((0, D), np.float32)).save(
+                   tmp_path / 'more.npz')
+    more = _file(tmp_path / 'more.jsonl.gz', {'target': 't', 'cap': CAP}, [
+        {'id': i, 'n_prompt': 9, 'n': int(lengths[row])} for i, row in zip(fresh, varied)])
     arguments = argparse.Namespace(
         prompts=prompts, lengths=[run, run], states=tmp_path / 'states.npz', real_lengths=None,
         checkpoint=tmp_path / 'probe.safetensors', predictions=[tmp_path / 'proxy.npz'],
-        out=tmp_path / 'out' / 'tables.json', only=[])
+        out=tmp_path / 'out' / 'tables.json', only=[], more_states=[tmp_path / 'more.npz'],
+        more_lengths=[more])
     made = make_tables(arguments, QUICK, 'the command', lambda line: None)
     tables = json.loads((tmp_path / 'out' / 'tables.json').read_text())
     rows = {row['predictor']: row for row in tables['comparison']}
@@ -119,7 +128,8 @@ def test_one_command_makes_every_table(tmp_path):
     assert rows['probe']['n'] == rows['proxy, likeliest']['n'] == len(held_out)
     assert [row['B'] for row in tables['bucket widths']] == [16, 32, 64]
     assert [row['generated'] for row in tables['refinement']] == [0, 4, 16]
-    assert len(tables['training prompts']) == len(tables['layers']) == 4
+    assert [row['variations'] for row in tables['training prompts']] == [0, 0, 0, 0, 200]
+    assert len(tables['layers']) == 4
     assert len(tables['leave one out']) == 6
     text = open(made['markdown']).read()
     assert '### comparison' in text and '| probe | ' in text and tables['command'] == 'the command'
@@ -128,7 +138,8 @@ def test_one_command_makes_every_table(tmp_path):
     again = json.loads(arguments.out.read_text())
     assert 'the target itself, run 2' not in {row['predictor'] for row in again['comparison']}
     assert (again['layers'], again['command']) == (tables['layers'], 'the command')
-    assert again['again']['tables'] == ['comparison']
+    assert {n: each['command'] for n, each in again['again'].items()} == {
+        'comparison': 'another command'}
 
 
 def test_ratios_of_unseen_prompts_are_told(tmp_path):

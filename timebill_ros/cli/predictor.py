@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument('--out', type=Path, help='checkpoint, safetensors')
     train.add_argument(
         '--predictions', type=Path, help='what it says about the held-out prompts, npz')
-    train.add_argument('--more-lengths', type=Path, nargs='*', default=[],
-                       help='of variations, for the probe')
-    train.add_argument('--more-states', type=Path, nargs='*', default=[], help='of the same files')
+    _add_variations(train)
     _add_data(train)
     _add_target(train)
     evaluate = steps.add_parser('evaluate', help='measure a checkpoint on the held-out prompts')
@@ -65,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='make these again, leave the others of the file: '
                              + ', '.join(_TABLES))
     tables.add_argument('--config', type=Path, help='instead of config/predictor.yaml')
+    _add_variations(tables)
     _add_data(tables)
 
 
@@ -80,8 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (EngineError, ValueError, OSError) as error:
         print(f'timebill predictor {arguments.step}: {error}', file=sys.stderr)
         return 1
-    if result is not None:
-        print(json.dumps(result, indent=None if getattr(arguments, 'json', False) else 2))
+    print(json.dumps(result, indent=None if getattr(arguments, 'json', False) else 2))
     return 0
 
 
@@ -103,6 +101,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help='one file per run; the first one is what is measured against',
     )
     parser.add_argument('--states', type=Path, help='for the probe')
+
+
+def _add_variations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--more-lengths', type=Path, nargs='*', default=[],
+                        help='of variations, for the probe')
+    parser.add_argument('--more-states', type=Path, nargs='*', default=[],
+                        help='of the same variations')
 
 
 def _whole_number(text: str) -> int:

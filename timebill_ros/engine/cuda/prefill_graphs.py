@@ -16,7 +16,6 @@ from typing import Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor
-import torch.nn.functional as F
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.engine.cuda.chunk_layers import ChunkLayers

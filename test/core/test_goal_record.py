@@ -98,6 +98,20 @@ def test_the_engines_last_word_changes_measurements_only_once_the_goal_has_ended
     assert timing.delivery_margin == pytest.approx(0.1)
 
 
+def test_a_last_word_that_the_deadline_overtakes_is_known_from_one_that_it_causes() -> None:
+    goal = record()
+    in_time = Finished(
+        'a', Ending(Outcome.TRUNCATED), '', QueryTiming(), 0, PLAN_DEADLINE_NS - 1)
+    assert not goal.overtook(in_time)
+    goal.ending = goal.missed()
+    assert goal.overtook(in_time)
+    assert not goal.overtook(
+        Finished('a', Ending(Outcome.CANCELED), '', QueryTiming(), 0, PLAN_DEADLINE_NS))
+    assert not goal.overtook(Finished('a', Ending(Outcome.INFEASIBLE), '', QueryTiming(), 0))
+    goal.finished(in_time)
+    assert goal.engine_ended_ns == 0        # the node ended it
+
+
 def test_a_late_goal_goes_on_until_its_overrun_is_over() -> None:
     goal = record()
     assert goal.query is not None

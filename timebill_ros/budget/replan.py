@@ -70,6 +70,11 @@ class Pace:
         """The median of measured over expected; 1 until enough steps were seen."""
         return median(self._ratios) if len(self._ratios) == _NEWEST_STEPS else 1.0
 
+    @property
+    def slowest(self) -> float:
+        """The second largest of measured over expected: a slow step, no outlier; 0 = none yet."""
+        return sorted(self._ratios)[-2] if len(self._ratios) > 1 else 0.0
+
 
 def replan(state: RunState, planning: Planning) -> Replanned:
     """Look again at a decoding query."""

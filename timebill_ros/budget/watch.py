@@ -5,6 +5,7 @@
 from timebill_ros.budget.planner import Plan, PlanInputs, Planning
 from timebill_ros.budget.replan import (
     Pace, replan, REPLAN_STEPS, Replanned, RunState, tokens_that_fit)
+from timebill_ros.budget.times import PlannedTimes
 
 
 class PlanWatch:
@@ -16,11 +17,15 @@ class PlanWatch:
         self._pace = Pace()
         self._changed_at = 0
         self._was_late = False
+        self.beyond_worst = 1.0     # slow steps of late over the worst case of the laws
 
     def stepped(self, step_s: float, tier: str, width: int, n_cached: float) -> None:
         """Take a decode step of ``width`` queries with ``n_cached`` tokens cached on average."""
-        expected_s = self._planning.estimator.decode_s(n_cached, 1, tier=tier, width=width)
+        estimator = self._planning.estimator.for_tier(tier)
+        expected_s = estimator.decode_s(n_cached, 1, width=width)
         self._pace.add(step_s, expected_s)
+        worst_s = PlannedTimes(estimator, self._planning.config).decode_s(n_cached, 1, width)
+        self.beyond_worst = max(1.0, self._pace.slowest * expected_s / worst_s)
 
     def is_due(self, n_generated: int, cap: int, late: bool) -> bool:
         """Tell whether to look again: every few steps, once late, and before the last token."""

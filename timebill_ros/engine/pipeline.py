@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Message = Union[Progress, Planned, Finished]
 _NS = 1_000_000_000
-# What we end is at the node so long before the plan deadline, at which that ends the query itself.
-_HANDOVER_NS = 5_000_000
 # A query at risk is so until it is predicted to leave this share of the time left over.
 _RISK_CLEARS = 0.05
 _LOG = logging.getLogger(__name__)
@@ -160,14 +158,17 @@ class QueryRun:
             return []
         return [self._end(endings.DROPPED)] if self._dropped else self._missed()
 
-    def end_in_time(self, by_ns: int) -> list[Message]:
+    def end_in_time(self, unit_ns: int) -> list[Message]:
         """
-        End what we may cut short if there is no more time for that after ``by_ns``.
+        End what we may cut short if there is no more time for that after another unit of work.
 
         A soft landing, or the planned cap of ``joint``: its last word on how much fits is the
-        clock's. Returns what to send.
+        clock's. ``unit_ns`` is the unit's worst case by the laws; it counts as longer where the
+        newest steps were. Returns what to send.
         """
-        ahead_ns = 0 if self._keeps_promise else _HANDOVER_NS   # whole, be it at the last moment
+        by_ns = self._clock() + round(self._watch.beyond_worst * unit_ns)
+        # what was promised may be whole at the last moment
+        ahead_ns = 0 if self._keeps_promise else self.query.handover_ns
         if self.done or by_ns <= self.query.plan_deadline_ns - ahead_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
@@ -340,10 +341,10 @@ class QueryRun:
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
         if (self.query.overrun != Overrun.SOFT_LANDING or self._keeps_promise
-                or self.latest_end_ns <= self.query.plan_deadline_ns - _HANDOVER_NS):
+                or self.latest_end_ns <= self.query.plan_deadline_ns - self.query.handover_ns):
             return []
         timing = self.timing
-        inputs = self._plan_inputs(self._clock() + _HANDOVER_NS)
+        inputs = self._plan_inputs(self._clock() + self.query.handover_ns)
         return self._land(self._watch.tokens_left(
             inputs, self._made, timing.n_generated, timing.n_kept))
 
@@ -383,7 +384,7 @@ class QueryRun:
         self._record.ended()
         return Finished(
             self.query_id, ending, self._text.text if self._landed is None else self._landed,
-            self._record.timing, self._last_token_ns)
+            self._record.timing, self._last_token_ns, self._clock())
 
     # --- what it is going to need
 

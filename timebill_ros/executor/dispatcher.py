@@ -102,8 +102,8 @@ class Dispatcher:
 
     def _end_before(self, turn: Turn) -> list[Message]:
         """End those that we cut short in time and could not after this turn's worst case."""
-        by_ns = self._clock() + turn.worst_ns
-        messages = [each for run in self._runs.values() for each in run.end_in_time(by_ns)]
+        messages = [
+            each for run in self._runs.values() for each in run.end_in_time(turn.worst_ns)]
         if messages:
             self._note(tuple(self._jobs[run.query_id] for run in self._runs.values() if run.done))
         return messages

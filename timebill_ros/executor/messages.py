@@ -188,6 +188,7 @@ class Finished:
     text: str
     timing: QueryTiming
     last_token_ns: int                       # steady clock; 0 = no token came out
+    sent_ns: int = 0                         # when its work ended; 0 = it had not begun
 
 
 @dataclass

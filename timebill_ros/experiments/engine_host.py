@@ -19,6 +19,7 @@ import uuid
 
 from timebill_ros.executor.engine_command import engine_argv, engine_environment, engine_python
 from timebill_ros.executor.engine_process import EngineProcess
+from timebill_ros.executor.handover import Handover
 from timebill_ros.executor.messages import (
     Finished, Load, LoadFailed, ModelInfo, Ready, SetPolicy, Shutdown, Submit)
 from timebill_ros.experiments.tasks import Item
@@ -66,6 +67,7 @@ class EngineHost:
         self.lines: list[str] = []
         self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._finished: dict[str, tuple[Finished, int]] = {}
+        self._handover = Handover()
         self._may_run_late: dict[str, Query] = {}
         try:
             python = engine_python(engine_python_path)
@@ -122,7 +124,8 @@ class EngineHost:
             uuid.uuid4().hex, [Turn('user', item.prompt)], now_ns, deadline_ns,
             deadline_ns - round(DELIVERY_MARGIN_S * _NS),
             min(item.max_new_tokens, self.info.n_max), True, admission=admission, overrun=overrun,
-            sampling=Sampling(**self.info.sampling), overrun_ns=round(RUN_ON_S * _NS) * runs_on)
+            sampling=Sampling(**self.info.sampling), overrun_ns=round(RUN_ON_S * _NS) * runs_on,
+            handover_ns=self._handover.margin_ns)
         if self._late_one_runs(now_ns):
             skipped = Ending(Outcome.SKIPPED, error_code=ErrorCode.LATE_JOB_RUNNING)
             self._finished[query.query_id] = (
@@ -176,6 +179,8 @@ class EngineHost:
             message, at_ns = heard
             if isinstance(message, Finished):
                 self._finished[message.query_id] = (message, at_ns)
+                if message.sent_ns:
+                    self._handover.measured(at_ns - message.sent_ns)
                 self._may_run_late.pop(message.query_id, None)
         return True
 

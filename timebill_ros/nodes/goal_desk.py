@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from timebill_ros.action import Query as QueryAction
+from timebill_ros.executor.handover import Handover
 from timebill_ros.executor.messages import Drop, Finished, ModelInfo, Planned, Progress, Submit
 from timebill_ros.executor.supervisor import EngineLost
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
@@ -43,6 +44,7 @@ class GoalDesk:
         self.parameters = parameters
         self.book = GoalBook()
         self.handing_over = 0  # goals that have ended but whose result is not out
+        self.handover = Handover()
         self.closed_because = ''  # why new goals fail although the engine is ready; '' = open
         self._send = send
         self._arm_deadline = arm_deadline
@@ -94,6 +96,7 @@ class GoalDesk:
             return
         record.generation = self._generation
         record.engine_has_it = True
+        record.query.handover_ns = self.handover.margin_ns
         self._send(record.generation, Submit(record.query))
         self._rearm()
 
@@ -145,6 +148,8 @@ class GoalDesk:
         record = self.book.find(query_id_of(handle))
         assert record is not None
         ending = record.hand_over(time.monotonic_ns())
+        if record.engine_ended_ns:
+            self.handover.measured(record.ended_ns - record.engine_ended_ns)
         result = conversions.result_msg(
             ending, record.text, record.ended_ns - record.arrival_ns, self._timing_msg(record)
         )
@@ -167,6 +172,8 @@ class GoalDesk:
         elif isinstance(message, Finished):
             if record.is_open and record.stream and record.unsent_text:
                 self._feed_back(record, changed=True)
+            if record.overtook(message):
+                self.handover.measured(time.monotonic_ns() - message.sent_ns)
             record.finished(message)
             self.end(record, message.ending)
             self.close(record)

@@ -33,6 +33,7 @@ class GoalRecord:
     engine_has_it: bool = False  # the engine has not yet said its last word on it
     ending: Ending | None = None
     ended_ns: int = 0  # when its result was handed over; 0 = not yet
+    engine_ended_ns: int = 0  # when the engine ended it; 0 = somebody else did, or nobody yet
 
     @property
     def is_open(self) -> bool:
@@ -74,6 +75,15 @@ class GoalRecord:
         """Take in the timing record so far."""
         self.timing = message.timing
 
+    def overtook(self, message: Finished) -> bool:
+        """Tell whether its time was up while the engine's word that it had ended was on its way."""
+        return (
+            self.query is not None
+            and self.ending is not None
+            and self.ending.outcome == Outcome.DEADLINE_MISSED
+            and 0 < message.sent_ns < self.query.plan_deadline_ns
+        )
+
     def finished(self, message: Finished) -> None:
         """Take in the engine's last word; once the goal has ended only the measurements count."""
         self.engine_has_it = False
@@ -81,6 +91,7 @@ class GoalRecord:
         if self.is_open:
             self.text = message.text
             self.last_token_ns = message.last_token_ns
+            self.engine_ended_ns = message.sent_ns
 
     def hand_over(self, now_ns: int) -> Ending:
         """

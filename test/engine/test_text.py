@@ -169,6 +169,16 @@ def test_a_prompt_has_the_ids_of_the_models_own_template(
     assert len(codec.encode_chat([Turn('user', 'What is the capital of France?')])) == 37
 
 
+def test_of_a_prompt_far_beyond_the_limit_the_beginning_is_enough(codec: TextCodec) -> None:
+    limit = 70
+    for text in ('word ' * 100_000, 'a' * 500_000, '🤖' * 100_000):
+        ids = codec.encode_chat([Turn('user', text)], limit)
+        assert limit < len(ids) <= 8 * limit * 4        # a character has at most four bytes
+    # Long for its tokens, and a little beyond: nothing is left out.
+    for turn in (Turn('user', ' ' * 5000 + 'x'), Turn('user', 'word ' * 45)):
+        assert codec.encode_chat([turn], limit) == codec.encode_chat([turn])
+
+
 def test_a_model_without_a_template_gets_a_plain_conversation(
         make_checkpoint: Any, tmp_path: Path) -> None:
     from engine.conftest import byte_tokenizer

@@ -11,6 +11,11 @@ from timebill_ros.query import Turn
 _INCOMPLETE = '\ufffd'       # what a decoder writes for a character that is not whole yet
 _MAX_PENDING_TOKENS = 8      # a character has at most 4 bytes; what waits longer is none
 
+# A prompt with more characters per token of the limit than this is looked at by its beginning; with
+# so many times the limit it is too long, though its last word was cut and may have other tokens.
+_LONG_CHARACTERS = 8
+_FAR_BEYOND = 1.25
+
 
 class TextCodec:
     """
@@ -36,18 +41,31 @@ class TextCodec:
         self._backend.no_padding()
         self.has_chat_template = bool(tokenizer.chat_template)
 
-    def encode_chat(self, messages: Sequence[Turn]) -> List[int]:
-        """Return a conversation's ids up to where the answer starts; raises EngineError."""
+    def encode_chat(self, messages: Sequence[Turn], limit: int = 0) -> List[int]:
+        """
+        Return a conversation's ids up to where the answer starts; raises EngineError.
+
+        Of one that is far beyond a ``limit`` only the beginning is encoded, which is more than
+        ``limit`` ids too: a megabyte takes seconds in which nobody else is listened to.
+        """
         try:
             if not self.has_chat_template:
-                return self.encode(plain_prompt(messages), special=True)
+                return self._encode_within(plain_prompt(messages), limit, special=True)
             text = self._tokenizer.apply_chat_template(
                 [{'role': turn.role, 'content': turn.content} for turn in messages],
                 add_generation_prompt=True, tokenize=False)
-            return self.encode(text)
+            return self._encode_within(text, limit)
         except Exception as error:      # a template is a program that came with the model
             raise EngineError(
                 f'the prompt does not go through the chat template: {error}') from error
+
+    def _encode_within(self, text: str, limit: int, special: bool = False) -> List[int]:
+        n_characters = _LONG_CHARACTERS * limit
+        if 0 < n_characters < len(text):
+            ids = self.encode(text[:n_characters], special)
+            if len(ids) > _FAR_BEYOND * limit:
+                return ids
+        return self.encode(text, special)
 
     def encode(self, text: str, special: bool = False) -> List[int]:
         """Return the ids of a text; ``special`` adds what the tokenizer puts around a text."""

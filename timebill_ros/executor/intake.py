@@ -121,7 +121,7 @@ class Intake:
         """Queue a query; returns its end if it is refused."""
         began_ns, planning = time.monotonic_ns(), self.planning
         limit = self._engine.info.max_context
-        prompt_ids = self._engine.tokenize(query.messages)
+        prompt_ids = self._engine.tokenize(query.messages, limit)
         tokenize_s = (time.monotonic_ns() - began_ns) / 1e9
         n_prompt = len(prompt_ids)
         cap = max(1, min(query.max_new_tokens, limit - n_prompt))
@@ -129,8 +129,8 @@ class Intake:
         if n_prompt + 1 > limit:
             return _refusal(query, Ending(
                 Outcome.INVALID, error_code=ErrorCode.PROMPT_TOO_LONG,
-                error_msg=f'the prompt has {n_prompt} tokens with its chat template; with one '
-                          f'token of response the limit is {limit}'), record.timing)
+                error_msg=f'the prompt has at least {n_prompt} tokens with its chat template; with '
+                          f'one token of response the limit is {limit}'), record.timing)
         self._engine.check_memory(n_prompt + cap)
         inputs = PlanInputs(
             n_prompt, cap, budget_left_s=0.0, alpha_max=query.alpha_max,

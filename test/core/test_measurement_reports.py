@@ -43,6 +43,21 @@ def test_where_it_drifts_the_first_queries_stand_apart() -> None:
         ('idle', '1-30', 30), ('loaded', '1-20', 20), ('loaded', '21-50', 30)]
 
 
+def test_like_queries_in_a_row_and_the_memory_beside_them_show_what_cannot_be_predicted() -> None:
+    rows = [row('idle', 1.0, 1.0, 1.2) | {'read_gb_s': 50.0},
+            row('idle', 2.0, 1.0, 1.2) | {'read_gb_s': 30.0}]
+    assert accuracy_report.repeats(rows) == ''
+    rows[0] = rows[0] | {'again': {'decode': [1.5, 10], 'prefill': [0.9, 1]}}
+    found = accuracy_report.repeats(rows)
+    assert 'of 1 queries' in found and 'prefill 10.00 % (median 0.900 times' in found
+    assert 'decode steps 50.00 % (median 1.500' in found and 'in all 20.00 %' in found
+    found = accuracy_report.by_bandwidth(rows)
+    assert '30 to 50 GB/s' in found
+    assert 'above 40 GB/s (1 queries) steps took 1.00 times' in found
+    assert 'below 40 GB/s (1 queries) steps took 2.00 times' in found
+    assert accuracy_report.by_bandwidth([row('idle', 1, 1, 1)]) == ''
+
+
 def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile_alone() -> None:
     timing = QueryTiming(n_prompt=100, n_generated=11, prefill=0.15, tier='fp32', stretches=[
         DecodeStretch('fp32', 1, 100.0, 10, 0.3)])

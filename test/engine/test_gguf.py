@@ -268,6 +268,23 @@ def test_what_cannot_be_computed_is_refused(
         converted(file, tmp_path / 'models', silent)
 
 
+@pytest.mark.parametrize(('method', 'value', 'words'), [
+    ('add_head_count', [4], ''), ('add_head_count', [4, 2], r'head_count is \[4, 2\]'),
+    ('add_head_count', 0, 'head_count is 0'), ('add_head_count_kv', 3, 'has 32 rows for 3 heads'),
+    ('add_tokenizer_model', 'foo', "its tokenizer cannot be converted: .*'foo'")])
+def test_metadata_that_cannot_be_is_named(
+        llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, value: Any,
+        words: str) -> None:
+    add = getattr(GGUFWriter, method)
+    monkeypatch.setattr(GGUFWriter, method, lambda writer, _: add(writer, value))
+    file = write_gguf(llama, tmp_path / 'odd.gguf', 'llama')
+    if not words:
+        assert converted(file, tmp_path / 'models', silent).is_dir()
+        return
+    with pytest.raises(ModelError, match=words):
+        converted(file, tmp_path / 'models', silent)
+
+
 def test_llama_3s_frequency_factors_are_recognised() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     rope = {'rope_type': 'llama3', 'rope_theta': 500000.0, 'factor': 32.0, 'low_freq_factor': 1.0,

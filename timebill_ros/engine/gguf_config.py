@@ -3,7 +3,7 @@
 """The Hugging Face configuration that a GGUF file's metadata describes, and its tensors' names."""
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,17 +36,17 @@ def hugging_face_config(reader: Any, file: Path) -> Dict[str, Any]:
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if 'token_embd.weight' not in shapes:
         raise ModelError(f'{file} has no tensor token_embd.weight')
-    n_heads = int(fields.need(f'{arch}.attention.head_count'))
-    d_model = int(fields.need(f'{arch}.embedding_length'))
+    n_heads = fields.count(f'{arch}.attention.head_count')
+    d_model = fields.count(f'{arch}.embedding_length')
     config: Dict[str, Any] = {
         'architectures': [_ARCHITECTURES[arch]], 'model_type': arch, 'hidden_act': 'silu',
-        'num_hidden_layers': int(fields.need(f'{arch}.block_count')), 'hidden_size': d_model,
-        'intermediate_size': int(fields.need(f'{arch}.feed_forward_length')),
+        'num_hidden_layers': fields.count(f'{arch}.block_count'), 'hidden_size': d_model,
+        'intermediate_size': fields.count(f'{arch}.feed_forward_length'),
         'num_attention_heads': n_heads,
-        'num_key_value_heads': int(fields.get(f'{arch}.attention.head_count_kv', n_heads)),
-        'head_dim': int(fields.get(f'{arch}.attention.key_length', d_model // n_heads)),
+        'num_key_value_heads': fields.count(f'{arch}.attention.head_count_kv', n_heads),
+        'head_dim': fields.count(f'{arch}.attention.key_length', d_model // n_heads),
         'rms_norm_eps': float(fields.need(f'{arch}.attention.layer_norm_rms_epsilon')),
-        'max_position_embeddings': int(fields.need(f'{arch}.context_length')),
+        'max_position_embeddings': fields.count(f'{arch}.context_length'),
         'vocab_size': int(shapes['token_embd.weight'][1]),
         'tie_word_embeddings': 'output.weight' not in shapes,
         'rope_parameters': _rope(reader, fields, arch, file)}
@@ -88,6 +88,16 @@ class _Fields:
         value = self.get(name)
         if value is None:
             raise ModelError(f'{self._file}: its metadata has no {name}')
+        return value
+
+    def count(self, name: str, default: Optional[int] = None) -> int:
+        """Return a number from 1 on; one for each layer will do if they are the same."""
+        value = self.need(name) if default is None else self.get(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f'{self._file}: {name} is {value!r}; a number from 1 on, the same for '
+                             'every layer, is needed')
         return value
 
 

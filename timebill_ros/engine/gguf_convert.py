@@ -103,11 +103,18 @@ def _convert(file: Path, directory: Path, report: Report) -> None:
     tokens = {name: config[name] for name in ('bos_token_id', 'eos_token_id')}
     (directory / 'generation_config.json').write_text(json.dumps(tokens), encoding='utf-8')
     report(f'converting the tokenizer of {file.name}', 0.6)
-    from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(
-        file.parent, gguf_file=file.name, local_files_only=True)
-    tokenizer.save_pretrained(directory)
+    _save_tokenizer(file, directory)
     report(f'converted {file.name}', 1.0)
+
+
+def _save_tokenizer(file: Path, directory: Path) -> None:
+    from transformers import AutoTokenizer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True)
+    except Exception as error:      # the library raises whatever its parsers do
+        raise ModelError(f'{file}: its tokenizer cannot be converted: {error}') from error
+    tokenizer.save_pretrained(directory)
 
 
 def _open(file: Path) -> Any:
@@ -136,8 +143,12 @@ def _tensors(reader: Any, config: Dict[str, Any], dtype: torch.dtype,
             raise ModelError(f'{file}: tensors of type {kind} cannot be unpacked') from error
         name = hugging_face_name(tensor.name, file)
         if config['model_type'] == 'llama' and ('.q_proj.' in name or '.k_proj.' in name):
-            heads = 'num_attention_heads' if '.q_proj.' in name else 'num_key_value_heads'
-            values = split_halves(values, config[heads])
+            n_heads = config[
+                'num_attention_heads' if '.q_proj.' in name else 'num_key_value_heads']
+            if len(values) != n_heads * config['head_dim']:
+                raise ModelError(f'{file}: {tensor.name} has {len(values)} rows for {n_heads} '
+                                 f'heads of {config["head_dim"]}')
+            values = split_halves(values, n_heads)
         yield name, torch.from_numpy(np.array(values, order='C')).to(dtype)
 
 

@@ -105,7 +105,7 @@ struct Attention
 
   DEVICE void attend(const StepArgs & args, const Phase & phase, u8 * shared, u32 barriers);
   DEVICE void add_up(const StepArgs & args, const Phase & phase, u8 * shared, u32 rounds);
-  DEVICE void add_stretches(const StepArgs & args, u16 * out, float * scratch) const;
+  DEVICE void add_stretches(const StepArgs & args, u16 * out, float * scratch, u32 rounds) const;
   DEVICE float * partial_of(const StepArgs & args) const
   {
     return args.partial + (u64)(row * args.kv_heads + kv_head) * args.splits * MAX_GROUP * (D + 2);
@@ -183,16 +183,13 @@ DEVICE void Attention<D, WARPS>::attend(const StepArgs & args, const Phase & pha
   __syncthreads();
   const u16 * const new_value = work.raw + (group + 1) * D;
 #pragma unroll 1
-  for (int head = warp; head < MAX_GROUP + 1; head += WARPS) {
-    if (head < group) {
-      prepare_head<D>(work.raw + head * D, phase.norm, args.norm_eps, work.angles, work.angles + D,
-        work.query + head * D);
-    } else if (head < MAX_GROUP) {
-#pragma unroll 1
-      for (int d = lane; d < D; d += 32) {work.query[head * D + d] = 0;}
-    } else if (split == 0) {
-      prepare_head<D>(work.raw + group * D, phase.bias, args.norm_eps, work.angles, work.angles + D,
-        work.new_key);
+  for (int i = warp; i < MAX_GROUP + 1; i += WARPS) {      // queries, the new key, no queries
+    if (i > group) {
+#pragma unroll
+      for (int d = 0; d < D; d += 32) {work.query[(i - 1) * D + d + lane] = 0;}
+    } else if (i < group || split == 0) {
+      prepare_head<D>(work.raw + i * D, i < group ? phase.norm : phase.bias, args.norm_eps,
+        work.angles, work.angles + D, i < group ? work.query + i * D : work.new_key);
     }
   }
   __syncthreads();
@@ -298,8 +295,7 @@ DEVICE void Attention<D, WARPS>::attend(const StepArgs & args, const Phase & pha
   __syncthreads();
 }
 
-// Adds up the warps, and the new token with the first stretch; then the stretches. `rounds`: how
-// often blocks have waited for each other here in this step.
+// Adds up the warps, and the new token with the first stretch; then the stretches.
 template<int D, int WARPS>
 DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & phase, u8 * shared,
   u32 rounds)
@@ -366,22 +362,15 @@ DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & pha
       sums_of[split * MAX_GROUP * D + i] = sum;
     }
   }
-  u32 * const finished = args.finished + row * args.kv_heads + kv_head;
-  if (splits_in_use == 1) {return;}
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    add_to_barrier(finished);
-    wait_for_barrier(finished, (rounds + 1) * splits_in_use);
-  }
-  __syncthreads();
-  add_stretches(args, out, outputs);
+  if (splits_in_use > 1) {add_stretches(args, out, outputs, rounds);}
 }
 
-// This block's share of the columns, from all stretches. A thread has one column and some of the
+// This block's share of the columns, from all stretches, when they are there: `rounds` is how often
+// blocks have waited for each other here in this step. A thread has one column and some of the
 // stretches; threads of the same column then add up theirs.
 template<int D, int WARPS>
-DEVICE void Attention<D, WARPS>::add_stretches(const StepArgs & args, u16 * out,
-  float * scratch) const
+DEVICE void Attention<D, WARPS>::add_stretches(const StepArgs & args, u16 * out, float * scratch,
+  u32 rounds) const
 {
   const float * const sums_of = partial_of(args);
   const u64 * const stats_of = (const u64 *)(sums_of + args.splits * MAX_GROUP * D);
@@ -391,9 +380,16 @@ DEVICE void Attention<D, WARPS>::add_stretches(const StepArgs & args, u16 * out,
   const int lanes = smaller(ceil_div(share, 32) * 32, THREADS);            // columns at a time
   const int parts = THREADS / lanes;
   const int part = threadIdx.x / lanes;
+  u32 * const finished = args.finished + row * args.kv_heads + kv_head;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    add_to_barrier(finished);
+    wait_for_barrier(finished, (rounds + 1) * splits_in_use);
+  }
+  __syncthreads();
 #pragma unroll 1
   for (int start = split * share; start < end; start += lanes) {
-    const int column = start + threadIdx.x % lanes;
+    const int column = start + threadIdx.x - part * lanes;
     const int head = smaller(column, columns - 1) / D;
     float top = MINUS_INFINITY, total = 0.0f, sum = 0.0f;
     if (part < parts && column < end) {

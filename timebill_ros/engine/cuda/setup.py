@@ -55,24 +55,9 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
     plain = _unserved(config, device, dtype, 'bf16')
     if plain is not None:
         return TierChoice([], [f'decoding with plain tensor code: {plain}'])
-    names, notes = ['bf16'], []
-    free = free_bytes
-    for name in wanted:
-        if name == 'bf16':
-            continue
-        if name not in BITS:
-            notes.append(f'tier {name} is left out: a GPU has {", ".join(BITS)}')
-            continue
-        reason = _unserved(config, device, dtype, name)
-        need = tier_bytes(name, config)
-        if reason is None and need > free:
-            reason = f'it needs {gibibytes(need)} and {gibibytes(free)} are free'
-        if reason is not None:
-            notes.append(f'tier {name} is left out: {reason}')
-            continue
-        names.append(name)
-        free -= need
-    return TierChoice(names, notes)
+    others = [name for name in wanted if name != 'bf16']
+    choice = _fitting(others, config, device, dtype, free_bytes)
+    return TierChoice(['bf16', *choice.names], choice.notes)
 
 
 def lean_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
@@ -89,20 +74,30 @@ def lean_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
     if not asked_for(wanted) or not served:
         return None
     free = free_bytes - reserved_bytes(config, dtype, max_context) - fixed_bytes(config)
-    names: List[str] = []
-    for name in served:
-        need = tier_bytes(name, config)
-        if need <= free:
-            names.append(name)
-            free -= need
-        else:
-            notes.append(f'tier {name} is left out: it needs {gibibytes(need)} and '
-                         f'{gibibytes(max(0, free))} are free')
-    if not names:
+    choice = _fitting(served, config, device, dtype, free)
+    notes += choice.notes
+    if not choice.names:
         raise OutOfMemory(notes[-1])
     notes.append('no bf16 weights are kept (tier bf16 is not asked for): prompts are read with '
-                 f'those of {names[0]}')
-    return LeanTiers(names, config)
+                 f'those of {choice.names[0]}')
+    return LeanTiers(choice.names, config)
+
+
+def _fitting(wanted: Sequence[str], config: ModelConfig, device: torch.device,
+             dtype: torch.dtype, free_bytes: int) -> TierChoice:
+    choice = TierChoice([], [])
+    for name in wanted:
+        reason = (_unserved(config, device, dtype, name) if name in BITS
+                  else f'a GPU has {", ".join(BITS)}')
+        need = 0 if reason else tier_bytes(name, config)
+        if need > free_bytes:
+            reason = f'it needs {gibibytes(need)} and {gibibytes(max(0, free_bytes))} are free'
+        if reason is None:
+            choice.names.append(name)
+            free_bytes -= need
+        else:
+            choice.notes.append(f'tier {name} is left out: {reason}')
+    return choice
 
 
 def reserved_bytes(config: ModelConfig, dtype: torch.dtype, max_context: int) -> int:

@@ -22,7 +22,7 @@ SHARES, QUICK_SHARES = (0.35, 0.6, 1.0, 2.0, 4.0), (0.75, 1.5)
 OURS = 'joint'
 ROS_MARGIN_S = 0.01     # delivery margin of --ros: budgets are tens of milliseconds on a fast GPU
 STREAM_ITEMS = 8        # questions of one stream under Skip-Next
-STREAM_EVERY = 2        # of so many times 8 questions: late ones run on, so a stream takes longer
+STREAM_EVERY = 3        # of so many times 8 questions: late ones run on, so a stream takes longer
 _NS = 1e9
 
 
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> None:
 
 def _ask_all(bench: Bench, host: Host, items: Sequence[Item], budgets: Sequence[float],
              usable: Sequence[Method]) -> None:
-    """Ask all questions under Kill, every other eight of them under Skip-Next too."""
+    """Ask all questions under Kill, every third eight of them under Skip-Next too."""
     # both strategies for a few questions, then the next few: what is cut off by a limit is whole
     for start in range(0, len(items), STREAM_ITEMS):
         several = items[start:start + STREAM_ITEMS]

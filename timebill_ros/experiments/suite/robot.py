@@ -17,7 +17,7 @@ from typing import Any
 from timebill_ros.experiments.plain_loop import PlainLoop
 from timebill_ros.experiments.policies import Method, methods
 from timebill_ros.experiments.recorder import Row
-from timebill_ros.experiments.statistics import group_by, IN_TIME, interval, mean
+from timebill_ros.experiments.statistics import group_by, IN_TIME, interval, mean, quantile
 from timebill_ros.experiments.suite.budgets import scored
 from timebill_ros.experiments.tasks import generated, Item
 from timebill_ros.experiments.workbench import Bench
@@ -26,7 +26,7 @@ from timebill_ros.query import Overrun
 TITLE = 'A planner that ticks at 1 Hz'
 PERIOD_S = 1.0
 BUDGETS_S = (0.5, 5.0)
-TICKS, QUICK_TICKS = 36, 5
+TICKS, QUICK_TICKS = 30, 5
 BATCH = 6               # ticks per case
 SET = 'robot'
 MARGIN_S = 0.05         # the node's default delivery_margin_s, for the plain loop too
@@ -118,6 +118,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             'in_time': mean([float(row['outcome'] in IN_TIME) for row in ticks]),
             'late': mean([float(row['late_s'] > 0.0) for row in ticks]),
             'latest_s': max(row['late_s'] for row in ticks),
+            'median_s': quantile([row['elapsed_s'] for row in ticks], 0.5),
             'outcomes': {name: len(same) for name, same in group_by(
                 ticks, lambda row: row['outcome']).items()}})
     return {'table': table}

@@ -143,7 +143,7 @@ class Server:
         return self._engine_pids()[0]
 
     def _engine_pids(self) -> list[int]:
-        return [pid for pid in children_of(self.node_pid) if 'engine_main.py' in command_line(pid)]
+        return [pid for pid in children_of(self.node_pid) if 'engine_main' in command_line(pid)]
 
     def ask_and_wait_for_text(
         self, prompt: str = STORY, within: float = WAIT_S, **fields: Any
@@ -199,6 +199,8 @@ def hopeful_cache(folder: Path) -> Path:
     shutil.copytree(cache_dir() / 'profiles', folder / 'profiles')
     for path in (folder / 'profiles').glob('*.json'):
         profile = json.loads(path.read_text())
+        if 'coefficients' not in profile:       # of quality
+            continue
         for law in profile['coefficients']['laws']:
             law['coefficients'] = [value * 1e-4 for value in law['coefficients']]
         path.write_text(json.dumps(profile))

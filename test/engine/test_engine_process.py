@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 
-from timebill_ros.executor import engine_main
+from timebill_ros.executor.engine_command import engine_argv
 from timebill_ros.executor.messages import (
     Adopt, Alive, CancelProfile, ChannelClosed, Drop, Finished, Load, LoadFailed, Loading, Planned,
     ProfileDone, ProfileProgress, Progress, read_message, Ready, RunProfile, Shutdown, Submit,
@@ -34,8 +34,8 @@ class Engine:
         engine_reads, we_write = os.pipe()
         we_read, engine_writes = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, engine_main.__file__, '--read-fd', str(engine_reads),
-             '--write-fd', str(engine_writes)], pass_fds=(engine_reads, engine_writes))
+            engine_argv(sys.executable, engine_reads, engine_writes),
+            pass_fds=(engine_reads, engine_writes))
         os.close(engine_reads)
         os.close(engine_writes)
         self._out, self._in = os.fdopen(we_write, 'wb'), os.fdopen(we_read, 'rb')

@@ -101,5 +101,6 @@ def test_a_command_without_torch_goes_on_in_the_engines_interpreter(tmp_path, mo
     monkeypatch.setenv('TIMEBILL_ENGINE_PYTHON', str(other))
     cli.main()
     (python, argv, environment), = begun
-    assert python == argv[0] == str(other) and argv[2:] == ['predictor', 'states']
-    assert Path(argv[1]).name == 'in_engine_python.py' and 'PYTHONPATH' not in environment
+    assert python == argv[0] == str(other) and argv[3:] == ['predictor', 'states']
+    assert Path(argv[1]).name == 'run_module.py' and argv[2] == 'timebill_ros.cli'
+    assert 'PYTHONPATH' not in environment

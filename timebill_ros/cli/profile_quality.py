@@ -5,17 +5,15 @@
 import argparse
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
 import time
 from typing import Any
 
 from timebill_ros.cli.profile_progress import ProgressBar
-from timebill_ros.executor.engine_command import engine_environment, engine_python
+from timebill_ros.executor.engine_command import engine_environment, engine_python, module_argv
 from timebill_ros.paths import config_file
 
-_MAIN = Path(__file__).resolve().parents[1] / 'executor' / 'quality_main.py'
 CALIBRATION = 'quality/calibration.jsonl.gz'
 _TIERS = ['bf16', 'int8', 'int4']
 
@@ -63,7 +61,8 @@ def _measured(arguments: argparse.Namespace, bar: ProgressBar) -> dict[str, Any]
             'lengths': sorted(arguments.lengths), 'most': arguments.most,
             'out': os.path.abspath(arguments.out) if arguments.out else ''}
         process = subprocess.Popen(
-            [engine_python(arguments.engine_python), str(_MAIN), json.dumps(job)],
+            module_argv(engine_python(arguments.engine_python), 'executor.quality_main',
+                        json.dumps(job)),
             env=engine_environment(os.environ), stdout=subprocess.PIPE, encoding='utf-8')
     except OSError as error:
         return {'error': f'the engine cannot be started: {error}'}

@@ -10,7 +10,7 @@ import sys
 
 from timebill_ros.paths import cache_dir
 
-ENGINE_MAIN = Path(__file__).resolve().parent / 'engine_main.py'
+_RUN_MODULE = Path(__file__).resolve().parent / 'run_module.py'
 
 # Belongs to the node's interpreter; in another one these load the wrong libraries or modules.
 _NODE_ONLY = ('PYTHONPATH', 'PYTHONHOME', 'PYTHONSTARTUP', 'VIRTUAL_ENV', 'CMAKE_PREFIX_PATH')
@@ -46,9 +46,15 @@ def engine_python(configured: str = '') -> str:
     return os.path.abspath(found)
 
 
+def module_argv(python: str, module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module of this package in another interpreter."""
+    return [python, str(_RUN_MODULE), f'timebill_ros.{module}', *arguments]
+
+
 def engine_argv(python: str, read_fd: int, write_fd: int) -> list[str]:
     """Return the engine's command line; the descriptors are its ends of the two pipes."""
-    return [python, str(ENGINE_MAIN), '--read-fd', str(read_fd), '--write-fd', str(write_fd)]
+    return module_argv(
+        python, 'executor.engine_main', '--read-fd', str(read_fd), '--write-fd', str(write_fd))
 
 
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Measures a quality profile in the engine's interpreter: ``<engine python> quality_main.py JOB``.
+Measures a quality profile in the engine's interpreter, by ``run_module.py``: ``... JOB``.
 
 JOB is a JSON object: ``load`` (fields of ``messages.Load``), ``prompts`` (file), ``lengths``,
 ``most`` (prompts; 0 = all) and ``out`` (file; '' = beside the timing profiles). Standard output
@@ -9,23 +9,16 @@ has a JSON object per line: ``{"what": ..., "done": ..., "total": ...}`` while i
 ``{"path": ..., "quality": ..., "about": ...}`` or ``{"error": ...}``.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 import sys
 from typing import Any
 
+from timebill_ros.engine.threads import prepare_environment
+
 
 def main(job: dict[str, Any]) -> int:
     """Do the job; returns the exit status."""
-    main_file = Path(__file__).with_name('engine_main.py')
-    spec = importlib.util.spec_from_file_location('engine_main', main_file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f'{main_file} cannot be loaded')
-    engine_main = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(engine_main)
-    engine_main.load_package()
-    from timebill_ros.engine.threads import prepare_environment
     prepare_environment()       # before torch is imported
     try:
         tell(measured(job))

@@ -3,7 +3,7 @@
 """
 The loop that many write first: ``generate`` of transformers with a time limit.
 
-Runs in the interpreter of the engine, started by ``PlainLoop`` with the model, the directory of
+Runs in the engine's interpreter, started by ``PlainLoop`` with the model, the directory of
 converted models and the device as arguments. Reads one JSON object per line (``prompt``,
 ``max_time_s``, ``max_new_tokens``, ``repetition_penalty``), writes one per line (``text``,
 ``ended``, ``n_prompt``, ``n_generated``); its first line says that the model is loaded.
@@ -14,11 +14,11 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from timebill_ros.engine.threads import prepare_environment
+
 
 def main(model_name: str, models_dir: str, device: str) -> None:
     """Answer until standard input ends."""
-    _load_package()
-    from timebill_ros.engine.threads import prepare_environment
     prepare_environment()       # the same waiting threads as ours has; the defaults are far slower
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,14 +52,6 @@ def answer(model: Any, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
     return {'text': tokenizer.decode(tokens, skip_special_tokens=True),
             'ended': ended or len(tokens) == asked['max_new_tokens'],
             'n_prompt': n_prompt, 'n_generated': len(tokens)}
-
-
-def _load_package() -> None:
-    """Import this package from where this file lies, as the engine process does."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'executor'))
-    import engine_main
-
-    engine_main.load_package()
 
 
 if __name__ == '__main__':

@@ -4,14 +4,12 @@
 
 import json
 import os
-from pathlib import Path
 import subprocess
 import time
 from types import TracebackType
 from typing import Any
 
-from timebill_ros.executor.engine_command import engine_environment, engine_python
-from timebill_ros.experiments import plain_generate
+from timebill_ros.executor.engine_command import engine_environment, engine_python, module_argv
 from timebill_ros.experiments.engine_host import EngineFailed
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.paths import cache_dir
@@ -25,8 +23,9 @@ class PlainLoop:
                  cache: str = '', engine_python_path: str = '') -> None:
         """``margin_s`` is taken off every limit, as the node takes it off every budget."""
         self._penalty, self._margin_s = sampling['repetition_penalty'], margin_s
-        command = [engine_python(engine_python_path), str(Path(plain_generate.__file__)), model,
-                   str(cache_dir(cache) / 'models'), device]
+        command = module_argv(
+            engine_python(engine_python_path), 'experiments.plain_generate', model,
+            str(cache_dir(cache) / 'models'), device)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=engine_environment(os.environ))

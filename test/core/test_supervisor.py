@@ -194,6 +194,17 @@ def test_a_stopped_engine_never_blocks_the_sender(watch: Watch) -> None:
     assert watched.wait_for(EngineLost).error_code == ErrorCode.ENGINE_HUNG
 
 
+def test_messages_keep_their_order_whether_they_are_long_or_short(watch: Watch) -> None:
+    watched = watch('ready(); serve()')
+    watched.wait_for(EngineSaid, Ready)
+    # Short ones are written by the sender, long ones and what comes behind them by a thread.
+    sent = [f'{number}' + 'x' * (200_000 if number % 7 == 3 else 5) for number in range(60)]
+    for query_id in sent:
+        watched.supervisor.send(1, Drop(query_id))
+    heard = [watched.wait_for(EngineSaid, Finished).message.query_id for _ in sent]
+    assert heard == sent
+
+
 def test_an_engine_that_reports_is_not_hung(watch: Watch) -> None:
     watched = watch('ready()\nwhile True: say(Alive()); time.sleep(0.1)', timeout_s=0.5)
     watched.wait_for(EngineSaid, Ready)

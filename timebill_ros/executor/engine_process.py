@@ -5,13 +5,14 @@
 from collections.abc import Callable, Mapping
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
 import time
 from typing import Any, BinaryIO
 
-from timebill_ros.executor.messages import ChannelClosed, read_message, write_message
+from timebill_ros.executor.messages import ChannelClosed, encode, read_message
 
 # A process that a driver holds in the kernel does not die at once; the node goes on without it.
 REAP_S = 5.0
@@ -23,8 +24,9 @@ class EngineProcess:
     """
     A started engine; messages go in through a queue and come out through a callback.
 
-    Sending never blocks: a writer thread does it, because a stopped engine reads nothing and its
-    pipe fills up. ``on_message`` and ``on_line`` are called in threads of this object.
+    Sending never blocks: what the pipe does not hold at once, because it is long or because the
+    engine is stopped and reads nothing, a writer thread writes. ``on_message`` and ``on_line`` are
+    called in threads of this object.
     ``last_heard_ns`` is when the last message came.
     """
 
@@ -50,7 +52,9 @@ class EngineProcess:
         self._on_message = on_message
         self._on_line = on_line
         self._on_end = on_end
-        self._outgoing: queue.SimpleQueue[Any | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._n_outgoing = 0  # frames in it, or being written by the writer thread
+        self._sending = threading.Lock()
         engine_reads, we_write = os.pipe()
         we_read, engine_writes = os.pipe()
         try:
@@ -70,9 +74,10 @@ class EngineProcess:
         finally:
             os.close(engine_reads)
             os.close(engine_writes)
+        self._write_fd = we_write
         self._threads = [
             threading.Thread(target=self._read, args=(os.fdopen(we_read, 'rb'),), daemon=True),
-            threading.Thread(target=self._write, args=(os.fdopen(we_write, 'wb'),), daemon=True),
+            threading.Thread(target=self._write, daemon=True),
             threading.Thread(target=self._forward_lines, daemon=True),
         ]
         try:
@@ -102,8 +107,22 @@ class EngineProcess:
             return f'signal {-code}'
 
     def send(self, message: Any) -> None:
-        """Queue a message for the engine; returns at once, also when it is dead or stopped."""
-        self._outgoing.put(message)
+        """
+        Hand a message to the engine; returns at once, also when it is dead or stopped.
+
+        A short one is written here where the pipe has room, as it does while the engine listens: a
+        thread that is woken for it has to wait until this one lets go of the interpreter.
+        """
+        frame = encode(message)
+        with self._sending:
+            if self._n_outgoing or len(frame) > select.PIPE_BUF or not self._has_room():
+                self._n_outgoing += 1
+                self._outgoing.put(frame)
+                return
+            try:
+                os.write(self._write_fd, frame)  # whole, because it is no longer than PIPE_BUF
+            except OSError:
+                pass  # the reader sees the same end and reports it
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the process to end; False if it still runs."""
@@ -138,13 +157,26 @@ class EngineProcess:
         self.ended = True
         self._on_end()
 
-    def _write(self, stream: BinaryIO) -> None:
+    def _has_room(self) -> bool:
+        """Tell whether PIPE_BUF bytes can be written without blocking; not once it is closed."""
+        if self._write_fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._write_fd, select.POLLOUT)
+        return bool(poll.poll(0))
+
+    def _write(self) -> None:
         try:
-            with stream:
-                while (message := self._outgoing.get()) is not None:
-                    write_message(stream, message)
-        except (ChannelClosed, OSError):
-            return  # the reader sees the same end and reports it
+            while (frame := self._outgoing.get()) is not None:
+                while frame:
+                    frame = frame[os.write(self._write_fd, frame):]
+                with self._sending:
+                    self._n_outgoing -= 1
+        except OSError:
+            pass  # the reader sees the same end and reports it
+        with self._sending:
+            os.close(self._write_fd)
+            self._write_fd = -1
 
     def _forward_lines(self) -> None:
         output = self._process.stdout

@@ -8,10 +8,12 @@ import random
 
 import pytest
 
-from timebill_ros.budget.joint import beyond, choose, Situation, TierTimes, Weights
+from timebill_ros.budget.joint import choose
 from timebill_ros.budget.kept import kept_tokens, least_alpha
 from timebill_ros.budget.planner import plan, PlanInputs, PlannerConfig
 from timebill_ros.budget.quality import NOMINAL, QualityProfile
+from timebill_ros.budget.quantiles import beyond
+from timebill_ros.budget.tier_times import Situation, TierTimes, Weights
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law

@@ -9,8 +9,9 @@ import pytest
 
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig, Planning
 from timebill_ros.budget.quality import QualityProfile
+from timebill_ros.budget.quantiles import given_longer_than
 from timebill_ros.budget.replan import (
-    changes, given_longer_than, HOLD_STEPS, Pace, replan, REPLAN_STEPS, RunState, tokens_that_fit)
+    changes, HOLD_STEPS, Pace, replan, REPLAN_STEPS, RunState, tokens_that_fit)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law

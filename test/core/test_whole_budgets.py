@@ -16,8 +16,8 @@ from statistics import NormalDist
 import pytest
 
 from timebill_ros.budget import quality
-from timebill_ros.budget.joint import Quantiles
 from timebill_ros.budget.planner import PlannerConfig, Planning
+from timebill_ros.budget.quantiles import Quantiles
 from timebill_ros.executor.messages import Finished, Progress
 from timebill_ros.experiments.virtual_server import VirtualServer
 from timebill_ros.query import Outcome, Overrun, Query, Turn

@@ -15,10 +15,12 @@ from math import nan
 from typing import Any
 
 from timebill_ros.budget.alpha import AlphaChoice, raw_alpha, select_alpha
-from timebill_ros.budget.joint import choose, Quantiles, Situation, Theta, Weights
+from timebill_ros.budget.joint import choose, Theta
 from timebill_ros.budget.kept import kept_tokens, least_alpha, SNAPKV_WINDOW
 from timebill_ros.budget.pessimism import PESSIMISM, worst_length
 from timebill_ros.budget.quality import NOMINAL, QualityProfile
+from timebill_ros.budget.quantiles import Quantiles
+from timebill_ros.budget.tier_times import Situation, Weights
 from timebill_ros.budget.times import PlannedTimes
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor

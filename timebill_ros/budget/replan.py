@@ -16,10 +16,12 @@ from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
 
-from timebill_ros.budget.joint import choose, Quantiles, Situation, Theta, TierTimes
+from timebill_ros.budget.joint import choose, Theta
 from timebill_ros.budget.kept import least_alpha
 from timebill_ros.budget.pessimism import worst_length
 from timebill_ros.budget.planner import Plan, PlanInputs, Planning
+from timebill_ros.budget.quantiles import given_longer_than
+from timebill_ros.budget.tier_times import Situation, TierTimes
 
 REPLAN_STEPS = 8        # decode steps between two looks
 SETTLE_STEPS = 16       # steps after a change before anything is tightened again
@@ -117,15 +119,6 @@ def changes(old: Plan, new: Plan) -> list[tuple[str, str, str]]:
         ('tier', old.tier, new.tier), ('alpha', f'{old.alpha:.2f}', f'{new.alpha:.2f}'),
         ('cap', str(old.cap), str(new.cap)))
     return [each for each in every if each[1] != each[2]]
-
-
-def given_longer_than(quantiles: Quantiles, n_tokens: int) -> Quantiles:
-    """Return the quantiles of N, given that N > ``n_tokens``."""
-    passed = max((p for p, tokens in quantiles if tokens <= n_tokens), default=0.0)
-    if passed >= 1.0:
-        return ()
-    return tuple(((p - passed) / (1.0 - passed), tokens)
-                 for p, tokens in quantiles if tokens > n_tokens)
 
 
 def _situation(state: RunState, factor: float, window: int) -> Situation:

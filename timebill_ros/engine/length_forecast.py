@@ -7,7 +7,7 @@ from math import isfinite
 import time
 from typing import List, Optional, TYPE_CHECKING
 
-from timebill_ros.budget.joint import PROBABILITIES, Quantiles
+from timebill_ros.budget.quantiles import PROBABILITIES, Quantiles
 from timebill_ros.length_predictor.device_probe import DeviceProbe, Pending
 from timebill_ros.length_predictor.shortening import prompt_tokens_that_fit, shorten
 

@@ -18,9 +18,9 @@ import random
 import time
 from typing import Any
 
-from timebill_ros.budget.joint import PROBABILITIES
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig
 from timebill_ros.budget.quality import QualityProfile
+from timebill_ros.budget.quantiles import PROBABILITIES
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law

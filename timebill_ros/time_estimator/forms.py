@@ -86,7 +86,7 @@ def piece_at(pieces: tuple[Piece, ...], n_tokens: float) -> Piece:
 
 def value_at(pieces: tuple[Piece, ...], n_tokens: float) -> float:
     """Return the polynomial that holds at ``n_tokens``, there."""
-    _, a, b, c = piece_at(pieces, n_tokens)
+    _, a, b, c = pieces[0] if len(pieces) == 1 else piece_at(pieces, n_tokens)
     return (a * n_tokens + b) * n_tokens + c
 
 

@@ -130,16 +130,18 @@ class Law:
         """
         if self.form == CHUNKED:
             return sum(self._chunks(n_first + step, 0) for step in range(steps))
-        pieces = self.pieces
-        if len(pieces) == 1:
-            _, a, b, c = pieces[0]
-            return _sum_polynomial(a, b, c, n_first, max(0, steps))
         if steps <= 0:
             return 0.0
-        total, done, last = 0.0, 0, len(pieces) - 1
-        for index in range(max(0, bisect_right(self._starts, n_first) - 1), last + 1):
+        starts, pieces = self._starts, self.pieces
+        piece = bisect_right(starts, n_first) - 1
+        last = len(pieces) - 1
+        if piece == last or n_first + steps <= starts[piece + 1]:
+            _, a, b, c = pieces[piece]      # most sums lie in one piece; the planner makes many
+            return _sum_polynomial(a, b, c, n_first, steps)
+        total, done = 0.0, 0
+        for index in range(piece, last + 1):
             _, a, b, c = pieces[index]
-            until = steps if index == last else min(steps, ceil(pieces[index + 1][0] - n_first))
+            until = steps if index == last else min(steps, ceil(starts[index + 1] - n_first))
             total += _sum_polynomial(a, b, c, n_first + done, until - done)
             done = until
             if done >= steps:

@@ -95,6 +95,7 @@ def test_with_a_prediction_the_worst_case_is_k_times_it() -> None:
     assert made.predicted_decode_s == pytest.approx(ESTIMATOR.decode_s(2000, 9))
     assert [worst_length(n, 5.0, 100) for n in (0, 1, 10, 20, 50)] == [100, 5, 50, 100, 100]
     assert worst_length(3, 1.5, 100) == 5
+    assert worst_length(160, 1.1, 512) == 176       # and not 177: 1.1 * 160 is a little more
 
 
 @pytest.mark.parametrize('values, named', [

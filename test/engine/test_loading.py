@@ -93,7 +93,8 @@ def test_a_generation_config_that_nothing_can_be_chosen_by(
 
 
 @pytest.mark.parametrize('content', [
-    'models: [{match: "*", top_k: 1.5}]', 'models: [{match: "*", temprature: 0.1}]', 'models: [{temperature: 0.1}]', 'other: []', '[',
+    'models: [{match: "*", top_k: 1.5}]', 'models: [{match: "*", temprature: 0.1}]',
+    'models: [{temperature: 0.1}]', 'other: []', '[',
     'models: [{match: "*", top_p: high}]'])
 def test_a_malformed_file_of_defaults_is_named(
         checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:

@@ -40,6 +40,7 @@ ETA = 0.05              # step of log k
 K_MAX = 100.0
 TIME_FACTOR_MAX = 10.0
 _FORMAT = 1
+_ROUNDING = 1e-9        # relative: 1.1 * 160 = 176.00000000000003 is 176 tokens
 _ENDED_BY_ITSELF = (
     FinishReason.END_TOKEN, FinishReason.STOP_STRING, FinishReason.CLIENT_CAP,
     FinishReason.SERVER_CAP)
@@ -55,7 +56,11 @@ def worst_length(n_predicted: int, factor: float, cap: int) -> int:
     """
     if n_predicted < 1:
         return max(1, cap)
-    return max(1, min(ceil(factor * n_predicted), cap))
+    return max(1, min(_times(factor, n_predicted), cap))
+
+
+def _times(factor: float, n_predicted: int) -> int:
+    return ceil(factor * n_predicted * (1.0 - _ROUNDING))
 
 
 def conformal_start(ratios: Mapping[str, float], rows: int, target: float) -> float | None:
@@ -145,7 +150,7 @@ def length_error(timing: QueryTiming, outcome: Outcome, finish: FinishReason) ->
     """Tell whether a response was longer than planned for; None = nothing is to be learned."""
     if timing.n_predicted < 1 or timing.n_generated < 1 or not timing.feasible:
         return None
-    planned = ceil(timing.pessimistic_factor * timing.n_predicted)
+    planned = _times(timing.pessimistic_factor, timing.n_predicted)
     if timing.n_generated > planned:
         return True
     if finish in _ENDED_BY_ITSELF:

@@ -143,10 +143,6 @@ class Engine:
         """Return the text side of a new response."""
         return ResponseText(self._codec, stop)
 
-    def kv_bytes_needed(self, n_tokens: int) -> int:
-        """Return the cache memory of a sequence of ``n_tokens``, prompt and response."""
-        return n_tokens * self._memory.token_bytes
-
     def check_memory(self, n_tokens: int) -> None:
         """
         Raise OutOfMemory if a sequence of ``n_tokens``, prompt and response, does not fit.

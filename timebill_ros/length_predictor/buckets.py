@@ -1,16 +1,11 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Buckets of response length, and the two integers that the budget is planned with."""
+"""Buckets of response length: the classes that the heads tell apart."""
 
 from dataclasses import dataclass
-import math
 
 import numpy as np
 from numpy.typing import NDArray
-
-# Ceilings are taken after this relative allowance, so that 1.1 * 160 = 176.00000000000003 stays
-# 176 tokens.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,3 @@ class Buckets:
                 f'got {lengths.min()} .. {lengths.max()}'
             )
         return np.where(lengths >= self.cap, self.n_classes, -(-lengths // self.width))
-
-    def upper_edge(self, label: int, n_max: int) -> int:
-        """Return N_hat = min(N_max, n * B) for class n = ``label``; the cap's class says N_max."""
-        if not 1 <= label <= self.n_classes:
-            raise ValueError(f'class {label} is not in 1 .. {self.n_classes}')
-        return n_max if label == self.n_classes else min(n_max, label * self.width)
-
-
-def worst_case_tokens(k: float, n_hat: int, n_max: int) -> int:
-    """Return N_W = min(ceil(k * N_hat), N_max), the worst-case length in tokens (k >= 1)."""
-    return min(math.ceil(k * n_hat * (1.0 - _ROUNDING)), n_max)

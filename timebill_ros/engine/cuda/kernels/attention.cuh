@@ -341,7 +341,7 @@ DEVICE void Attention<D, WARPS>::add_up(const StepArgs & args, const Phase & pha
     const float total = warp_sum(is_part ? factor * own_weight : 0.0f);
     if (is_part) {work.maxima[lane * MAX_GROUP + head] = factor;}
     if (lane == 0) {
-      work.totals[head] = splits_in_use == 1 ? 1.0f / total : 1.0f;
+      work.totals[head] = splits_in_use == 1 ? reciprocal(total) : 1.0f;
       stats_of[(split * MAX_GROUP + head) * 2] = top;
       stats_of[(split * MAX_GROUP + head) * 2 + 1] = total;
     }
@@ -403,15 +403,22 @@ DEVICE void Attention<D, WARPS>::add_stretches(const StepArgs & args, u16 * out,
           stats[i] = load_fresh(stats_of + s * MAX_GROUP + head);
           value[i] = load_fresh(sums_of + s * MAX_GROUP * D + column);
         }
+        const float before = top;
+        float own_top[6];
 #pragma unroll
         for (int i = 0; i < 6; ++i) {
-          if (first + i * parts >= splits_in_use) {break;}
-          const float own_top = bits_to_float((u32)stats[i]);
-          const float before = top;
-          top = fmaxf(top, own_top);
-          const float shrink = two_to_the(before - top), factor = two_to_the(own_top - top);
-          total = total * shrink + factor * bits_to_float((u32)(stats[i] >> 32));
-          sum = sum * shrink + factor * value[i];
+          own_top[i] = first + i * parts < splits_in_use ?
+            bits_to_float((u32)stats[i]) : MINUS_INFINITY;
+          top = fmaxf(top, own_top[i]);
+        }
+        const float shrink = two_to_the(before - top);
+        total *= shrink;
+        sum *= shrink;
+#pragma unroll
+        for (int i = 0; i < 6; ++i) {
+          const float factor = two_to_the(own_top[i] - top);
+          total += factor * bits_to_float((u32)(stats[i] >> 32));
+          sum += factor * value[i];
         }
       }
     }
@@ -431,7 +438,7 @@ DEVICE void Attention<D, WARPS>::add_stretches(const StepArgs & args, u16 * out,
         total += factor * scratch[THREADS + from];
         sum += factor * scratch[2 * THREADS + from];
       }
-      out[column] = float_to_bf16(sum / total);
+      out[column] = float_to_bf16(sum * reciprocal(total));
     }
     __syncthreads();
   }

@@ -20,7 +20,14 @@ DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
 DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
 DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
-DEVICE float two_to_the(float x) { return exp2f(x); }
+
+// Zero below 2^-126.
+DEVICE float two_to_the(float x)
+{
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Two floats, rounded to nearest even, as two bf16; `low` in the lower half.
 DEVICE u32 pack_bf16(float low, float high)

@@ -7,7 +7,7 @@
 // columns are the vectors. What the warps have of each tile is added up once, at the end, in a
 // fixed order.
 
-// Units that a warp takes out of the ring before it waits for x, so that the ring fetches more.
+// Units that a warp may take out of the ring before it waits for x, so that the ring fetches more.
 const int EARLY = 4;
 
 // Brings x, times the norm's weight if there is one, into shared memory; leaves each warp's sums of
@@ -190,10 +190,10 @@ struct Parts
   }
 };
 
-// `barriers` that must be complete before x may be read.
+// `barriers` that must be complete before x may be read; `has_time`: they will not be for long.
 template<int BITS, int BATCH, int WARPS, int STAGES>
 DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, STAGES> & cursor,
-  u8 * shared, u32 barriers)
+  u8 * shared, u32 barriers, bool has_time)
 {
   const int THREADS = WARPS * 32;
   const int warp = threadIdx.x / 32;
@@ -227,8 +227,8 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
   Parts parts(s, threadIdx.x / BATCH >> s.tile_shift);
   Unit<BITS> early[EARLY];
   bool fetches = false;
-  const int n_early =
-    s.units > 0 ? cursor.template prepare<BITS>(smaller(s.units, EARLY), &fetches) : 0;
+  const int n_early = has_time && s.units > 0 ?
+    cursor.template prepare<BITS>(smaller(s.units, EARLY), &fetches) : 0;
 #pragma unroll
   for (int i = 0; i < EARLY; ++i) {
     if (i < n_early) {next_unit<BITS>(cursor, fetches, early[i]);}

@@ -68,16 +68,6 @@ class Kernels:
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         self._check(self._driver.cuLaunchKernelEx(ctypes.byref(config), function, parameters, None))
 
-    def resources(self, name: str) -> List[int]:
-        """Return registers and bytes of local memory per thread (CU_FUNC_ATTRIBUTE 4 and 3)."""
-        values = []
-        for attribute in (4, 3):
-            value = ctypes.c_int()
-            self._check(self._driver.cuFuncGetAttribute(
-                ctypes.byref(value), attribute, self._function(name, 0)))
-            values.append(value.value)
-        return values
-
     def _function(self, name: str, shared_bytes: int) -> ctypes.c_void_p:
         if name not in self._functions:
             self._functions[name] = self._find(name)

@@ -15,8 +15,8 @@ import sys
 import time
 
 SHAPES = {
-    'qwen2.5-7b': ['--queries', '60', '--load', '30', '--profile-s', '28'],
-    'smollm2-135m': ['--queries', '60', '--load', '26', '--profile-s', '8']}
+    'qwen2.5-7b': ['--queries', '60', '--load', '28', '--profile-s', '36'],
+    'smollm2-135m': ['--queries', '60', '--load', '26', '--profile-s', '9']}
 COMMON = ['--device', 'cuda', '--tiers', 'bf16,int8,int4', '--max-tokens', '32000']
 DRY = ['--device', 'cpu', '--max-tokens', '300', '--queries', '4', '--load', '3', '--profile-s',
        '3', '--short-profile', '--responses', '4', '8']

@@ -56,6 +56,12 @@ def test_like_queries_in_a_row_and_the_memory_beside_them_show_what_cannot_be_pr
     assert 'above 40 GB/s (1 queries) steps took 1.00 times' in found
     assert 'below 40 GB/s (1 queries) steps took 2.00 times' in found
     assert accuracy_report.by_bandwidth([row('idle', 1, 1, 1)]) == ''
+    rows = [row('idle', 1.0, 1.0, 1.2) | {'host_ms': 0.5},
+            row('idle', 2.0, 1.0, 1.2) | {'host_ms': 2.0}]
+    found = accuracy_report.by_host(rows)
+    assert 'less than 1.00 ms, 1 queries: 0.00 %, 0.00 %, 0.00 %' in found
+    assert 'more than 1.00 ms, 1 queries: 0.00 %, 50.00 %, 33.33 %' in found
+    assert accuracy_report.by_host([row('idle', 1, 1, 1)]) == ''
 
 
 def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile_alone() -> None:

@@ -19,6 +19,7 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
 _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
 _COLD_TOKENS = 64
+_WARM_TOKENS = 4096     # of a prompt that is prefilled before steps on a GPU are measured
 _LEAST_S = 1e-6     # what is shorter is noise
 
 
@@ -64,8 +65,11 @@ class EngineMeter:
         """
         Return the times of decode steps of ``width`` sequences at once.
 
-        Each has ``n_cached`` tokens cached, or a few more.
+        Each has ``n_cached`` tokens cached, or a few more. On a GPU a prompt is really prefilled
+        just before, up to _WARM_TOKENS: that lowers the clock of the steps behind it.
         """
+        if self._engine.device.type == 'cuda':
+            self.measure_prefill(min(n_cached, _WARM_TOKENS))
         assumed: Any = _Assumed(self._engine)
         ids = self._ids(n_cached)
         answer(assumed, _any_planning(self.info, [tier or self.info.tiers[0]]), [

@@ -6,8 +6,9 @@ Real queries through the engine, their times beside what was predicted of them. 
 Each query has a random prompt length, eviction ratio, response length and tier, none of them
 chosen by the profile. It is predicted twice: with the profile alone, and with what drift tracking
 made of it from the queries before. Some are asked twice in a row: by what their times differ, no
-prediction can be blamed for. On a CPU the memory's bandwidth can be read off beside each query:
-decode steps take what reading the weights takes.
+prediction can be blamed for. Beside each query it is noted how fast the host's processor is just
+then, and, on a CPU if wanted, at which bandwidth memory is read: decode steps take what reading the
+weights takes.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ while True:
 _LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
 _READ_BYTES = 192 * 2 ** 20     # several times what caches hold
 _READS = 3
+_HOST_LOOPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Asker:
         if twice:
             row['again'] = {STAGES[each.law]: [round(each.measured_s, 7), each.steps]
                             for each in samples_of(self.answer(ids, n_response, alpha, tier))}
+        row['host_ms'] = _host_ms()
         if self._memory is not None:
             row['read_gb_s'] = _read_gb_s(self._memory)
         self.rows.append(row)
@@ -108,6 +111,17 @@ class Asker:
         planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
         query = question(0, n_response, Sampling(**self.engine.info.sampling))
         return answer(self.engine, planning, [(query, ids)])[0]
+
+
+def _host_ms() -> float:
+    """Return what a fixed number of turns of a loop takes now: a median."""
+    times = []
+    for _ in range(_READS):
+        began_s = time.perf_counter()
+        for _ in range(_HOST_LOOPS):
+            pass
+        times.append(time.perf_counter() - began_s)
+    return round(1e3 * sorted(times)[_READS // 2], 4)
 
 
 def _read_gb_s(memory: torch.Tensor) -> float:

@@ -79,6 +79,23 @@ def repeats(rows: Sequence[Row]) -> str:
             f'differed from the first by, on average: {"; ".join(found)}.')
 
 
+def by_host(rows: Sequence[Row]) -> str:
+    """Return the errors where the host was fast, and where it was slow; '' = not noted."""
+    known = [row for row in rows if 'host_ms' in row]
+    if not known:
+        return ''
+    took = [row['host_ms'] for row in known]
+    middle = (min(took) * max(took)) ** 0.5
+    found = []
+    for title, own in (('less', [row for row in known if row['host_ms'] < middle]),
+                       ('more', [row for row in known if row['host_ms'] >= middle])):
+        errors = ', '.join(_percent(mape(pairs_of(own, stage, 'profile')))
+                           for stage in ('prefill', 'decode', 'total'))
+        found.append(f'{title} than {middle:.2f} ms, {len(own)} queries: {errors}')
+    return (f'A loop of nothing took the host {min(took):.2f} to {max(took):.2f} ms beside the '
+            f'queries. Errors of prefill, decode step and in all where it took {"; ".join(found)}.')
+
+
 def by_bandwidth(rows: Sequence[Row]) -> str:
     """Return what decode steps took where memory was fast and where it was slow; '' = not read."""
     known = [row for row in rows if 'read_gb_s' in row and 'decode' in row['stages']]
@@ -130,7 +147,7 @@ def table(result: dict[str, Any]) -> str:
     first = [row for row in result['rows'] if row['phase'] == result['rows'][0]['phase']]
     lines += ['', 'With the profile, nothing else running: ' + '; '.join(
         f'{what} {_percent(error)}' for what, error in details(first)) + '.']
-    for text in (repeats(first), by_bandwidth(first)):
+    for text in (repeats(first), by_host(first), by_bandwidth(first)):
         lines += ['', text] if text else []
     for name, title in (('batches', 'Steps of 2 to {} sequences together'),
                         ('mixed', 'Prefills whose chunks take turns with decode steps')):

@@ -59,10 +59,10 @@ def test_the_first_work_after_idling_belongs_to_the_worst_case_of_a_prefill() ->
 
 def test_an_eviction_again_costs_what_was_measured_of_it_else_what_the_first_costs() -> None:
     estimator = TimeEstimator(COEFFICIENTS)
-    assert estimator.reevict_s(1000) == estimator.evict_s(1000)
+    assert estimator.law('reevict').seconds(1000) == estimator.evict_s(1000)
     measured = replace(COEFFICIENTS, laws=(
         *COEFFICIENTS.laws, Law('reevict', 'constant', (0.001,), samples=5)))
-    assert TimeEstimator(measured).reevict_s(1000) == pytest.approx(0.001)
+    assert TimeEstimator(measured).law('reevict').seconds(1000) == pytest.approx(0.001)
 
 
 def test_one_step_may_take_its_quantile_but_many_do_not_all() -> None:

@@ -95,8 +95,8 @@ class Asker:
             'stages': {STAGES[each.law]: _row(each, self._base, self._tracked)
                        for each in samples_of(timing)}}
         if twice:
-            row['again'] = {STAGES[each.law]: [round(each.measured_s, 7), each.steps]
-                            for each in samples_of(self.answer(ids, n_response, alpha, tier))}
+            row['again'] = {STAGES[each.law]: round(each.measured_s, 7) for each in
+                            samples_of(self.answer(ids, n_response, alpha, tier))}
         row['host_ms'] = _host_ms()
         if self._memory is not None:
             row['read_gb_s'] = _read_gb_s(self._memory)

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 Row = dict[str, Any]
-MEASURED, STEPS = 0, 5
+MEASURED = 0
 COLUMNS = {'profile': (1, 2), 'tracking': (3, 4)}      # predicted, worst case
 LONG = 4096
 BLOCK = 20      # queries after which tracking has to have followed
@@ -70,9 +70,11 @@ def repeats(rows: Sequence[Row]) -> str:
         return ''
     found = []
     for stage, title in (('prefill', 'prefill'), ('decode', 'decode steps'), ('total', 'in all')):
-        pairs = [(total(row, MEASURED), sum(values[0] for values in row['again'].values()))
-                 if stage == 'total' else (row['stages'][stage][MEASURED], row['again'][stage][0])
-                 for row in both if stage == 'total' or stage in row['stages'].keys() & row['again']]
+        if stage == 'total':
+            pairs = [(total(row, MEASURED), sum(row['again'].values())) for row in both]
+        else:
+            pairs = [(row['stages'][stage][MEASURED], row['again'][stage]) for row in both
+                     if stage in row['stages'] and stage in row['again']]
         ratio = median(second / first for first, second in pairs)
         found.append(f'{title} {_percent(mape(pairs))} (median {ratio:.3f} times the first)')
     return (f'What nothing can predict: of {len(both)} queries asked twice in a row the second '

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from timebill_ros.time_estimator.laws import CONSTANT, DECODE_STEP, Law, PREFILL
+from timebill_ros.time_estimator.laws import (
+    CONSTANT, DECODE_STEP, EVICT, Law, PREFILL, REEVICT)
 
 FROM_PROFILE = 'profile'    # measured by this process
 FROM_FILE = 'file'          # loaded from an earlier profile of this key
@@ -84,8 +85,9 @@ class TimingCoefficients:
         Return a law for a tier: its own, else the one of every tier, else zero seconds.
 
         Of decode steps of ``width`` sequences: the law of that width, else of the next larger one
-        measured, else that of the largest, taken to grow in proportion. Raises CoefficientsError
-        where a law that planning needs is missing.
+        measured, else that of the largest, taken to grow in proportion. Of a later eviction that
+        was not measured: that of the first. Raises CoefficientsError where a law that planning
+        needs is missing.
         """
         found = self._found.get((name, tier, width))
         if found is None:
@@ -106,6 +108,8 @@ class TimingCoefficients:
         for law in wide:
             if law.width >= width:
                 return law
+        if not wide and name == REEVICT:
+            return self.law(EVICT, tier)
         if not wide:
             return Law(name, CONSTANT, (0.0,))
         return replace(wide[-1].scaled(width / wide[-1].width), width=width)

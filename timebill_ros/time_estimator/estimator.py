@@ -88,11 +88,6 @@ class TimeEstimator:
         """Return the time to choose and gather what an eviction keeps of ``n_prompt`` tokens."""
         return self._single_s(laws.EVICT, n_prompt, worst)
 
-    def reevict_s(self, n_prompt: int, worst: bool = False) -> float:
-        """Return the time of a later eviction to fewer positions; where not measured, evict_s."""
-        measured = self.law(laws.REEVICT).samples > 0
-        return self._single_s(laws.REEVICT if measured else laws.EVICT, n_prompt, worst)
-
     def predict_s(self, n_tokens: int, worst: bool = False) -> float:
         """Return the time to predict the response's length from ``n_tokens`` of the prompt."""
         return self._single_s(laws.PREDICT, n_tokens, worst)

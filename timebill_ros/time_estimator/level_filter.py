@@ -135,7 +135,7 @@ class LevelFilter:
         return count
 
     def _begin_anew(self, level: float, newest: int) -> None:
-        """Keep the ``newest`` samples, and a few before moved to the level: they hold the spread."""
+        """Keep the ``newest`` samples, and a few before, at the level: they hold the spread."""
         ratios, spreads = list(self._ratios), list(self._spreads)
         end = len(ratios) - newest
         first = max(0, end - PRIOR_SAMPLES)

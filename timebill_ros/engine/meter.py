@@ -19,6 +19,7 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
 _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
 _COLD_TOKENS = 64
+_PAUSE_S = 0.01         # before a prompt: queries do not come back to back
 _WARM_TOKENS = 4096     # of a prompt that is prefilled before steps on a GPU are measured
 _LEAST_S = 1e-6     # what is shorter is noise
 
@@ -45,12 +46,13 @@ class EngineMeter:
         """
         Return the time from ``n_done`` prefilled tokens to the first token of the response.
 
-        From the start, opening the sequence counts: it looks at every token of the prompt. Whole
-        chunks behind others are taken as followed by more, so that no first token is chosen.
+        From the start, opening the sequence counts: it looks at every token of the prompt; and the
+        processors have paused before. Whole chunks behind others are taken as followed by more, so
+        that no first token is chosen.
         """
         if not n_done:
-            query = question(0, 1, self._sampling)
-            return answer(self._engine, self._planning, [(query, self._ids(n_tokens))])[0].prefill
+            time.sleep(_PAUSE_S)
+            return self._whole_prefill(n_tokens)
         goes_on = (n_tokens - n_done) % self.chunk_tokens == 0
         with self._sequence(n_tokens + goes_on, n_done) as sequence:
             began_s = time.perf_counter()
@@ -69,7 +71,7 @@ class EngineMeter:
         just before, up to _WARM_TOKENS: that lowers the clock of the steps behind it.
         """
         if self._engine.device.type == 'cuda':
-            self.measure_prefill(min(n_cached, _WARM_TOKENS))
+            self._whole_prefill(min(n_cached, _WARM_TOKENS))
         assumed: Any = _Assumed(self._engine)
         ids = self._ids(n_cached)
         answer(assumed, _any_planning(self.info, [tier or self.info.tiers[0]]), [
@@ -97,8 +99,8 @@ class EngineMeter:
     def measure_cold(self, idle_s: float) -> float:
         """Return how much longer a short prefill takes after ``idle_s`` than right after it."""
         time.sleep(idle_s)
-        first_s = self.measure_prefill(_COLD_TOKENS)
-        again_s = min(self.measure_prefill(_COLD_TOKENS) for _ in range(3))
+        first_s = self._whole_prefill(_COLD_TOKENS)
+        again_s = min(self._whole_prefill(_COLD_TOKENS) for _ in range(3))
         return max(_LEAST_S, first_s - again_s)
 
     def measure_overhead(self, n_tokens: int) -> float:
@@ -112,6 +114,10 @@ class EngineMeter:
         timing, = answer(self._engine, self._planning, [(query, ids)])
         # should the model have ended its answer early, the rest would have cost the same again
         return timing.overhead * n_tokens / max(1, timing.n_generated)
+
+    def _whole_prefill(self, n_tokens: int) -> float:
+        query = question(0, 1, self._sampling)
+        return answer(self._engine, self._planning, [(query, self._ids(n_tokens))])[0].prefill
 
     def _ids(self, n_tokens: int) -> list[int]:
         """Return the ids of a made-up prompt."""

@@ -20,6 +20,7 @@ from result_tables import (
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / 'docs' / 'report'
 MEASUREMENTS = ROOT / 'docs' / 'measurements'
+FIGURE = 'budgets-kill.png'     # beside the summaries, by take_results.py
 GPU_STEPS, CPU_STEPS = 'decode-qwen2.5-7b-h200.json', 'cpu-epyc.json'
 GPU_CACHED, CPU_CACHED = 8192, 512      # cached tokens of the steps that README names
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
@@ -109,6 +110,8 @@ def readme() -> Iterator[str]:
     for summary in summaries('budgets'):
         if not summary['ros'] and not summary['quick']:
             yield from [*headline(summary), '']
+    for figure in sorted(REPORT.glob(f'*/{FIGURE}')):
+        yield from [f'![Score and completion over budgets]({figure.relative_to(ROOT)})', '']
     for summary in summaries('robot'):
         yield from [*robot(summary['results']), provenance(summary), '']
     yield from steps()

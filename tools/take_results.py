@@ -29,6 +29,7 @@ from timebill_ros.experiments.run import summarise  # noqa: E402
 REPORT = ROOT / 'docs' / 'report'
 PREDICTORS = ROOT / 'docs' / 'measurements' / 'length-predictors.json'
 MAX_BYTES = 5_000_000
+FIGURE = 'budgets-kill.png'     # the one that README shows
 ROS = 'ros'     # folder of what went through the ROS action
 
 
@@ -53,6 +54,10 @@ def _taken(folder: Path, place: Path) -> list[str]:
             gzip.GzipFile(filename='', fileobj=out, mode='wb', mtime=0) as packed:
         shutil.copyfileobj(rows, packed)
     summary = summarise(target)
+    if not summary['queries']:
+        print(f'{target.relative_to(ROOT)}: nothing was measured, left out')
+        shutil.rmtree(target)
+        return []
     print(f'{target.relative_to(ROOT)}: {summary["queries"]} queries, {summary["cases_done"]} of '
           f'{summary["cases_planned"]} cases')
     return list(summary['not_as_claimed'])
@@ -63,8 +68,11 @@ def main(arguments: list[str]) -> int:
     archive, name = Path(arguments[0]), (arguments[1:] or ['h200'])[0]
     wrong = take(archive, name)
     sources = [str(path) for path in (REPORT / name, REPORT / name / ROS) if path.is_dir()]
-    status = timebill(['report', *sources, '--predictors', str(PREDICTORS),
-                       '--out', str(REPORT / f'{name}.html')])
+    with tempfile.TemporaryDirectory() as figures:
+        status = timebill(['report', *sources, '--predictors', str(PREDICTORS),
+                           '--out', str(REPORT / f'{name}.html'), '--figures', figures])
+        if (Path(figures) / FIGURE).is_file():
+            shutil.copy(Path(figures) / FIGURE, REPORT / name)
     for script in (['readme_numbers.py'], ['readme_numbers.py', '--check']):
         command = [sys.executable, str(ROOT / 'tools' / script[0]), *script[1:]]
         status = subprocess.call(command) or status

@@ -17,9 +17,11 @@ from timebill_ros.query import Sampling
 
 
 # A thread that sleeps until the device says that it is done is woken 0.1 to 0.2 ms late, and never
-# as late. So the host sleeps by the clock until a step of its kind may be over in so long, and then
-# waits busily. (Without any sleep Linux would stop a SCHED_FIFO thread for 50 ms of every second.)
-_BUSY_S = 400e-6
+# as late; and what it does next is slower the longer it slept. So the host sleeps by the clock until
+# a step of its kind may be over in so long, for this share of the step at least, and then waits
+# busily. (Without any sleep Linux would stop a SCHED_FIFO thread for 50 ms of every second.)
+_BUSY_S = 2e-3
+_LEAST_ASLEEP = 0.1
 _LONGER = 1.01          # the shortest time of a kind of step follows longer ones by so much a step
 
 
@@ -113,7 +115,8 @@ class StepRunner:
     def _wait(self) -> None:
         """Sleep for the most part of the step, then keep a core busy until it is done."""
         shortest_s = self._shortest_s.get(self._kind, 0.0)
-        left_s = self._began_s + shortest_s - _BUSY_S - time.perf_counter()
+        asleep_s = max(shortest_s - _BUSY_S, _LEAST_ASLEEP * shortest_s)
+        left_s = self._began_s + asleep_s - time.perf_counter()
         if left_s > 0.0:
             time.sleep(left_s)
         self._done.synchronize()

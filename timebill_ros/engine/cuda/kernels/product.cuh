@@ -7,9 +7,6 @@
 // columns are the vectors. What the warps have of each tile is added up once, at the end, in a
 // fixed order.
 
-// Units that a warp may take out of the ring before it waits for x, so that the ring fetches more.
-const int EARLY = 4;
-
 // Brings x, times the norm's weight if there is one, into shared memory; leaves each warp's sums of
 // squares in `squares` [WARPS][BATCH].
 template<int BITS, int BATCH, int THREADS, bool NORM, int AT_ONCE>
@@ -174,17 +171,6 @@ DEVICE void leave_tile(Total<BITS, BATCH> & total, float * sums)
   total.clear();
 }
 
-// The next unit out of the ring, behind Cursor::prepare.
-template<int BITS, int WARPS, int STAGES>
-DEVICE void next_unit(Cursor<WARPS, STAGES> & cursor, bool fetches, Unit<BITS> & unit)
-{
-  copy_async_wait<STAGES - 2>();
-  if (Format<BITS>::FOUR) {__syncwarp();}
-  const u16 * const scales = cursor.template scales_of<BITS>(cursor.taken);
-  unit.template take<WARPS * 32>(cursor.take(), scales);
-  if (fetches) {cursor.template fetch<BITS>(true);} else {copy_async_commit();}
-}
-
 // Which warps have a part of a tile, and as their how-manieth tile the first of them has it.
 struct Parts
 {
@@ -198,10 +184,10 @@ struct Parts
   }
 };
 
-// `barriers` that must be complete before x may be read; `has_time`: they will not be for long.
+// `barriers` that must be complete before x may be read.
 template<int BITS, int BATCH, int WARPS, int STAGES>
 DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, STAGES> & cursor,
-  u8 * shared, u32 barriers, bool has_time)
+  u8 * shared, u32 barriers)
 {
   const int THREADS = WARPS * 32;
   const int warp = threadIdx.x / 32;
@@ -233,14 +219,6 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
   RowExtras extras = {};
   if (has_first) {extras = row_extras<BITS>(phase, first_row);}
   Parts parts(s, threadIdx.x / BATCH >> s.tile_shift);
-  Unit<BITS> early[EARLY];
-  bool fetches = false;
-  const int n_early = has_time && s.units > 0 ?
-    cursor.template prepare<BITS>(smaller(s.units, EARLY), &fetches) : 0;
-#pragma unroll
-  for (int i = 0; i < EARLY; ++i) {
-    if (i < n_early) {next_unit<BITS>(cursor, fetches, early[i]);}
-  }
   if (!phase.continues && barriers > 0) {wait_for_all(args, barriers);}
   u16 residual = 0;
   if (has_first && phase.epilogue == ADD_RESIDUAL) {
@@ -262,7 +240,20 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
   Total<BITS, BATCH> total;
   total.clear();
   int chunk = s.units > 0 ? s.first_unit % s.n_chunks : 0;
-  auto add = [&](const Unit<BITS> & unit) {
+  int left = s.units;
+#pragma unroll 1
+  while (left > 0) {
+    bool fetches;
+    int n = cursor.template prepare<BITS>(left, &fetches);
+    left -= n;
+#pragma unroll 1
+    for (; n > 0; --n) {
+      copy_async_wait<STAGES - 2>();
+      if (Format<BITS>::FOUR) {__syncwarp();}
+      const u16 * const scales = cursor.template scales_of<BITS>(cursor.taken);
+      Unit<BITS> unit;
+      unit.template take<THREADS>(cursor.take(), scales);
+      if (fetches) {cursor.template fetch<BITS>(true);} else {copy_async_commit();}
       add_unit(total, unit, my_vector + chunk * GROUPS * 128, 8 * stride,
         my_scales + chunk * GROUPS * BATCH, my_x_sums + chunk * 8 * BATCH);
       if (++chunk == s.n_chunks) {
@@ -270,21 +261,6 @@ DEVICE void product(const StepArgs & args, const Phase & phase, Cursor<WARPS, ST
         my_sums += 16 * BATCH;
         chunk = 0;
       }
-    };
-#pragma unroll
-  for (int i = 0; i < EARLY; ++i) {
-    if (i < n_early) {add(early[i]);}
-  }
-  int left = s.units - n_early;
-#pragma unroll 1
-  while (left > 0) {
-    int n = cursor.template prepare<BITS>(left, &fetches);
-    left -= n;
-#pragma unroll 1
-    for (; n > 0; --n) {
-      Unit<BITS> unit;
-      next_unit<BITS>(cursor, fetches, unit);
-      add(unit);
     }
   }
   if (chunk != 0) {leave_tile<BITS, BATCH>(total, my_sums);}

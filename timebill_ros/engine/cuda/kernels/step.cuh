@@ -4,14 +4,14 @@
 // One decode step, from the current tokens to the logits: one launch, one block on each
 // multiprocessor, which goes through the phases together with all others.
 
-// Attention of one layer; returns whether this block had any work in it.
+// Attention of one layer.
 template<int BITS, int BATCH, int D, int WARPS, int STAGES>
-DEVICE bool attend_phase(const StepArgs & args, const Phase & phase,
+DEVICE void attend_phase(const StepArgs & args, const Phase & phase,
   Cursor<WARPS, STAGES> & cursor, u8 * shared, u32 barriers, u32 rounds)
 {
   const Row * const rows = (const Row *)(shared + args.rows_at);
   const int items = args.splits * args.kv_heads * BATCH;
-  bool waited = false, worked = false;
+  bool waited = false;
   cursor.template top_up<BITS>();
 #pragma unroll 1
   for (int item = blockIdx.x; item < items || !waited; item += gridDim.x) {
@@ -19,7 +19,6 @@ DEVICE bool attend_phase(const StepArgs & args, const Phase & phase,
     if (item < items && own.has_work()) {
       own.attend(args, phase, shared, waited ? 0 : barriers);
       own.add_up(args, phase, shared, rounds);
-      worked = true;
     } else {
       if (!waited) {wait_for_all(args, barriers);}
       if (item < items) {own.clear(args, phase);}
@@ -27,7 +26,6 @@ DEVICE bool attend_phase(const StepArgs & args, const Phase & phase,
     waited = true;
     __syncthreads();
   }
-  return worked;
 }
 
 // BITS: of the layers' matrices, HEAD_BITS: of the head.
@@ -40,7 +38,6 @@ DEVICE void step(const StepArgs & args)
   Row * const rows = (Row *)(shared + args.rows_at);
   u32 barriers = 0;                             // that this block has arrived at
   u32 rounds = 0;                               // of attention
-  bool has_time = false;                        // others attend, this block only waits for them
   for (int p = 0; p < PHASES_HELD - 1; ++p) {hold_phase(held, p, phase_word(args, p));}
   if (threadIdx.x < BATCH) {
     const int slot = args.slot_of_row[threadIdx.x];
@@ -72,14 +69,13 @@ DEVICE void step(const StepArgs & args)
     cursor.begin(p, args.n_phases);
     const u32 word = phase_word(args, p + PHASES_HELD - 1);
     if (phase.attends) {
-      has_time = !attend_phase<BITS, BATCH, D, WARPS, STAGES>(
+      attend_phase<BITS, BATCH, D, WARPS, STAGES>(
         args, phase, cursor, shared, barriers, rounds);
       ++rounds;
     } else if (HEAD_BITS != BITS && phase.bits == HEAD_BITS) {
-      product<HEAD_BITS, BATCH, WARPS, STAGES>(args, phase, cursor, shared, barriers, false);
+      product<HEAD_BITS, BATCH, WARPS, STAGES>(args, phase, cursor, shared, barriers);
     } else {
-      product<BITS, BATCH, WARPS, STAGES>(args, phase, cursor, shared, barriers, has_time);
-      has_time = false;
+      product<BITS, BATCH, WARPS, STAGES>(args, phase, cursor, shared, barriers);
     }
     const bool keeps = phase.epilogue == KEEP;
     hold_phase(held, p + PHASES_HELD - 1, word);

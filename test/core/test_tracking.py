@@ -14,7 +14,8 @@ from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, TimingCoefficients)
 from timebill_ros.time_estimator.laws import (
     AFFINE, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, QUADRATIC)
-from timebill_ros.time_estimator.tracking import DriftTracker, Sample
+from timebill_ros.time_estimator.query_samples import Sample
+from timebill_ros.time_estimator.tracking import DriftTracker
 
 LAWS = (
     Law(PREFILL, QUADRATIC, (2e-8, 7e-4, 0.01), worst_ratio=1.15, mape=0.05),

@@ -32,8 +32,8 @@ from timebill_ros.query import QueryTiming, Sampling
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, PREFILL
-from timebill_ros.time_estimator.tracking import (
-    DriftTracker, Sample, samples_of, TrackingConfig)
+from timebill_ros.time_estimator.query_samples import Sample, samples_of
+from timebill_ros.time_estimator.tracking import DriftTracker, TrackingConfig
 
 STAGES = {PREFILL: 'prefill', DECODE_STEP: 'decode', EVICT: 'evict', OVERHEAD: 'overhead'}
 _SHORTEST = 64

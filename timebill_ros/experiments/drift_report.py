@@ -11,7 +11,7 @@ from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
-from timebill_ros.time_estimator.tracking import samples_of
+from timebill_ros.time_estimator.query_samples import samples_of
 
 BLOCK = 10
 _AT_TOKENS = 100        # cached tokens at which published and profiled steps are compared

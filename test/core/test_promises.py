@@ -20,6 +20,7 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import (
     AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL)
+from told_lengths import Predictor
 
 S = 1_000_000_000
 WORST = 1.6
@@ -101,7 +102,37 @@ def test_no_promise_is_broken_and_every_query_ends_once(part: int) -> None:
         assert not (server.engine.n_open or scheduler.n_running or scheduler.n_waiting)
         for ask in asks:
             outcome = server.ended[ask.query.query_id].ending.outcome
+            if outcome in (Outcome.COMPLETED, Outcome.TRUNCATED):   # and the node hears of it then
+                assert server.ended_ns[ask.query.query_id] <= ask.query.plan_deadline_ns
             if ask.query.admission == Admission.GUARANTEED and not ask.canceled:
                 assert outcome in (Outcome.COMPLETED, Outcome.INFEASIBLE), (number, ask)
                 admitted += outcome != Outcome.INFEASIBLE
     assert admitted > SCENARIOS // PARTS
+
+
+def test_a_promise_stands_against_answers_longer_than_predicted() -> None:
+    kept = 0
+    for number in range(350, 450):
+        rng = random.Random(number)
+        server = VirtualServer(
+            Planning(PLANNINGS[1].estimator, PlannerConfig(pessimistic_factor=1.2), 'file'),
+            n_slots=rng.choice((1, 2)), chunk_tokens=128,
+            factor=lambda law, width, rng=rng: rng.uniform(0.2, WORST))
+        server.engine.predictor = Predictor(rng.uniform(2.0, 30.0))
+        at_ns = 0
+        for index in range(rng.randint(4, 12)):
+            at_ns += round(rng.expovariate(20.0) * S)
+            promised = rng.random() < 0.3
+            cap = 1 if promised else 40
+            end_ns = at_ns + round(rng.uniform(0.05, 1.0) * S)
+            query = Query(
+                f'{index} {promised}', [Turn('user', '')], at_ns, end_ns, end_ns, cap, True,
+                Admission.GUARANTEED if promised else Admission.BEST_EFFORT)
+            server.clock.at(at_ns, lambda query=query, length=rng.randint(1, cap): server.submit(
+                query, 100, length))
+        server.run()
+        for query_id, finished in server.ended.items():
+            if query_id.endswith('True'):
+                kept += finished.ending.outcome == Outcome.COMPLETED
+                assert finished.ending.outcome in (Outcome.COMPLETED, Outcome.INFEASIBLE), number
+    assert kept > 40

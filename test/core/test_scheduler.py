@@ -51,10 +51,18 @@ def names(turn: Turn | None) -> list[str]:
     return [] if turn is None else [each.query_id for each in turn.jobs]
 
 
+def turn_begins(scheduler: Scheduler, now_ns: int) -> Turn:
+    """Have the scheduler's next turn begin."""
+    turn = scheduler.next_turn(now_ns)
+    assert turn is not None
+    scheduler.begin(turn, now_ns)
+    return turn
+
+
 def begin(scheduler: Scheduler, now_ns: int = 0) -> Job:
     """Have the scheduler begin a query, and take its prefill as done."""
-    turn = scheduler.next_turn(now_ns)
-    assert turn is not None and turn.act is Act.BEGIN
+    turn = turn_begins(scheduler, now_ns)
+    assert turn.act is Act.BEGIN
     prefilled(scheduler, turn.jobs[0])
     return turn.jobs[0]
 
@@ -77,13 +85,12 @@ def test_an_earlier_deadline_preempts_between_two_prefill_chunks() -> None:
     scheduler = Scheduler(pace(), n_slots=2)
     long = job('long', 90, worst_s=6, least_s=5, unit_s=0.5)
     scheduler.submit(long, 0)
-    turn = scheduler.next_turn(0)
-    assert turn is not None and turn.act is Act.BEGIN
+    assert turn_begins(scheduler, 0).act is Act.BEGIN
     scheduler.progressed(long, long.demand.after_unit())
     scheduler.submit(job('urgent', 4), 0)
     assert names(scheduler.next_turn(S)) == ['urgent']
     assert names(scheduler.next_turn(S)) == ['urgent']
-    urgent = scheduler.next_turn(S).jobs[0]
+    urgent = turn_begins(scheduler, S).jobs[0]
     prefilled(scheduler, urgent)
     turn = scheduler.next_turn(S)
     assert turn is not None and turn.act is Act.STEP and names(turn) == ['urgent']
@@ -128,7 +135,7 @@ def test_best_effort_that_waited_too_long_is_told_so_before_its_deadline() -> No
 def test_guaranteed_counts_what_runs_and_what_waits_before_it() -> None:
     scheduler = Scheduler(pace())
     scheduler.submit(job('runs', 10, worst_s=4), 0)
-    begun = scheduler.next_turn(0)
+    begun = turn_begins(scheduler, 0)
     assert names(begun) == ['runs']
     assert scheduler.submit(job('first', 6.5, worst_s=2, guaranteed=True), 0) is None
     ending = scheduler.submit(job('second', 6.7, worst_s=2, guaranteed=True), 0)
@@ -150,7 +157,7 @@ def test_a_killed_query_holds_its_slot_until_its_step_or_chunk_ends() -> None:
     scheduler = Scheduler(pace())
     scheduler.submit(job('runs', 2, worst_s=50, unit_s=0.5), 0)
     begin(scheduler)
-    scheduler.next_turn(0)
+    turn_begins(scheduler, 0)
     ending = scheduler.submit(job('next', 3.4, worst_s=1, guaranteed=True), 0)
     assert ending is not None and 'at least 3.50 s would do' in ending.error_msg
     assert scheduler.submit(job('next', 3.5, worst_s=1, guaranteed=True), 0) is None
@@ -161,7 +168,7 @@ def test_a_dropped_query_holds_the_engine_for_one_unit_more() -> None:
     scheduler.submit(job('runs', 100, worst_s=50), 0)
     begin(scheduler)
     assert scheduler.submit(job('next', 3, worst_s=1, guaranteed=True), 0) is not None
-    scheduler.next_turn(S)
+    turn_begins(scheduler, S)
     scheduler.drop('runs')
     assert scheduler.submit(job('next', 2.0, worst_s=1, guaranteed=True), S) is not None
     assert scheduler.submit(job('next', 2.1, worst_s=1, guaranteed=True), S) is None
@@ -204,7 +211,7 @@ def test_a_step_is_shared_while_all_still_make_it() -> None:
     assert names(scheduler.next_turn(0)) == ['tight']       # two would take 2.4 s
     tight, = scheduler.next_turn(0).jobs
     scheduler.progressed(tight, replace(tight.demand, steps=10, likely_steps=10))
-    assert names(scheduler.next_turn(round(0.1 * S))) == ['loose']
+    assert names(turn_begins(scheduler, round(0.1 * S))) == ['loose']
     loose, = [each for each in scheduler._running.values() if each is not tight]
     prefilled(scheduler, loose)
     turn = scheduler.next_turn(round(0.2 * S))

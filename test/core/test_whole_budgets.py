@@ -11,13 +11,11 @@ from itertools import pairwise
 from math import exp
 from pathlib import Path
 import random
-from statistics import NormalDist
 
 import pytest
 
 from timebill_ros.budget import quality
 from timebill_ros.budget.planner import PlannerConfig, Planning
-from timebill_ros.budget.quantiles import Quantiles
 from timebill_ros.executor.messages import Finished, Progress
 from timebill_ros.experiments.virtual_server import VirtualServer
 from timebill_ros.query import Outcome, Overrun, Query, Turn
@@ -25,11 +23,11 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import (
     AFFINE, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, REEVICT)
+from told_lengths import Predictor, SPREAD
 
 S = 1_000_000_000
 STEP_S = 0.0064
 WORST = 1.2
-SPREAD = 0.55       # of log N / N_hat
 MARGIN_S = 0.02     # of delivery
 HANDOVER_NS = 300_000
 QUALITY = quality.load(
@@ -41,37 +39,6 @@ ESTIMATOR = TimeEstimator(TimingCoefficients(1, 'device', 'model', 'float32', '1
     Law(OVERHEAD, AFFINE, (3e-4, 0.001), worst_ratio=WORST),
     *(Law(DECODE_STEP, AFFINE, (2e-6, STEP_S * speed), (), tier, WORST)
       for tier, speed in (('fp32', 1.0), ('int4', 0.65))))), 'fp32')
-
-
-class Lengths:
-    """A lognormal distribution of response lengths."""
-
-    def __init__(self, n_hat: float) -> None:
-        self._n_hat = n_hat
-
-    def mean(self) -> float:
-        return self._n_hat
-
-    def n_hat(self, cap: int) -> int:
-        return max(1, min(cap, round(self._n_hat)))
-
-    def quantiles(self, probabilities: tuple[float, ...], cap: int) -> Quantiles:
-        return tuple(
-            (p, max(1, min(cap, round(self._n_hat * exp(SPREAD * NormalDist().inv_cdf(p))))))
-            for p in probabilities)
-
-
-class Predictor:
-    """Predicts what it is told."""
-
-    name, beside = 'told', False
-    state_layer = refine_layer = max_prompt_tokens = 0
-
-    def __init__(self, n_hat: float) -> None:
-        self._n_hat = n_hat
-
-    def predict(self, prompt: list[int], state: object) -> Lengths:
-        return Lengths(self._n_hat)
 
 
 def ask(

@@ -128,6 +128,11 @@ class QueryRun:
         return n_worst - n_generated
 
     @property
+    def n_left_at_most(self) -> int:
+        """Tokens to come if nothing but the query's own cap ends the response."""
+        return self._cap - self.timing.n_generated
+
+    @property
     def outgrown(self) -> bool:
         """Tell whether the response is longer than the worst case that was planned for."""
         return self.plan is not None and self.timing.n_generated >= self.plan.n_worst
@@ -166,10 +171,11 @@ class QueryRun:
         clock's. ``unit_ns`` is the unit's worst case by the laws; it counts as longer where the
         newest steps were. Returns what to send.
         """
-        by_ns = self._clock() + round(self._watch.beyond_worst * unit_ns)
-        # what was promised may be whole at the last moment
-        ahead_ns = 0 if self._keeps_promise else self.query.handover_ns
-        if self.done or by_ns <= self.query.plan_deadline_ns - ahead_ns:
+        ahead_ns = 0        # what was promised by the laws may be whole at the last moment
+        if not self._keeps_promise:
+            unit_ns = round(self._watch.beyond_worst * unit_ns)
+            ahead_ns = self.query.handover_ns
+        if self.done or self._clock() + unit_ns + ahead_ns <= self.query.plan_deadline_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
             now_ns = self._clock()

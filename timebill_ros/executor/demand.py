@@ -31,6 +31,7 @@ class Demand:
     steps: int              # decode steps left, to the worst-case length
     likely_steps: int       # likewise, to the predicted length
     tier: str
+    steps_beyond: int = 0   # decode steps that may follow those, up to the query's cap
 
     @property
     def decodes(self) -> bool:
@@ -43,10 +44,10 @@ class Demand:
         if not self.decodes:
             return Demand(
                 max(0.0, self.before_s - self.unit_s), self.unit_s, self.likely_before_s,
-                self.n_cached, self.steps, self.likely_steps, self.tier)
+                self.n_cached, self.steps, self.likely_steps, self.tier, self.steps_beyond)
         return Demand(
             self.before_s, self.unit_s, self.likely_before_s, self.n_cached + 1,
-            max(0, self.steps - 1), max(0, self.likely_steps - 1), self.tier)
+            max(0, self.steps - 1), max(0, self.likely_steps - 1), self.tier, self.steps_beyond)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Pace:
     def alone_ns(self, demand: Demand) -> int:
         """Return the worst case of all that is left, with the engine to itself."""
         steps_s = self._steps_s(demand.n_cached, demand.steps, demand.tier, 1)
+        return round((demand.before_s + steps_s) * _NS)
+
+    def at_most_ns(self, demand: Demand, n_cached: int) -> int:
+        """
+        Return the same, whatever is planned from here on and however long the response becomes.
+
+        That is in the best tier, with nothing evicted of the ``n_cached`` tokens.
+        """
+        steps = demand.steps + demand.steps_beyond
+        steps_s = self._steps_s(n_cached, steps, self.planning.estimator.tiers[0], 1)
         return round((demand.before_s + steps_s) * _NS)
 
     def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
@@ -102,14 +113,15 @@ class Pace:
         return self._factor * (decode_s + width * estimator.overhead_s(steps, self._worst))
 
 
-def demand_of_waiting(needs: Needs) -> Demand:
+def demand_of_waiting(needs: Needs, cap: int) -> Demand:
     """Return what a query needs that has not begun, with the plan that ends soonest."""
     cheapest = needs.cheapest
     steps = max(0, cheapest.n_worst - 1)
     return Demand(
         before_s=needs.prefill_worst_s + cheapest.predicted_evict_s,
         unit_s=needs.unit_s, likely_before_s=needs.least_s,
-        n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier)
+        n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier,
+        steps_beyond=max(0, cap - 1 - steps))
 
 
 def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Demand:
@@ -127,11 +139,13 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
                     + _LEAST_UNIT_S),
             likely_before_s=max(
                 0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s),
-            n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier)
+            n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier,
+            steps_beyond=max(0, run.n_left_at_most - 1 - steps))
     evict_s = run.plan.predicted_evict_s + _LEAST_UNIT_S if run.evicts_next else 0.0
     n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
     steps = max(0, run.n_left)
     likely = min(steps, n_predicted - n_generated) if n_predicted > n_generated else steps
     return Demand(
         before_s=evict_s, unit_s=evict_s, likely_before_s=evict_s, n_cached=run.n_cached,
-        steps=steps, likely_steps=likely, tier=run.plan.tier)
+        steps=steps, likely_steps=likely, tier=run.plan.tier,
+        steps_beyond=max(0, run.n_left_at_most - steps))

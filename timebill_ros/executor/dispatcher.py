@@ -45,17 +45,21 @@ class Dispatcher:
         """
         Do one unit of work; returns what to send, or None where nobody waits or runs.
 
-        Queries whose time is up, or that were dropped, end first and cost no work.
+        Queries whose time is up, or that were dropped, end first and cost no work; what they are
+        told does not wait for the unit that would come next, which may be long.
         """
         began_ns = self._clock()
         messages = self._end_lost()
         with self._lock:
             turn = self._scheduler.next_turn(self._clock())
-        if turn is None:
-            return messages or None
-        messages += self._end_before(turn)
+            if turn is not None:
+                messages += self._end_before(turn)
+            if turn is None or messages:
+                self._worked = []
+                return messages or None
+            self._scheduler.begin(turn, self._clock())
         chosen_ns = self._clock()
-        messages += self._do(turn)
+        messages = self._do(turn)
         done_ns = self._clock()
         self._note(turn.jobs)
         self._choosing_s = (self._clock() - done_ns + chosen_ns - began_ns) / _NS

@@ -29,7 +29,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Start with what admission counted on."""
-        self.demand = demand_of_waiting(self.needs)
+        self.demand = demand_of_waiting(self.needs, self.cap)
 
     @property
     def query_id(self) -> str:

@@ -186,7 +186,8 @@ class Promises:
         """Return the most work that ``holder`` needs until it leaves its slot: done or stopped."""
         if holder.dropped:
             return 0
-        work_ns = self._pace.alone_ns(demand)
+        # nothing was promised of its length, and its plan may change
+        work_ns = self._pace.at_most_ns(demand, _most_cached(holder, demand))
         if not from_ns:
             return work_ns
         stop_ns = holder.query.stop_ns + round(holder.needs.unit_s * _NS)
@@ -194,9 +195,13 @@ class Promises:
 
 
 def _longest(kept: Sequence['Job'], demands: Mapping[str, Demand]) -> int:
-    """Return the tokens in the longest cache; a prompt without a plan may stay as it is."""
-    return max(
-        demands[job.query_id].n_cached if job.planned else job.needs.n_prompt for job in kept)
+    """Return the tokens in the longest cache."""
+    return max(_most_cached(job, demands[job.query_id]) for job in kept)
+
+
+def _most_cached(job: 'Job', demand: Demand) -> int:
+    """Return the tokens in its cache; a prompt without a plan may stay as it is."""
+    return demand.n_cached if job.planned else job.needs.n_prompt
 
 
 def _index(tiers: Sequence[str], name: str) -> int:

@@ -134,19 +134,23 @@ class Scheduler:
         return room_ns, max(width, together)
 
     def next_turn(self, now_ns: int) -> Turn | None:
-        """Return what to do now; None = nobody waits or runs. Call ``take_lost`` first."""
+        """
+        Return what to do now; None = nobody waits or runs. Call ``take_lost`` first.
+
+        It counts as being done from ``begin`` on.
+        """
         turn = self._repeat if now_ns < self._repeat_until_ns else None
-        if turn is None:
-            turn = self._decide(now_ns)
-        if turn is not None:
-            self._busy_until_ns = now_ns + turn.worst_ns
-            if turn.act is Act.BEGIN:
-                job, = turn.jobs
-                del self._waiting[job.query_id]
-                self._running[job.query_id] = job
-                job.running = True
-                self._begun += 1
-        return turn
+        return self._decide(now_ns) if turn is None else turn
+
+    def begin(self, turn: Turn, now_ns: int) -> None:
+        """Say that the turn that was chosen last begins now."""
+        self._busy_until_ns = now_ns + turn.worst_ns
+        if turn.act is Act.BEGIN:
+            job, = turn.jobs
+            del self._waiting[job.query_id]
+            self._running[job.query_id] = job
+            job.running = True
+            self._begun += 1
 
     def _decide(self, now_ns: int) -> Turn | None:
         self._repeat = None

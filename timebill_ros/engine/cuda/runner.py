@@ -17,9 +17,9 @@ from timebill_ros.query import Sampling
 
 
 # A thread that sleeps until the device says that it is done is woken 0.1 to 0.2 ms late, and never
-# as late; and what it does next is slower the longer it slept. So the host sleeps by the clock until
-# a step of its kind may be over in so long, for this share of the step at least, and then waits
-# busily. (Without any sleep Linux would stop a SCHED_FIFO thread for 50 ms of every second.)
+# as late; and what it does next is slower the longer it slept. So the host sleeps by the clock
+# until a step of its kind may be over in so long, for this share of the step at least, and then
+# waits busily. (Without any sleep Linux would stop a SCHED_FIFO thread 50 ms of every second.)
 _BUSY_S = 2e-3
 _LEAST_ASLEEP = 0.1
 _LONGER = 1.01          # the shortest time of a kind of step follows longer ones by so much a step

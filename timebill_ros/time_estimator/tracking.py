@@ -14,10 +14,11 @@ with, so what is published never feeds back into what is observed.
 
 What is published of a law is base * level, with that worst ratio.
 
-The laws share one machine. Where one of them has changed, another that is far off in the same query
-has too; and a law that no query has told of since then, or lately (another tier, another number of
-sequences at once, the eviction), takes the level of its neighbour: decode steps that of the decode
-steps seen last, what happens once per prompt that of the prefill.
+The laws share one machine. Where the prefill or decode steps have changed, another law that was far
+off in one of the newest few queries has too; and a law that no query has told of since then, or
+lately (another tier, another number of sequences at once, the eviction), takes the level of its
+neighbour: decode steps that of the decode steps seen last, what happens once per prompt that of the
+prefill.
 """
 
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ LEAST_SPREAD = 0.005            # what z works on where neither profile nor quer
 LAST_WORST_RATIO = 10.0
 LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
 STALE_QUERIES = 8               # a law that none of so many queries told of takes another's level
+_MOST_TIME = (PREFILL, DECODE_STEP)     # what most of the time goes by
 _JOINS_QUERIES = 3              # a law far off in one of so many queries joins another's change
 
 
@@ -132,7 +134,7 @@ class DriftTracker:
             track.z = min(max(track.z + self.config.worst_gain * step, FIRST_Z), LAST_Z)
             changed |= self._take(
                 base.name, track, sample.measured_s / expected_s,
-                spread_of_mean(sample.steps, base.correlation))
+                spread_of_mean(sample.steps, base.correlation)) and base.law in _MOST_TIME
         if changed:
             for track in self._tracks.values():
                 if track.seen > self._queries - _JOINS_QUERIES:
@@ -172,7 +174,7 @@ class DriftTracker:
     def drift_ratio(self) -> float:
         """Return the level that is furthest from 1, of the laws that most of the time goes by."""
         levels = [level for (law, _, _), level in self.levels().items()
-                  if law in (PREFILL, DECODE_STEP)]
+                  if law in _MOST_TIME]
         return max(levels, key=lambda level: abs(log(level)), default=1.0)
 
     @property

@@ -13,7 +13,7 @@ from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.loading import LoadedModel, prefill_chunk
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.sequence import Sequence
-from timebill_ros.engine.steps import PlainSteps, Steps
+from timebill_ros.engine.steps import Steps
 from timebill_ros.executor.messages import Load
 from timebill_ros.paths import cache_dir
 
@@ -90,7 +90,7 @@ def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_token
 
     ``tier`` is what the user wants prompts to be read in; '' = full precision.
     """
-    if model.device.type == 'cpu' and not isinstance(steps, PlainSteps):
+    if model.device.type == 'cpu':
         from timebill_ros.engine.cpu.prefill import CompiledPrefill
         from timebill_ros.engine.cpu.steps import CompiledSteps
         if isinstance(steps, CompiledSteps) and steps.can_prefill:

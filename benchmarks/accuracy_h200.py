@@ -15,7 +15,7 @@ import sys
 import time
 
 SHAPES = {
-    'qwen2.5-7b': ['--queries', '60', '--load', '28', '--profile-s', '36'],
+    'qwen2.5-7b': ['--queries', '60', '--load', '28', '--profile-s', '32'],
     'smollm2-135m': ['--queries', '60', '--load', '26', '--profile-s', '9']}
 COMMON = ['--device', 'cuda', '--tiers', 'bf16,int8,int4', '--max-tokens', '32000']
 DRY = ['--device', 'cpu', '--max-tokens', '300', '--queries', '4', '--load', '3', '--profile-s',

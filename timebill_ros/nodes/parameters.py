@@ -410,7 +410,8 @@ def _descriptor(spec: _Spec) -> ParameterDescriptor:
     if spec.limits is None:
         return descriptor
     if isinstance(spec.default, (str, list)):
-        descriptor.additional_constraints = 'One of: ' + ', '.join(spec.limits)
+        descriptor.additional_constraints = 'One of: ' + ', '.join(
+            each or '""' for each in spec.limits)
     elif isinstance(spec.default, float):
         low, high = spec.limits
         descriptor.floating_point_range = [

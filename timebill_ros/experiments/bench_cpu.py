@@ -99,10 +99,11 @@ def measure(arguments: argparse.Namespace,
                 max_batch=1, predictor='')
     model = load_model(load, lambda what, done: None)
     engine = Engine(model, load)
-    engines = {'fp32': engine, **{
-        tier: Engine.load(replace(load, prefill_tier=tier))
-        for tier in (INT16, *engine.info.tiers[1:])}}
-    found = {}
+    engines, found = {'fp32': engine}, {}
+    for tier in (INT16, *engine.info.tiers[1:]):
+        other = Engine.load(replace(load, prefill_tier=tier))
+        if other.info.device != engine.info.device:     # it can read prompts so, and says so
+            engines[tier] = other
     with LlamaCpp(file, threads, longest) if version() else nullcontext() as peer:
         found['decode'] = [row for length in arguments.cached
                            for row in decode(engine, peer, length, arguments)]

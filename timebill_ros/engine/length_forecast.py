@@ -108,32 +108,29 @@ class LengthForecast:
         """
         Look again, if it is time to: after every ``REFINE_STEPS`` decode steps.
 
-        On a GPU what is seen comes with the next step, beside which it is computed.
         ``n_predicted`` stays what the plan was made with; ``quantiles`` and ``n_left`` follow.
         """
         if not self._refines:
             return
         if self.n_left > 1:
             self.n_left -= 1
-        if self._begun is not None:
-            self._refined(self._begun.result(), n_generated)
-            self._begun = None
         if n_generated > 1 and (n_generated - 1) % REFINE_STEPS == 0:
             self.look_again(sequence, n_generated)
 
     def look_again(self, sequence: 'Sequence', n_generated: int) -> None:
-        """Refine from the state of the newest decode step."""
+        """
+        Refine now, from the state of the newest decode step.
+
+        Beside the next step a GPU would take longer: a step's kernel wants all of it.
+        """
         predictor, prompt = self._predictor, self._engine.prompt_state(sequence)
         newest = self._engine.newest_state(sequence)
         if predictor is None or newest is None or prompt is None:
             return
         if isinstance(predictor, DeviceProbe):
-            self._begun = predictor.begin_refine(newest, n_generated - 1, prompt)
+            said = predictor.begin_refine(newest, n_generated - 1, prompt).result()
         else:
-            self._refined(predictor.refine(
-                newest.cpu().numpy(), n_generated - 1, prompt.cpu().numpy()), n_generated)
-
-    def _refined(self, said: 'LengthDistribution', n_generated: int) -> None:
+            said = predictor.refine(newest.cpu().numpy(), n_generated - 1, prompt.cpu().numpy())
         if not isfinite(said.mean()):
             return      # a state that is no number says nothing; the forecast stays
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)

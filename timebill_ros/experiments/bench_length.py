@@ -74,7 +74,7 @@ def measure(
 
     ``predict_ms`` is what the prediction adds between the first token and the plan; ``added_ms`` is
     all that it adds, what it slows the prefill down on a GPU included; ``share`` is that over the
-    prefill. ``refine_ms`` is what a refinement adds to a decode step, likewise.
+    prefill.
     """
     from timebill_ros.engine.length_forecast import LengthForecast
     from timebill_ros.engine.predict_law import with_predict_law
@@ -91,7 +91,6 @@ def measure(
     estimator = TimeEstimator(with_predict_law(TimingCoefficients(
         time.time_ns(), info.device, info.key, info.dtype, info.engine_version, laws), engine),
         info.tiers[0])
-    on_gpu = engine.device.type == 'cuda'
     rows = []
     for n in lengths:
         plain, made = [], []
@@ -104,14 +103,14 @@ def measure(
         prefill_s = median(each.prefill_s for each in plain)
         predict_s = median(each.predict_s for each in made)
         # on a CPU nothing runs beside the prefill; its noise is more than a prediction
-        added_s = predict_s if not on_gpu else median(
+        added_s = predict_s if engine.device.type == 'cpu' else median(
             each.prefill_s + each.predict_s for each in made) - prefill_s
-        refine_s = median(each.refine_s + (each.slowed_s if on_gpu else 0.0) for each in made)
         rows.append({
             'n_prompt': n, 'n_given': n_given, 'prefill_ms': 1e3 * prefill_s,
             'predict_ms': 1e3 * predict_s, 'added_ms': 1e3 * added_s,
             'share': added_s / prefill_s,
-            'refine_ms': 1e3 * refine_s if engine.predictor.refine_layer else None})
+            'refine_ms': (1e3 * median(each.refine_s for each in made)
+                          if engine.predictor.refine_layer else None)})
     return rows
 
 
@@ -120,8 +119,7 @@ class _Round(NamedTuple):
 
     prefill_s: float            # with the choice of the first token
     predict_s: float = 0.0      # from there to the prediction
-    refine_s: float = 0.0       # to begin and to take a refinement
-    slowed_s: float = 0.0       # a decode step beside it against one alone
+    refine_s: float = 0.0
 
 
 def _round(engine: Any, n: int, forecast: Any = None) -> _Round:
@@ -142,16 +140,9 @@ def _round(engine: Any, n: int, forecast: Any = None) -> _Round:
         if not engine.predictor.refine_layer:
             return _Round(prefill_s, forecast.seconds)
         engine.decode_step([sequence])
-        times = [clock()]
-        for action in (
-                lambda: engine.decode_step([sequence]),
-                lambda: forecast.look_again(sequence, 3),
-                lambda: engine.decode_step([sequence]),
-                lambda: forecast.refine(sequence, 4)):
-            action()
-            times.append(clock())
-        alone_s, begin_s, beside_s, take_s = (b - a for a, b in zip(times, times[1:]))
-        return _Round(prefill_s, forecast.seconds, begin_s + take_s, beside_s - alone_s)
+        began_s = clock()
+        forecast.look_again(sequence, 2)
+        return _Round(prefill_s, forecast.seconds, clock() - began_s)
     finally:
         engine.close(sequence)
 

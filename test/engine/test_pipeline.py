@@ -10,7 +10,8 @@ import pytest
 from timebill_ros.budget.kept import kept_tokens
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.pipeline import decode_together, Message, QueryRun, Unit
+from timebill_ros.engine.pipeline import Message, QueryRun, Unit
+from timebill_ros.engine.shared_step import decode_together
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
     ErrorCode, FinishReason, Outcome, Overrun, Query, QueryTiming, Sampling, Stage, Turn)

@@ -10,12 +10,13 @@ import time
 from typing import NamedTuple, TYPE_CHECKING, Union
 
 from timebill_ros.budget.forecast import rest_in_decode_s, rest_in_prefill_s
-from timebill_ros.budget.landing import land
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, Planning
 from timebill_ros.budget.watch import PlanWatch
 from timebill_ros.engine import endings
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.length_forecast import LengthForecast
+from timebill_ros.engine.response import Response
+from timebill_ros.engine.shared_step import decode_together
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
@@ -75,22 +76,21 @@ class QueryRun:
         self.next_unit = Unit.OPEN
         self.n_prefilled = 0                            # tokens of the prompt, in whole chunks
         self.chunk_spent_s = 0.0                        # on the chunk that is not whole yet
-        self._engine = engine
+        self.engine = engine
         self._prompt_ids = prompt_ids
         self._cap = cap
         self._planning = planning
-        self._clock = clock
+        self.clock = clock
         self._room = room or self._all_room
         self._tiers = tiers_to_plan(planning, engine.info.tiers, query.min_tier)
         self._record = TimingRecord(query, len(prompt_ids), cap, tokenize_s, planning)
         self._sequence: Sequence | None = None
-        self._text = engine.response_text(query.stop)
+        self._response = Response(engine, query, cap)
         self._last_token_ns = 0
         self._width = 1                                 # of its latest decode step
         self._tier = ''                                 # likewise
         self._prefill_s = 0.0
         self._dropped = False
-        self._landed: str | None = None                 # the response, cut where it landed
         self._watch = PlanWatch(planning)
         self._forecast = LengthForecast(engine, prompt_ids, cap, planning.estimator)
         self._hopeless = False      # not even the cheapest theta fits the worst case
@@ -175,13 +175,13 @@ class QueryRun:
         if not self._keeps_promise:
             unit_ns = round(self._watch.beyond_worst * unit_ns)
             ahead_ns = self.query.handover_ns
-        if self.done or self._clock() + unit_ns + ahead_ns <= self.query.plan_deadline_ns:
+        if self.done or self.clock() + unit_ns + ahead_ns <= self.query.plan_deadline_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
-            now_ns = self._clock()
+            now_ns = self.clock()
             if now_ns >= self.query.plan_deadline_ns:
                 return []
-            self._text.finish()
+            self._response.finish()
             return [self._end(endings.answered(self.query, FinishReason.PLANNED_CAP, now_ns))]
         return self._land(0)
 
@@ -210,14 +210,14 @@ class QueryRun:
     # --- its units of work
 
     def _work(self) -> list[Message]:
-        began_ns, before_s = self._clock(), self._model_s
+        began_ns, before_s = self.clock(), self._model_s
         if self._sequence is None:
             messages = self._open(began_ns)
         elif self.next_unit is Unit.PREFILL:
             messages = self._prefill_chunk(self._sequence)
         else:
             messages = self._evict()
-        self.told((self._clock() - began_ns) / _NS - (self._model_s - before_s))
+        self.told((self.clock() - began_ns) / _NS - (self._model_s - before_s))
         return messages
 
     @property
@@ -229,18 +229,18 @@ class QueryRun:
     def _open(self, now_ns: int) -> list[Message]:
         """Make room for the query, and say at once that its turn has come."""
         self._record.begun(now_ns)
-        self._sequence = self._engine.open_sequence(
+        self._sequence = self.engine.open_sequence(
             self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
         self._forecast.begin(self._sequence)
-        self._prefill_s += (self._clock() - now_ns) / _NS       # it grows with the prompt
+        self._prefill_s += (self.clock() - now_ns) / _NS       # it grows with the prompt
         self.next_unit = Unit.PREFILL
         return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
 
     def _prefill_chunk(self, sequence: 'Sequence') -> list[Message]:
-        began_ns = self._clock()
-        done = self._engine.prefill_chunk(sequence)
-        token = self._engine.next_token(sequence) if done else -1
-        now_ns = self._clock()
+        began_ns = self.clock()
+        done = self.engine.prefill_chunk(sequence)
+        token = self.engine.next_token(sequence) if done else -1
+        now_ns = self.clock()
         took_s = (now_ns - began_ns) / _NS
         whole = sequence.n_prefilled > self.n_prefilled     # a chunk can take several calls
         self.chunk_spent_s = 0.0 if whole else self.chunk_spent_s + took_s
@@ -255,7 +255,7 @@ class QueryRun:
         if self._forecast.name:
             self._forecast.predict(sequence)
             self._record.length_predicted(self._forecast)
-            now_ns = self._clock()
+            now_ns = self.clock()
         self.plan = made = plan(
             self._plan_inputs(now_ns), self._planning.estimator, self._planning.config,
             self._planning.quality)
@@ -265,9 +265,9 @@ class QueryRun:
         return [Planned(self.query_id, self._record.timing), *self._take(token)]
 
     def _evict(self) -> list[Message]:
-        began_ns = self._clock()
-        n_kept = self._engine.evict(self._opened, self._made.alpha)
-        self._record.evicted(n_kept, (self._clock() - began_ns) / _NS)
+        began_ns = self.clock()
+        n_kept = self.engine.evict(self.sequence, self.made.alpha)
+        self._record.evicted(n_kept, (self.clock() - began_ns) / _NS)
         self.next_unit = Unit.STEP
         return [self._progress(Stage.DECODE, '', self._rest_in_decode_s())]
 
@@ -279,22 +279,22 @@ class QueryRun:
 
         ``width`` queries shared the step, with ``n_cached`` tokens cached each on average.
         """
-        if self._tier and tier not in (self._tier, self._made.tier):
-            self._record.changed(self._clock(), 'tier', self._tier, tier, 'shared step')
+        if self._tier and tier not in (self._tier, self.made.tier):
+            self._record.changed(self.clock(), 'tier', self._tier, tier, 'shared step')
         self._tier, self._width = tier, width
         self._record.step(step_s, tier, width, n_cached)
         self._watch.stepped(step_s, tier, width, n_cached)
         messages = self._take(token) + self._missed()
         if not self.done:
-            self._forecast.refine(self._opened, self.timing.n_generated)
+            self._forecast.refine(self.sequence, self.timing.n_generated)
             self._replan()
         return messages
 
     def _replan(self) -> None:
         """Look at the plan again if it is time to; a change holds from the next unit on."""
-        timing, now_ns = self.timing, self._clock()
+        timing, now_ns = self.timing, self.clock()
         late = self.latest_end_ns > self.query.plan_deadline_ns
-        made = self._made
+        made = self.made
         if not self._watch.is_due(timing.n_generated, made.cap, late):
             return
         found = self._watch.look(
@@ -310,16 +310,13 @@ class QueryRun:
     @property
     def sequence(self) -> 'Sequence':
         """Its place in the engine; raises RuntimeError if it has none."""
-        return self._opened
-
-    @property
-    def _opened(self) -> 'Sequence':
         if self._sequence is None:
             raise RuntimeError('the query has no place in the engine')
         return self._sequence
 
     @property
-    def _made(self) -> Plan:
+    def made(self) -> Plan:
+        """The plan; raises RuntimeError if there is none yet."""
         if self.plan is None:
             raise RuntimeError('the query has no plan')
         return self.plan
@@ -328,16 +325,14 @@ class QueryRun:
 
     def _take(self, token: int) -> list[Message]:
         """Take a token that came out; the query ends with it or goes on."""
-        self._last_token_ns = self._clock()
+        self._last_token_ns = self.clock()
         self._record.token(self._last_token_ns)
-        is_end = token in self._engine.end_ids
-        text = '' if is_end else self._text.push(token)
-        reason = self._finish_reason(is_end)
+        text, reason = self._response.take(token, self.made.cap)
         if reason is FinishReason.NONE:
             return [self._progress(Stage.DECODE, text, self._rest_in_decode_s()),
                     *self._land_if_wise()]
-        text += self._text.finish()
-        now_ns = self._clock()
+        text += self._response.finish()
+        now_ns = self.clock()
         if now_ns >= self.query.plan_deadline_ns and not self.query.overrun_ns:
             return []       # whole but late: what is reported is the miss
         return [
@@ -350,52 +345,37 @@ class QueryRun:
                 or self.latest_end_ns <= self.query.plan_deadline_ns - self.query.handover_ns):
             return []
         timing = self.timing
-        inputs = self._plan_inputs(self._clock() + self.query.handover_ns)
+        inputs = self._plan_inputs(self.clock() + self.query.handover_ns)
         return self._land(self._watch.tokens_left(
-            inputs, self._made, timing.n_generated, timing.n_kept))
+            inputs, self.made, timing.n_generated, timing.n_kept))
 
     def _land(self, tokens_left: int) -> list[Message]:
         if self.query.overrun != Overrun.SOFT_LANDING or not self.timing.n_generated:
             return []
-        now_ns = self._clock()
-        point = land(self._text.text, tokens_left, self.timing.n_generated)
-        if point is None or now_ns >= self.query.plan_deadline_ns:
+        now_ns = self.clock()
+        if now_ns >= self.query.plan_deadline_ns or not self._response.land(tokens_left):
             return []
-        self._landed = point.apply(self._text.text)
         return [self._end(endings.answered(self.query, FinishReason.LANDED, now_ns))]
 
-    def _finish_reason(self, is_end: bool) -> FinishReason:
-        if is_end:
-            return FinishReason.END_TOKEN
-        if self._text.stopped:
-            return FinishReason.STOP_STRING
-        if self._record.timing.n_generated < self._made.cap:
-            return FinishReason.NONE
-        if self._made.cap < self._cap:
-            return FinishReason.PLANNED_CAP
-        clients = self.query.cap_is_clients and self._cap == self.query.max_new_tokens
-        return FinishReason.CLIENT_CAP if clients else FinishReason.SERVER_CAP
-
     def _missed(self) -> list[Message]:
-        if self.done or self._clock() < self.query.stop_ns:
+        if self.done or self.clock() < self.query.stop_ns:
             return []
-        self._text.finish()
+        self._response.finish()
         return [self._end(endings.missed(self.query, self.timing, self._cap))]
 
     def _end(self, ending: Ending) -> Finished:
         self.done = True
         sequence, self._sequence = self._sequence, None
         if sequence is not None:
-            self._engine.close(sequence)
+            self.engine.close(sequence)
         self._record.ended()
         return Finished(
-            self.query_id, ending, self._text.text if self._landed is None else self._landed,
-            self._record.timing, self._last_token_ns, self._clock())
+            self.query_id, ending, self._response.text, self._record.timing, self._last_token_ns, self.clock())
 
     # --- what it is going to need
 
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
-        now_ns = self._clock()
+        now_ns = self.clock()
         self.latest_end_ns = now_ns + round(rest_s * _NS)
         self._at_risk = self._is_at_risk(rest_s, (self.query.plan_deadline_ns - now_ns) / _NS)
         if self._at_risk:
@@ -408,7 +388,7 @@ class QueryRun:
 
     def _is_at_risk(self, rest_s: float, left_s: float) -> bool:
         """Tell whether a rest of that time is too long, or the answer will hardly be whole."""
-        if self._hopeless and self._made.cap < self._cap:
+        if self._hopeless and self.made.cap < self._cap:
             return True
         room_s = left_s * (1.0 - _RISK_CLEARS if self._at_risk and left_s > 0.0 else 1.0)
         if rest_s > room_s and self._width > 1 and self.next_unit is Unit.STEP:
@@ -416,14 +396,14 @@ class QueryRun:
         return rest_s > room_s
 
     def _rest_in_prefill_s(self) -> float:
-        chunk_began_ns = self._clock() - round(self.chunk_spent_s * _NS)
+        chunk_began_ns = self.clock() - round(self.chunk_spent_s * _NS)
         rest_s = rest_in_prefill_s(
             self._planning, self._plan_inputs(chunk_began_ns), self.n_prefilled)
         return max(0.0, rest_s - self.chunk_spent_s)
 
     def _rest_in_decode_s(self, width: int = 0) -> float:
         """Return the worst case in steps of ``width`` queries; 0 = as the latest."""
-        made = self._made
+        made = self.made
         rest_s = rest_in_decode_s(
             self._planning, self.n_cached, self.n_left, made.tier, width or self._width)
         return rest_s + (made.predicted_evict_s if self.next_unit is Unit.EVICT else 0.0)
@@ -454,40 +434,7 @@ class QueryRun:
         return Room((self.query.plan_deadline_ns - now_ns) / _NS, 1)
 
 
-def decode_together(runs: list[QueryRun], tier: str = '') -> list[Message]:
-    """
-    Do one decode step of queries of one engine together and return what to send.
-
-    ``tier`` '' = the fastest that any of their plans has. Who was dropped, or whose time is up,
-    ends without it; an error ends them all.
-    """
-    messages = [each for run in runs for each in run.end_if_over()]
-    runs = [run for run in runs if not run.done]
-    if not runs:
-        return messages
-    engine, clock = runs[0]._engine, runs[0]._clock
-    tier = tier or fastest(engine.info.tiers, [run._made.tier for run in runs])
-    n_cached = sum(run.n_cached for run in runs) / len(runs)
-    began_ns = clock()
-    try:
-        tokens = engine.decode_step([run.sequence for run in runs], tier)
-    except Exception as error:      # the engine goes on with the next query
-        return messages + [run.fail(error) for run in runs]
-    ended_ns = clock()
-    for run, token in zip(runs, tokens):
-        messages += run.stepped(token, (ended_ns - began_ns) / _NS, tier, len(runs), n_cached)
-    beside_s = (clock() - ended_ns) / _NS / len(runs)
-    for run in runs:
-        run._record.beside_the_model(beside_s)
-    return messages
-
-
 def tiers_to_plan(planning: Planning, tiers: list[str], min_tier: str) -> tuple[str, ...]:
     """Return the tiers, best first, that a query allows and that can be planned with."""
     allowed = tiers[:tiers.index(min_tier) + 1] if min_tier in tiers else tiers
     return tuple(tier for tier in allowed if tier in planning.estimator.tiers)
-
-
-def fastest(tiers: list[str], wanted: list[str]) -> str:
-    """Return the fastest of the tiers ``wanted``; ``tiers`` are all, best quality first."""
-    return max(wanted, key=lambda tier: tiers.index(tier) if tier in tiers else 0)

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 import time
 from typing import TYPE_CHECKING
 
-from timebill_ros.engine.pipeline import decode_together, Message, QueryRun, Room
+from timebill_ros.engine.pipeline import Message, QueryRun, Room
+from timebill_ros.engine.shared_step import decode_together
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import demand_of_running
 from timebill_ros.executor.job import Act, Job, Turn

@@ -9,8 +9,8 @@
 // to the cache happen here. A lane fetches, asynchronously, exactly the keys and values that its
 // tensor-core operands hold, so nothing is exchanged between lanes; they lie where products have
 // their vectors, and the weights' ring keeps what it holds of the phases behind. The new token's
-// own key never goes through the cache: the first stretch adds it. The blocks of a KV head wait for each other and add up the stretches, each for some of
-// the columns.
+// own key never goes through the cache: the first stretch adds it. The blocks of a KV head wait
+// for each other and add up the stretches, each for some of the columns.
 
 const int MAX_GROUP = 8;     // query heads per KV head that one block serves
 

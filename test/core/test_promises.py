@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import random
 
 import pytest
+from told_lengths import Predictor
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.experiments.virtual_server import VirtualServer
@@ -20,7 +21,6 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import (
     AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL)
-from told_lengths import Predictor
 
 S = 1_000_000_000
 WORST = 1.6

@@ -13,6 +13,7 @@ from pathlib import Path
 import random
 
 import pytest
+from told_lengths import Predictor, SPREAD
 
 from timebill_ros.budget import quality
 from timebill_ros.budget.planner import PlannerConfig, Planning
@@ -23,7 +24,6 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import (
     AFFINE, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, REEVICT)
-from told_lengths import Predictor, SPREAD
 
 S = 1_000_000_000
 STEP_S = 0.0064

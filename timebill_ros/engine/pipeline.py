@@ -370,7 +370,8 @@ class QueryRun:
             self.engine.close(sequence)
         self._record.ended()
         return Finished(
-            self.query_id, ending, self._response.text, self._record.timing, self._last_token_ns, self.clock())
+            self.query_id, ending, self._response.text, self._record.timing,
+            self._last_token_ns, self.clock())
 
     # --- what it is going to need
 

@@ -37,7 +37,6 @@ def test_quantiles_of_a_known_distribution():
     assert distribution.quantile(0.9, n_max=15) == 15
     assert distribution.n_hat(512) == 16
     assert distribution.mean() == pytest.approx(0.5 * 10 + 0.4 * 20 + 0.1 * 64)
-    assert distribution.cdf(10) == pytest.approx(0.5) and distribution.cdf(0) == 0
 
 
 def test_remaining_length_becomes_the_whole_length():

@@ -75,10 +75,6 @@ class LengthDistribution:
         """Return the expected length, tokens; answers that reach the cap count as the cap."""
         return float(self.pmf @ np.arange(1, self.cap + 1))
 
-    def cdf(self, n: int) -> float:
-        """Return P(N <= n)."""
-        return float(self.pmf[: max(0, n)].sum())
-
     def shift(self, n_generated: int) -> 'LengthDistribution':
         """Return the distribution of N = ``n_generated`` + R where this is that of R."""
         pmf = np.zeros_like(self.pmf)

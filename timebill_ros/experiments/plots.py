@@ -3,7 +3,7 @@
 """Figures of the timing laws and of what they predicted; every curve asks the laws themselves."""
 
 from collections.abc import Sequence
-from math import isfinite
+from math import ceil, isfinite
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ _COLOR_OF = {
     Outcome.SKIPPED.name: '#8c564b', Outcome.INVALID.name: '#7f7f7f',
     Outcome.CANCELED.name: '#bcbd22', Outcome.FAILED.name: '#000000'}
 _CURVE_POINTS = 200
+_LAWS_A_ROW = 4
 
 Pairs = list[tuple[float, float]]
 
@@ -30,11 +31,14 @@ def profile_figure(profile: Profile) -> Figure:
     laws = [law for law in profile.coefficients.laws
             if _samples_of(law, profile)]
     laws = laws or list(profile.coefficients.laws)
-    figure = Figure(figsize=(4.2 * len(laws), 6.4), layout='constrained')
+    columns = min(_LAWS_A_ROW, len(laws))
+    rows = ceil(len(laws) / columns)
+    figure = Figure(figsize=(4.2 * columns, 6.0 * rows + 0.4), layout='constrained')
     figure.suptitle(profile.coefficients.key, fontsize=10)
-    axes = figure.subplots(2, len(laws), sharex='col', squeeze=False, height_ratios=(2, 1))
-    for law, above, below in zip(laws, axes[0], axes[1]):
+    places = figure.subfigures(rows, columns, squeeze=False).flat
+    for law, place in zip(laws, places):
         samples = _samples_of(law, profile)
+        above, below = place.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         _draw_law(above, law, samples)
         _draw_residuals(below, law, samples)
     return figure

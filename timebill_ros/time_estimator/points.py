@@ -67,8 +67,8 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
     found = [Point(laws.PREFILL, n, done) for n, done in _prefills(extent, chunk)]
     for tier in info.tiers:
         for width in widths(info, extent.every_width):
-            main = tier == info.tiers[0] and width == 1
-            each = evenly(_SHORTEST, max(2 * _SHORTEST, longest // width), count if main else fewer)
+            dense = count if width == 1 else fewer
+            each = evenly(_SHORTEST, max(2 * _SHORTEST, longest // width), dense)
             found += [Point(laws.DECODE_STEP, n, tier=tier, width=width) for n in each]
     found += [
         Point(laws.EVICT, n, alpha=EVICT_ALPHAS[index % len(EVICT_ALPHAS)])

@@ -79,6 +79,8 @@ def test_a_step_that_cannot_be_done_says_why(tmp_path, monkeypatch, capsys):
         ((*train, '--lengths', none, '--states', junk), 'holds no lengths'),
         (('evaluate', junk, '--prompts', prompts, '--lengths', lengths), 'is corrupt'),
         (('tables', '--prompts', prompts, '--lengths', lengths, '--out', 'x'), 'needs --states'),
+        (('tables', '--prompts', prompts, '--lengths', lengths, '--out', 'x', '--real-states', 'y'),
+         'go together'),
         (('collect', '--prompts', prompts, '--out', 'x', '--model', '/none'), 'no such directory'),
     ]:
         assert says in _predictor(monkeypatch, capsys, *arguments)

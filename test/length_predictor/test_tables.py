@@ -117,6 +117,7 @@ def test_one_command_makes_every_table(tmp_path):
         {'id': i, 'n_prompt': 9, 'n': int(lengths[row])} for i, row in zip(fresh, varied)])
     arguments = argparse.Namespace(
         prompts=prompts, lengths=[run, run], states=tmp_path / 'states.npz', real_lengths=None,
+        real_states=None,
         checkpoint=tmp_path / 'probe.safetensors', predictions=[tmp_path / 'proxy.npz'],
         out=tmp_path / 'out' / 'tables.json', only=[], more_states=[tmp_path / 'more.npz'],
         more_lengths=[more])

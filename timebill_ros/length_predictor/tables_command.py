@@ -61,6 +61,8 @@ def make_tables(
     ``arguments.only`` no more than those are made; the others stay as the file has them, and
     "again" says when and how those were.
     """
+    if (arguments.real_lengths is None) != (arguments.real_states is None):
+        raise ValueError('--real-lengths and --real-states go together')
     prompts = read_prompts(arguments.prompts)
     run = read_lengths(arguments.lengths[0])
     material = _material(arguments, prompts, run, training, say)

@@ -155,6 +155,22 @@ def test_an_engine_ended_by_a_signal_without_a_name_is_replaced(watch: Watch) ->
     assert watched.wait_for(EngineSaid, Ready).generation == 2
 
 
+def test_the_watch_survives_what_nobody_thought_of(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(supervisor_module.EngineProcess):
+        @property
+        def exit_text(self) -> str:
+            raise LookupError('an odd end')
+
+    monkeypatch.setattr(supervisor_module, 'EngineProcess', Odd)
+    watched = watch('ready(); serve()')
+    watched.wait_for(EngineSaid, Ready)
+    os.kill(watched.supervisor.pid, signal.SIGKILL)
+    assert 'an odd end' in watched.wait_for(EngineLost).error_msg
+    assert watched.wait_for(EngineSaid, Ready).generation == 2
+
+
 def test_where_no_more_threads_are_granted_the_start_fails_and_is_tried_again(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,12 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            lost = self._run_one()
+            try:
+                lost = self._run_one()
+            except Exception as error:  # whatever it is: without this thread nothing is replaced
+                lost = self._lost(
+                    ErrorCode.ENGINE_DIED, f'the watch over the engine failed: {error!r}'
+                )
             if self._stopping.is_set():
                 return
             self.state = EngineState.RESTARTING if self._was_ready else EngineState.FAILED

@@ -37,4 +37,5 @@ fi
 here=$(dirname "$0")/data
 p tables --prompts "$prompts" --lengths "$out/run1.jsonl" "$here"/smollm2_rp1.1_sample_run*.jsonl.gz \
   --states "$out/states.npz" --checkpoint "$out/probe.safetensors" --out "$out/tables.json" \
-  --predictions "$out"/{slm,regression,proxy,s3}.npz $real
+  --predictions "$out"/{slm,regression,proxy,s3}.npz $real \
+  --more-lengths "$out"/fresh-{a,b}-lengths.jsonl --more-states "$out"/fresh-{a,b}-states.npz

@@ -204,7 +204,7 @@ class QueryServer(Node):
                 self._open_server()
 
     def _log_loading(self, message: Loading) -> None:
-        """Log each step once a tenth of the start; the laws are measured in turns, over and over."""
+        """Log each step once a tenth of the start: laws are measured in turns, over and over."""
         step = (message.what, int(message.fraction * 10))
         if step not in self._loading_logged:
             self._loading_logged.add(step)

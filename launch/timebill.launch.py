@@ -34,7 +34,7 @@ def generate_launch_description() -> LaunchDescription:
             description='YAML file with the parameters of all nodes'),
         DeclareLaunchArgument(
             'use_sim_time', default_value='false', choices=['true', 'false'],
-            description='Stamp messages with /clock; budgets are on the steady clock either way'),
+            description='Stamp /diagnostics with /clock; budgets and all else never follow it'),
         DeclareLaunchArgument(
             'log_level', default_value='info',
             description='Least severity that is logged: debug, info, warn, error or fatal'),

@@ -273,7 +273,7 @@ def test_memory_of_a_tier_is_known_before_it_is_made(library):
     for tier, code in zip(tiers[1:], (INT8, INT4)):
         made = sum(t.numel() * t.element_size() for matrix in tier.matrices
                    for t in (matrix.data, matrix.scales))
-        assert made == tier_bytes(CONFIG, code, INT8)
+        assert made == tier_bytes(CONFIG, code, INT8) == sum(each.nbytes for each in tier.matrices)
 
 
 def test_without_a_compiler_the_engine_says_so_and_decodes(make_checkpoint, monkeypatch):
@@ -441,6 +441,7 @@ def test_an_engine_reads_prompts_in_the_tier_that_is_wanted(make_checkpoint):
     engine = Engine.load(Load(str(directory), device='cpu', tiers=['fp32', 'int4'],
                               prefill_tier='int4'))
     assert engine.info.device.endswith(', prefill in int4') and not engine.notes
+    assert 4 * engine.packed_bytes['int4'] < engine.packed_bytes['fp32']
     engine = Engine.load(Load(str(directory), device='cpu', prefill_tier='int8'))
     assert 'prefill' not in engine.info.device
     assert any('prefill_tier int8' in note for note in engine.notes)

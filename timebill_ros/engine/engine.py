@@ -3,7 +3,7 @@
 """The engine: a loaded model that prefills, evicts and decodes sequences, for one thread."""
 
 from dataclasses import replace
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -115,6 +115,11 @@ class Engine:
     def padded_lengths(self) -> List[int]:
         """The lengths to which short prompts are filled up, ascending; [] = they are not."""
         return self._prefill.padded_lengths
+
+    @property
+    def packed_bytes(self) -> Dict[str, int]:
+        """Return by tier what its matrices take, where they are packed tighter than it says."""
+        return self._steps.packed_bytes
 
     @property
     def end_ids(self) -> Tuple[int, ...]:

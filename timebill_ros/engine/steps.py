@@ -3,7 +3,7 @@
 """Decode steps behind one interface: compiled on CPU and CUDA, plain tensor code anywhere."""
 
 from pathlib import Path
-from typing import List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
+from typing import Dict, List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Steps(Protocol):
         """Return the precisions, best quality first."""
 
     @property
+    def packed_bytes(self) -> Dict[str, int]:
+        """Return by tier what its matrices take, where they are packed tighter than it says."""
+
+    @property
     def tap(self) -> Optional[Tensor]:
         """Return the tapped layer's output, one row for each sequence of the newest step."""
 
@@ -56,6 +60,8 @@ class Steps(Protocol):
 
 class PlainSteps:
     """Steps through the decoder's tensor code, in the precision that the weights are in."""
+
+    packed_bytes: Dict[str, int] = {}
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype, device: torch.device) -> None:
         """Take the decoder that prefills as well."""
@@ -84,6 +90,8 @@ class PlainSteps:
 
 class GraphSteps:
     """Steps as replays of CUDA graphs, the choice of the token included."""
+
+    packed_bytes: Dict[str, int] = {}
 
     def __init__(self, runner: 'StepRunner') -> None:
         """Take the runner of the graphs."""

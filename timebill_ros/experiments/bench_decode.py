@@ -37,11 +37,12 @@ def measure(engine: Engine, config: ModelConfig, bandwidth: float, lengths: list
     """Return a row per tier, width and length: times as the caller sees them, the wait included."""
     meter, rows = EngineMeter(engine), []
     for tier in engine.info.tiers:
+        matrices = engine.packed_bytes.get(tier) or weight_bytes(config, tier)
         for width in [each for each in widths if each <= engine.info.max_batch]:
             for length in lengths:
                 times = meter.measure_decode_step(length, repeats, tier, width)
                 cached = width * length * engine.info.kv_bytes_per_token
-                floor_ms = 1e3 * (weight_bytes(config, tier) + cached) / bandwidth
+                floor_ms = 1e3 * (matrices + cached) / bandwidth
                 ms = bench.median_ms(times)
                 rows.append({'tier': tier, 'width': width, 'cached_tokens': length, 'ms': ms,
                              'floor_ms': round(floor_ms, 4), 'ratio': round(ms / floor_ms, 3)})
@@ -49,7 +50,7 @@ def measure(engine: Engine, config: ModelConfig, bandwidth: float, lengths: list
 
 
 def weight_bytes(config: ModelConfig, tier: str) -> float:
-    """Return the bytes of the matrices that a step reads: all but the input embedding."""
+    """Return the bytes of a tier's matrices that a step reads: all but the input embedding."""
     head = config.vocab_size * config.d_model
     layers = config.n_parameters - head * (1 if config.tie_embeddings else 2)
     return (layers * _BITS[tier] + head * max(8, _BITS[tier])) / 8

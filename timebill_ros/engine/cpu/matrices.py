@@ -33,6 +33,11 @@ class Matrix:
     data: Tensor
     scales: Optional[Tensor] = None
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of numbers and scales."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
     def for_c(self, bias: Optional[Tensor]) -> MatrixC:
         """Return the matrix as the compiled code takes it, with ``bias`` [rows] added."""
         return MatrixC(

@@ -34,6 +34,8 @@ class CompiledSteps:
         """Hand the addresses over; everything named here is kept alive with the steps."""
         check_sizes(library)
         self.tiers = [tier.name for tier in tiers]
+        self.packed_bytes = {
+            tier.name: sum(matrix.nbytes for matrix in tier.matrices) for tier in tiers}
         self._cache = cache
         self._logits = torch.empty((MAX_BATCH, config.vocab_size))
         self._tap = torch.zeros((MAX_BATCH, config.d_model)) if tap_layer else None

@@ -136,3 +136,21 @@ def test_a_promise_stands_against_answers_longer_than_predicted() -> None:
                 kept += finished.ending.outcome == Outcome.COMPLETED
                 assert finished.ending.outcome in (Outcome.COMPLETED, Outcome.INFEASIBLE), number
     assert kept > 40
+
+
+def test_a_promise_that_was_outgrown_does_not_come_back() -> None:
+    server = VirtualServer(
+        Planning(PLANNINGS[1].estimator, PlannerConfig(pessimistic_factor=1.2), 'file'),
+        n_slots=1, chunk_tokens=128, factor=lambda law, width: 1.3)
+    server.engine.predictor = Predictor(10.0)
+    stands: list[bool] = []
+    server.on_message = lambda message: stands.extend(
+        job.promised for job in server.scheduler._running.values())
+    server.submit(
+        Query('q', [Turn('user', '')], 0, 8 * S // 10, 8 * S // 10, 60, True,
+              Admission.GUARANTEED), 100, 50)
+    server.run()
+    finished = server.ended['q']
+    assert finished.ending.outcome == Outcome.COMPLETED
+    assert finished.timing.replans      # with a worst case beyond the one that was promised
+    assert stands == sorted(stands, reverse=True) and {True, False} == set(stands)

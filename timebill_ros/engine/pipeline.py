@@ -74,6 +74,7 @@ class QueryRun:
         self.latest_end_ns = query.plan_deadline_ns    # as predicted, worst case
         self.plan: Plan | None = None
         self.next_unit = Unit.OPEN
+        self._n_promised = 0                            # N_W of its first plan, tokens
         self.n_prefilled = 0                            # tokens of the prompt, in whole chunks
         self.chunk_spent_s = 0.0                        # on the chunk that is not whole yet
         self.engine = engine
@@ -122,10 +123,9 @@ class QueryRun:
         """Tokens to come in the worst case; once planned."""
         if self.plan is None:
             return self._cap
-        n_generated = self.timing.n_generated
         # a response longer than its worst case: from then on the cap is the worst case
-        n_worst = self.plan.cap if self.outgrown else self.plan.n_worst
-        return n_worst - n_generated
+        n_worst = self.plan.cap if self.outgrown else self._n_worst
+        return n_worst - self.timing.n_generated
 
     @property
     def n_left_at_most(self) -> int:
@@ -135,7 +135,7 @@ class QueryRun:
     @property
     def outgrown(self) -> bool:
         """Tell whether the response is longer than the worst case that was planned for."""
-        return self.plan is not None and self.timing.n_generated >= self.plan.n_worst
+        return self.plan is not None and self.timing.n_generated >= self._n_worst
 
     @property
     def evicts_next(self) -> bool:
@@ -261,6 +261,7 @@ class QueryRun:
             self._planning.quality)
         self.next_unit = Unit.EVICT if made.n_kept < len(self._prompt_ids) else Unit.STEP
         self._record.planned(made, now_ns)
+        self._n_promised = made.n_worst
         self._hopeless = not made.feasible
         return [Planned(self.query_id, self._record.timing), *self._take(token)]
 
@@ -299,7 +300,7 @@ class QueryRun:
             return
         found = self._watch.look(
             self._plan_inputs(now_ns), made, timing.n_generated, timing.n_kept,
-            self._forecast.n_left)
+            0 if self._promised else self._forecast.n_left)
         self._hopeless = found.at_risk
         if found.plan is not None:
             self._record.replanned(made, found.plan, now_ns, found.why)
@@ -413,6 +414,11 @@ class QueryRun:
     def _may_cap(self) -> bool:
         """Tell whether to cap what does not fit; what was promised is promised whole."""
         return self.query.overrun == Overrun.KILL and not self._promised
+
+    @property
+    def _n_worst(self) -> int:
+        """N_W in tokens; of what was promised the first, because others' promises count with it."""
+        return self._n_promised if self._promised else self.made.n_worst
 
     @property
     def _promised(self) -> bool:

@@ -24,9 +24,9 @@ def noisy(level: float, noise: float, count: int, seed: int = 0) -> list[float]:
 
 
 @pytest.mark.parametrize('slow', [0.5, 1.3, 2.0, 5.0])
-def test_two_samples_tell_of_a_change_and_two_of_the_way_back(slow: float) -> None:
+def test_three_samples_tell_of_a_change_and_two_of_the_way_back(slow: float) -> None:
     level, _ = fed(noisy(1.0, 0.01, 40))
-    assert [level.take(slow, 1.0), level.take(1.02 * slow, 1.0)] == [0, 2]
+    assert [level.take(ratio * slow, 1.0) for ratio in (1.0, 1.01, 1.02)] == [0, 0, 3]
     assert level.level() == pytest.approx(1.01 * slow, rel=0.02)
     for ratio in noisy(slow, 0.01, 40):
         level.take(ratio, 1.0)
@@ -76,7 +76,8 @@ def test_it_goes_on_where_it_left_off() -> None:
     first, _ = fed(ratios)
     second = LevelFilter(WEIGHTS, 0.02)
     second.restore(json.loads(json.dumps(first.to_dict())))
-    assert first.take(2.0, 1.0) == second.take(2.0, 1.0) == 2
+    assert first.take(2.0, 1.0) == second.take(2.0, 1.0) == 0
+    assert first.take(2.0, 1.0) == second.take(2.0, 1.0) == 3
     assert first.to_dict() == second.to_dict()
 
 

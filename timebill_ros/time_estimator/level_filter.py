@@ -10,8 +10,8 @@ Follows one ratio, measured / profile: slowly while it only strays, at once wher
     change  two cumulative sums (Page, Continuous Inspection Schemes, Biometrika 41, 1954), one of
             each sign: S = max(0, S + y - SLACK) of log(ratio / level) in standard deviations, cut
             at MOST. Beyond ALARM the ratio is taken to have changed where the sum began to grow:
-            the level is that of the samples since then. Two samples that are far off on the same
-            side do that, one never does; noise alone does it once in a few hundred samples.
+            the level is that of the samples since then. Three samples that are far off on the same
+            side do that, two never do (a host that falters for a second makes two).
     return  A level away from 1 whose samples stray far would hide that the machine is as profiled
             again; two samples in a row within the profile's own spread of 1 say so.
 """
@@ -26,7 +26,7 @@ MAD_TO_SIGMA = 1.4826           # of a normal distribution
 PRIOR_SAMPLES = 3               # samples that every level starts with, and anew after a change
 SLACK = 0.5                     # standard deviations; half of the smallest change looked for
 MOST = 3.0                      # that one sample counts
-ALARM = 4.9                     # two that count MOST are beyond it
+ALARM = 7.4                     # three that count MOST are beyond it
 BEGUN = 1.0                     # a sum below it is noise, and no beginning of a change
 LEAST_SIGMA = 0.02              # smaller changes are left to the median
 RETURN_SIGMA = 2.0              # profiled standard deviations from 1 that count as returned

@@ -114,6 +114,16 @@ def _fresh(result: Row) -> str:
          for row in result['fresh']))
 
 
+def _evict(result: Row) -> str:
+    rows = result['evict']
+    found = {(row['alpha'], row['tokens']): f'{row["ms"]:.2f} ms' for row in rows}
+    lengths = sorted({row['tokens'] for row in rows})
+    return lines(
+        ['evicted share of', *(f'{tokens:,} tokens' for tokens in lengths)],
+        ([alpha, *(found[alpha, tokens] for tokens in lengths)]
+         for alpha in sorted({row['alpha'] for row in rows})))
+
+
 def _worth(result: Row) -> str:
     rows = result['worth']
     names = [name for name in rows[0] if name not in ('tokens', 'answer')]
@@ -134,4 +144,4 @@ def _start(result: Row) -> str:
 
 _PARTS: dict[str, Callable[[Row], str]] = {
     'steps': _steps, 'tail': _tail, 'quality': _quality, 'checked': _checked, 'parity': _parity,
-    'prefill': _prefill, 'fresh': _fresh, 'worth': _worth, 'start': _start}
+    'prefill': _prefill, 'evict': _evict, 'fresh': _fresh, 'worth': _worth, 'start': _start}

@@ -18,14 +18,16 @@ import sys
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from timebill_ros.experiments import (  # noqa: E402, I100
-    accuracy_report, bench_length, bench_plan, cpu_report, drift_report, gpu_report, load_report)
+    accuracy_report, bench_length, bench_plan, cpu_report, drift_report, gpu_report, load_report,
+    node_report)
 
 MEASUREMENTS = ROOT / 'docs' / 'measurements'
 PAGES = ('docs/estimator.md', 'docs/calibration.md', 'docs/cpu-engine.md',
          'docs/gpu-engine.md', 'docs/gpu-prefill.md', 'docs/planner.md', 'docs/executor.md',
-         'docs/length-predictor.md')
+         'docs/length-predictor.md', 'docs/node.md')
 MAKERS = {'accuracy': accuracy_report.table, 'cpu': cpu_report.table, 'drift': drift_report.table,
-          'length': bench_length.markdown, 'load': load_report.table, 'plan': bench_plan.markdown}
+          'length': bench_length.markdown, 'load': load_report.table, 'node': node_report.table,
+          'plan': bench_plan.markdown}
 _TABLE = re.compile(
     r'(<!-- table (?P<name>[\w.-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
 

@@ -13,11 +13,12 @@ import json
 from pathlib import Path
 import sys
 
-from result_tables import (
-    by, label, OURS, OURS_LABEL, provenance, robot, Row, seconds, share, STRATEGIES, table,
-    TABLES)
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from timebill_ros.experiments.result_tables import (  # noqa: E402, I100
+    by, label, OURS, OURS_LABEL, provenance, robot, Row, seconds, STRATEGIES, TABLES)
+from timebill_ros.markdown import markdown_table, number, percent  # noqa: E402
+
 REPORT = ROOT / 'docs' / 'report'
 MEASUREMENTS = ROOT / 'docs' / 'measurements'
 FIGURE = 'budgets-kill.png'     # beside the summaries, by take_results.py
@@ -41,14 +42,14 @@ def headline(summary: Row) -> Iterator[str]:
         scores = [cells[name]['score'] if name in cells else None for name in ('vanilla', 'paper')]
         wins = own['score'] > best['score']
         rows.append([
-            f'{STRATEGIES[strategy]}, {seconds(budget_s)}', *map(_number, scores),
-            f'{_number(best["score"])} ({label(best["method"])})',
-            f'**{_number(own["score"])}**' if wins else _number(own['score']),
-            share(cells['vanilla']['completed'] if 'vanilla' in cells else None),
-            f'{own["completed"] + own["truncated"]:.0%} ({own["completed"]:.0%})'])
-    yield from table(
+            f'{STRATEGIES[strategy]}, {seconds(budget_s)}', *map(_score, scores),
+            f'{_score(best["score"])} ({label(best["method"])})',
+            f'**{_score(own["score"])}**' if wins else _score(own['score']),
+            percent(cells['vanilla']['completed'] if 'vanilla' in cells else None),
+            f'{percent(own["completed"] + own["truncated"])} ({percent(own["completed"])})'])
+    yield markdown_table(
         ['budget', 'vanilla', "paper's policy", 'best of all others', OURS_LABEL,
-         'in time: vanilla', 'in time: ours (whole)'], rows)
+         'in time: vanilla', 'in time: ours (whole)'], rows) + '\n'
     yield from _said(summary)
 
 
@@ -60,8 +61,8 @@ def _points(summary: Row) -> dict[tuple[str, float], dict[str, Row]]:
     return {at: cells for at, cells in found.items() if OURS in cells and len(cells) > 1}
 
 
-def _number(score: float | None) -> str:
-    return '–' if score is None else f'{score:.3f}'
+def _score(score: float | None) -> str:
+    return number(score, 3)
 
 
 def _said(summary: Row) -> Iterator[str]:
@@ -80,8 +81,8 @@ def _said(summary: Row) -> Iterator[str]:
            f'{sum(row["ahead"] < 0.0 for row in pairs)} (with the whole interval at '
            f'{sum(row["ahead_high"] < 0.0 for row in pairs)}).')
     behind = [f'{STRATEGIES[strategy]}, {seconds(budget_s)}: ' + ', '.join(
-        f'{label(name)} {_number(row["score"])}' for name, row in cells.items()
-        if name != OURS and row['ahead'] < 0.0) + f' > ours {_number(cells[OURS]["score"])}'
+        f'{label(name)} {_score(row["score"])}' for name, row in cells.items()
+        if name != OURS and row['ahead'] < 0.0) + f' > ours {_score(cells[OURS]["score"])}'
         for (strategy, budget_s), cells in _points(summary).items()
         if any(name != OURS and row['ahead'] < 0.0 for name, row in cells.items())]
     if behind:

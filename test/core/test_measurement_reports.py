@@ -74,7 +74,7 @@ def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile
     assert found['prefill'] == found['decode'] == found['level'] == 1.5
     table = drift_report.table({'rows': [found] * 12, 'meta': {
         'date': '', 'key': '', 'cores': 2, 'load_average': 0.0, 'command': ''}})
-    assert '| busy | 1–10 | 1.50 | 1.50 | 1.50 | 0% | 100% |' in table
+    assert '| busy | 1–10 | 1.50 | 1.50 | 1.50 | 0 % | 100 % |' in table
     assert '0 of 12' in table and '12 would have been' in table
 
 

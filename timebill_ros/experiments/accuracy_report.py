@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``timebill bench accuracy`` makes of its rows: errors and shares per phase, as a table."""
 
-from collections.abc import Iterable, Sequence
-from math import isfinite, nan
+from collections.abc import Iterable, Iterator, Sequence
+from math import nan
 from statistics import fmean, median
 from typing import Any
+
+from timebill_ros.markdown import markdown_table, percent
 
 Row = dict[str, Any]
 MEASURED = 0
@@ -139,14 +141,9 @@ def table(result: dict[str, Any]) -> str:
         f'{meta["points"]} points in {meta["profile_s"]:.0f} s. Queries: prompts of 64 to '
         f'{meta["longest"]} tokens, {meta["responses"][0]} to {meta["responses"][1]} tokens of '
         'response.', '',
-        '| phase | queries | coefficients | prefill | decode step | eviction | overhead | '
-        'end to end | above worst case |', '|---|---|---|---|---|---|---|---|---|']
-    for phase, which_queries, rows in blocks(result['rows']):
-        for which in COLUMNS:
-            found = figures(rows, which)
-            shown = ' | '.join(_percent(found[name]) for name in (
-                'prefill', 'decode', 'evict', 'overhead', 'total', 'above_worst'))
-            lines.append(f'| {phase} | {which_queries} | {which} | {shown} |')
+        markdown_table(
+            ('phase', 'queries', 'coefficients', 'prefill', 'decode step', 'eviction', 'overhead',
+             'end to end', 'above worst case'), _errors(result['rows']))]
     first = [row for row in result['rows'] if row['phase'] == result['rows'][0]['phase']]
     lines += ['', 'With the profile, nothing else running: ' + '; '.join(
         f'{what} {_percent(error)}' for what, error in details(first)) + '.']
@@ -159,14 +156,21 @@ def table(result: dict[str, Any]) -> str:
             error = mape((row['seconds'], row['predicted_s']) for row in rows)
             what = title.format(max(row.get('width', 0) for row in rows))
             lines += ['', f'{what}: {len(rows)} measured, error {_percent(error)}.']
-    lines += ['', '| law | form | error on unseen points | worst / law | correlation | samples |',
-              '|---|---|---|---|---|---|']
-    lines += [
-        f'| {law["title"]} | {law["form"]} | {_percent(law["mape"])} | {law["worst_ratio"]:.3f} | '
-        f'{law["correlation"]:.2f} | {law["samples"]} |' for law in result['laws']]
-    return '\n'.join(lines) + '\n'
+    lines += ['', markdown_table(
+        ('law', 'form', 'error on unseen points', 'worst / law', 'correlation', 'samples'),
+        ((law['title'], law['form'], _percent(law['mape']), f'{law["worst_ratio"]:.3f}',
+          f'{law["correlation"]:.2f}', law['samples']) for law in result['laws'])), '']
+    return '\n'.join(lines)
 
 
-def _percent(value: float | None) -> str:
-    known = value is not None and isfinite(value)
-    return f'{100.0 * value:.2f} %' if known and value is not None else '–'
+def _errors(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
+    """Yield the errors of every block of queries, with each kind of coefficients."""
+    for phase, which_queries, of_block in blocks(rows):
+        for which in COLUMNS:
+            found = figures(of_block, which)
+            yield phase, which_queries, which, *(_percent(found[name]) for name in (
+                'prefill', 'decode', 'evict', 'overhead', 'total', 'above_worst'))
+
+
+def _percent(share: float | None) -> str:
+    return percent(share, 2)

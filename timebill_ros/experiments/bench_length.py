@@ -10,6 +10,8 @@ from statistics import median
 import time
 from typing import Any, NamedTuple
 
+from timebill_ros.markdown import markdown_table, percent
+
 COLUMNS = ('n_prompt', 'n_given', 'prefill_ms', 'predict_ms', 'added_ms', 'share', 'refine_ms')
 
 
@@ -55,16 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def markdown(made: dict[str, Any]) -> str:
     """Return the table of the documentation."""
-    lines = [
-        '| prompt tokens | tokens read | prefill, ms | after the first token, ms '
-        '| added in all, ms | share | a refinement, ms |', '|---|---|---|---|---|---|---|']
-    for row in made['rows']:
-        refined = '' if row['refine_ms'] is None else f'{row["refine_ms"]:.2f}'
-        lines.append(
-            f'| {row["n_prompt"]:,} | {row["n_given"] or "its state"} | {row["prefill_ms"]:.2f} '
-            f'| {row["predict_ms"]:.3f} | {row["added_ms"]:.3f} | {100 * row["share"]:.1f} % '
-            f'| {refined} |')
-    return '\n'.join(lines) + '\n'
+    return markdown_table(
+        ('prompt tokens', 'tokens read', 'prefill, ms', 'after the first token, ms',
+         'added in all, ms', 'share', 'a refinement, ms'),
+        ((f'{row["n_prompt"]:,}', row['n_given'] or 'its state', f'{row["prefill_ms"]:.2f}',
+          f'{row["predict_ms"]:.3f}', f'{row["added_ms"]:.3f}', percent(row['share'], 1),
+          None if row['refine_ms'] is None else f'{row["refine_ms"]:.2f}')
+         for row in made['rows'])) + '\n'
 
 
 def measure(

@@ -15,14 +15,16 @@ from contextlib import contextmanager
 import json
 import os
 from pathlib import Path
-import platform
+import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
 
 from timebill_ros.cli.server_process import python_command, ServerProcess
-from timebill_ros.client import Answer, TimeBillClient
+from timebill_ros.client import TimeBillClient
+from timebill_ros.experiments import node_report
 from timebill_ros.nodes.conversions import time_ns
 
 PROMPT = 'Name a colour.'
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--starts', type=int, default=3, help='warm starts (default 3)')
     parser.add_argument('--cold', action='store_true', help='time a cold start too (minutes)')
     parser.add_argument('--device', default='auto', help='as for "timebill serve"')
+    parser.add_argument('--out', type=Path, help='write the JSON that the tables in docs are of')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     report: dict[str, Any] = {
         'date': time.strftime('%Y-%m-%d'),
-        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+        'command': shlex.join(['timebill', *sys.argv[1:]]),
+        'cores': os.cpu_count(),
         'warm_start_s': [start_up_s(arguments.device) for _ in range(arguments.starts)],
     }
     if arguments.cold:
@@ -59,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     report['bare_ms'] = bare_round_trip_ms(arguments.queries)
     report['idle'] = measure(arguments.device, arguments.queries, topics=0)
     report['busy'] = measure(arguments.device, arguments.queries, topics=TOPICS)
-    print(json.dumps(report) if arguments.json else table(report))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    print(json.dumps(report) if arguments.json else node_report.table(report))
     return 0
 
 
@@ -85,9 +91,13 @@ def measure(device: str, queries: int, topics: int) -> dict[str, Any]:
             raise RuntimeError('the server did not start')
         samples = [overheads_ms(client) for _ in range(WARM_UP + queries)][WARM_UP:]
         memory = memory_mib(server.process.pid)
+        timing = ask(client)
     return {
-        'queries': len(samples),
+        'model': timing.model,
+        'device': timing.device,
         'topics': topics,
+        'rate_hz': RATE_HZ,
+        'queries': len(samples),
         'in_ms': quantiles([sample[0] for sample in samples]),
         'out_ms': quantiles([sample[1] for sample in samples]),
         'sum_ms': quantiles([sum(sample) for sample in samples]),
@@ -112,17 +122,22 @@ def bare_round_trip_ms(queries: int) -> dict[str, float]:
 def overheads_ms(client: TimeBillClient) -> tuple[float, float]:
     """Ask one question; return the overhead in and out, in milliseconds."""
     sent_ns = time.time_ns()
-    answer: Answer = client.ask(PROMPT, within=WITHIN_S, max_new_tokens=CAP_TOKENS)
+    timing = ask(client)
     received_ns = time.time_ns()
-    if not answer.ok or answer.message is None:
-        raise RuntimeError(f'a query ended {answer.outcome.name}: {answer.error_msg}')
-    timing = answer.message
     way_in_ns = time_ns(timing.arrived) - sent_ns
     way_out_ns = received_ns - time_ns(timing.stamp)
     return (
         way_in_ns * 1e-6 + timing.queued * 1e3,
         way_out_ns * 1e-6 + timing.last_token_to_result * 1e3,
     )
+
+
+def ask(client: TimeBillClient) -> Any:
+    """Ask the question; return its QueryTiming; raises RuntimeError unless it was answered."""
+    answer = client.ask(PROMPT, within=WITHIN_S, max_new_tokens=CAP_TOKENS)
+    if not answer.ok or answer.message is None:
+        raise RuntimeError(f'a query ended {answer.outcome.name}: {answer.error_msg}')
+    return answer.message
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -170,31 +185,3 @@ def _server(device: str, namespace: str, topics: int) -> Iterator[ServerProcess]
     finally:
         publisher.kill()
         publisher.wait()
-
-
-def table(report: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    starts = sorted(report['warm_start_s'])
-    cold = f', cold {report["cold_start_s"]:.1f} s' if 'cold_start_s' in report else ''
-    lines = [
-        f'{report["date"]}, {report["machine"]}',
-        '',
-        f'Start-up: warm {starts[len(starts) // 2]:.1f} s (median of {len(starts)}){cold}',
-        '',
-        f'A goal to a bare action server and back: {_pair(report["bare_ms"])} ms (p50 / p99)',
-        '',
-        '| graph | queries | in p50 / p99 (ms) | out p50 / p99 (ms) | in + out p50 / p99 (ms) '
-        '| node (MiB) | engine (MiB) |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for name, text in (('idle', 'idle'), ('busy', f'{TOPICS} topics at {RATE_HZ:.0f} Hz')):
-        case = report[name]
-        lines.append(
-            f'| {text} | {case["queries"]} | {_pair(case["in_ms"])} | {_pair(case["out_ms"])} '
-            f'| {_pair(case["sum_ms"])} | {case["node_mib"]:.0f} | {case["engine_mib"]:.0f} |'
-        )
-    return '\n'.join(lines)
-
-
-def _pair(quantile: dict[str, float]) -> str:
-    return f'{quantile["p50"]:.2f} / {quantile["p99"]:.2f}'

@@ -21,6 +21,7 @@ from typing import Any
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig
 from timebill_ros.budget.quality import QualityProfile
 from timebill_ros.budget.quantiles import PROBABILITIES
+from timebill_ros.markdown import markdown_table
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import Law
@@ -109,12 +110,11 @@ def _times(cases: list[PlanInputs], decide: Callable[[PlanInputs], Plan]) -> dic
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as the docs show it."""
     names = ('p50', 'p99', 'p99.9', 'max')
-    lines = [f'`timebill bench plan`, {report["date"]}, {report["machine"]}, Python '
-             f'{report["python"]}, {report["decisions"]} decisions each; microseconds.', '',
-             f'| policy, form of the decode law | {" | ".join(names)} |', '|---|---|---|---|---|']
-    lines += [f'| {name} | {" | ".join(f"{row[each]:.0f}" for each in names)} |'
-              for name, row in report['microseconds'].items()]
-    return '\n'.join([*lines, ''])
+    made = markdown_table(('policy, form of the decode law', *names), (
+        (name, *(f'{row[each]:.0f}' for each in names))
+        for name, row in report['microseconds'].items()))
+    return (f'`timebill bench plan`, {report["date"]}, {report["machine"]}, Python '
+            f'{report["python"]}, {report["decisions"]} decisions each; microseconds.\n\n{made}\n')
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables in the docs of ``timebill bench cpu``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import json
 from typing import Any
+
+from timebill_ros.markdown import markdown_table, MISSING
 
 Row = dict[str, Any]
 
@@ -27,11 +29,13 @@ def table(report: Row) -> str:
         f'{report["date"]}, {report["device"]}, torch {report["torch"]}{peer}, load average '
         f'before {report["load_average"]:.1f}: `{report["command"]}`. Medians over rounds; '
         '"times as fast" is the median of the ratios within a round.',
-        _table(('threads', 'cached tokens', 'tier', 'ms a step', 'llama.cpp, ms',
-                'times as fast'), (_step(row) for row in report['decode'])),
-        _table(('threads', 'prompt tokens', 'products in', 's', 'GFLOP/s of products',
-                'large float32 product, GFLOP/s', 'llama.cpp, s', 'times as fast'),
-               (_prefill(row) for row in report['prefill']))]
+        markdown_table(
+            ('threads', 'cached tokens', 'tier', 'ms a step', 'llama.cpp, ms', 'times as fast'),
+            (_step(row) for row in report['decode'])),
+        markdown_table(
+            ('threads', 'prompt tokens', 'products in', 's', 'GFLOP/s of products',
+             'large float32 product, GFLOP/s', 'llama.cpp, s', 'times as fast'),
+            (_prefill(row) for row in report['prefill']))]
     if report.get('answers'):
         first = report['answers'][0]
         parts += [f'Of {first["prompts"]} prompts, answers whose first {first["tokens"]} tokens '
@@ -44,11 +48,12 @@ def table(report: Row) -> str:
                   _worth(report['worth'])]
     if report.get('text'):
         parts += ['Every tier reads the same text; its first 32 tokens are read in full precision.',
-                  _table(('tier', 'tokens', 'perplexity', 'same likeliest token as `fp32`',
-                          'divergence, nats'), ((
-                              f'`{row["tier"]}`', row['tokens'], f'{row["perplexity"]:.2f}',
-                              f'{row["agreement"]:.3f}', f'{row["divergence_nats"]:.4f}')
-                              for row in report['text']))]
+                  markdown_table(
+                      ('tier', 'tokens', 'perplexity', 'same likeliest token as `fp32`',
+                       'divergence, nats'),
+                      ((f'`{row["tier"]}`', row['tokens'], f'{row["perplexity"]:.2f}',
+                        f'{row["agreement"]:.3f}', f'{row["divergence_nats"]:.4f}')
+                       for row in report['text']))]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -66,18 +71,13 @@ def _prefill(row: Row) -> Sequence[Any]:
 
 def _peer(row: Row, unit: float, digits: int) -> Sequence[str]:
     if 'peer_ms' not in row:
-        return '–', '–'
+        return MISSING, MISSING
     return f'{row["peer_ms"] * unit:.{digits}f}', f'{row["times_as_fast"]:.1f}'
 
 
 def _worth(rows: Sequence[Row]) -> str:
     names = [name for name in rows[0] if name.endswith('_ms')]
     head = [name.removesuffix('_ms').replace('_', ' ').replace('alpha', 'α') for name in names]
-    return _table(('threads', 'prompt tokens', *head), (
+    return markdown_table(('threads', 'prompt tokens', *head), (
         (row['threads'], f'{row["tokens"]:,}', *(f'{row[name] / 1e3:.2f}' for name in names))
         for row in rows))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

@@ -3,10 +3,11 @@
 """What the drift experiment makes of its queries: a line for each block of them."""
 
 from collections.abc import Sequence
-from math import isfinite
-from statistics import median
+from math import isfinite, nan
+from statistics import fmean, median
 from typing import Any
 
+from timebill_ros.markdown import markdown_table, number, percent
 from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
@@ -46,35 +47,33 @@ def underestimated(timing: QueryTiming, coefficients: TimingCoefficients) -> boo
 def table(result: dict[str, Any]) -> str:
     """Return the table of one experiment, in Markdown."""
     meta = result['meta']
-    lines = [
-        f'{meta["date"]}, {meta["key"]}, {meta["cores"]} cores, load average before '
-        f'{meta["load_average"]:.1f}: `{meta["command"]}`.', '',
-        '| phase | queries | prefill, measured / profile | decode, measured / profile | '
-        'published decode level | underestimated, tracking | underestimated, profile alone |',
-        '|---|---|---|---|---|---|---|']
     rows = result['rows']
+    lines = []
     for phase in dict.fromkeys(row['phase'] for row in rows):
         of_phase = [row for row in rows if row['phase'] == phase]
         for first in range(0, len(of_phase), BLOCK):
             block = of_phase[first:first + BLOCK]
-            lines.append(
-                f'| {phase} | {first + 1}–{first + len(block)} | {_median(block, "prefill")} | '
-                f'{_median(block, "decode")} | {block[-1]["level"]:.2f} | '
-                f'{_share(block, "late")} | {_share(block, "late_alone")} |')
+            lines.append((
+                phase, f'{first + 1}–{first + len(block)}',
+                *(number(_median(block, law), 2) for law in ('prefill', 'decode')),
+                number(block[-1]['level'], 2),
+                *(percent(fmean(row[name] for row in block)) for name in ('late', 'late_alone'))))
     late, alone = (sum(row[name] for row in rows) for name in ('late', 'late_alone'))
-    lines += ['', f'In all {late} of {len(rows)} queries were underestimated with tracking, '
-              f'{alone} would have been with the profile alone.']
-    return '\n'.join(lines) + '\n'
+    return '\n'.join([
+        f'{meta["date"]}, {meta["key"]}, {meta["cores"]} cores, load average before '
+        f'{meta["load_average"]:.1f}: `{meta["command"]}`.', '',
+        markdown_table(
+            ('phase', 'queries', 'prefill, measured / profile', 'decode, measured / profile',
+             'published decode level', 'underestimated, tracking',
+             'underestimated, profile alone'), lines),
+        '', f'In all {late} of {len(rows)} queries were underestimated with tracking, '
+        f'{alone} would have been with the profile alone.', ''])
 
 
 def _known(value: float | None) -> float | None:
     return None if value is None or not isfinite(value) else round(value, 4)
 
 
-def _median(block: Sequence[dict[str, Any]], name: str) -> str:
+def _median(block: Sequence[dict[str, Any]], name: str) -> float:
     known = [row[name] for row in block if row[name] is not None]
-    return f'{median(known):.2f}' if known else '–'
-
-
-def _share(block: Sequence[dict[str, Any]], name: str) -> str:
-    return f'{sum(row[name] for row in block) / len(block):.0%}'
+    return median(known) if known else nan

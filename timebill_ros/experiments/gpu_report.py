@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks of the CUDA engine measured, as tables in Markdown."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+from timebill_ros.markdown import markdown_table, percent
 
 Row = dict[str, Any]
 _SHARES = ('0.5', '0.99', '0.999', '1')
@@ -12,13 +14,7 @@ _SHARES = ('0.5', '0.99', '0.999', '1')
 def table(result: Row, part: str) -> str:
     """Return the table of one part of a result, with what it was measured on."""
     made = _PARTS[part](result)
-    return f'{result["device"]}, torch {result["torch"]}, {result["date"]}.\n\n{made}'
-
-
-def lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    cells = [list(head), ['---'] * len(head), *([str(cell) for cell in row] for row in rows)]
-    return ''.join(f'| {" | ".join(row)} |\n' for row in cells)
+    return f'{result["device"]}, torch {result["torch"]}, {result["date"]}.\n\n{made}\n'
 
 
 def _steps(result: Row) -> str:
@@ -41,10 +37,10 @@ def _steps(result: Row) -> str:
     kinds = dict.fromkeys((row['tier'], row['width']) for row in rows)
     floors = ', '.join(f'{found["bf16", 1, n]["ratio"]:.2f}' for n in lengths)
     return (f'Read ceiling of the run {bandwidth / 1e12:.2f} TB/s; largest relative error of the '
-            f'logits {max(result["errors"].values()):.3f}.\n\n') + lines(
+            f'logits {max(result["errors"].values()):.3f}.\n\n') + markdown_table(
         ['tier', 'sequences', *(f'{length:,} cached tokens each' for length in lengths)],
         ((*kind, *(cell(*kind, length) for length in lengths)) for kind in kinds)
-    ) + '\n' + lines(
+    ) + '\n\n' + markdown_table(
         ['aim', 'reached at ' + ', '.join(f'{n:,}' for n in lengths) + ' tokens'],
         (('bf16, one sequence: at most 1.20 times the floor', floors),
          ('int8: at most 0.60 of bf16', ratios('int8', 1)),
@@ -60,20 +56,20 @@ def _tail(result: Row) -> str:
         rows.append((
             row['tier'], row['beside'], row['wait'], f'{row["steps"]:,}', *shares,
             f'{row["p99.9/median"]:.3f}', f'{row["device p99.9/median"]:.3f}'))
-    return 'Milliseconds at the median, p99, p99.9 and maximum.\n\n' + lines(
+    return 'Milliseconds at the median, p99, p99.9 and maximum.\n\n' + markdown_table(
         ['tier', 'beside', 'the host waits', 'steps', 'step as the caller sees it', 'device',
          'the rest (host)', 'p99.9 / median', 'of the device alone'], rows)
 
 
 def _quality(result: Row) -> str:
-    return lines(
+    return markdown_table(
         ['weights', 'perplexity', 'same likeliest token as bf16', 'divergence'],
-        ((row['tier'], f'{row["perplexity"]:.2f}', f'{row["agrees_with_first"]:.1%}',
+        ((row['tier'], f'{row["perplexity"]:.2f}', percent(row['agrees_with_first'], 1),
           f'{row["divergence_nats"]:.4f} nats') for row in result['quality']))
 
 
 def _checked(result: Row) -> str:
-    return lines(
+    return markdown_table(
         ['tier', 'sequences', 'steps', 'largest error of the logits', 'of the tapped state',
          'values that are no numbers'],
         ((row['tier'], row['width'], row['steps'], f'{row["logits"]:.4f}', f'{row["tap"]:.4f}',
@@ -93,20 +89,20 @@ def _parity(result: Row) -> str:
         rows.append((what, count, same, *(
             sum(low <= gap < high for gap in gaps) for low, high in ((0, 1), (1, 2), (2, 1e9))),
             max(gaps, default=0.0)))
-    return lines(
+    return markdown_table(
         ['against transformers', 'compared', 'the same', 'differ at equal logits',
          'at logits one step of bf16 apart', 'further apart', 'largest gap in steps'], rows)
 
 
 def _prefill(result: Row) -> str:
-    return lines(
+    return markdown_table(
         ['prompt tokens', 'ours', 'transformers', 'ratio', 'longest call'],
         ((f'{row["tokens"]:,}', f'{row["ms"]:.1f} ms', f'{row["transformers_ms"]:.1f} ms',
           f'{row["ratio"]:.2f}', f'{row["longest_call_ms"]:.1f} ms') for row in result['prefill']))
 
 
 def _fresh(result: Row) -> str:
-    return lines(
+    return markdown_table(
         ['prompt tokens', 'prompts', 'first time over again, median', 'largest',
          'again: slower over faster, median'],
         ((row['tokens'], row['prompts'], f'{row["first_to_again_median"]:.3f}',
@@ -118,7 +114,7 @@ def _evict(result: Row) -> str:
     rows = result['evict']
     found = {(row['alpha'], row['tokens']): f'{row["ms"]:.2f} ms' for row in rows}
     lengths = sorted({row['tokens'] for row in rows})
-    return lines(
+    return markdown_table(
         ['evicted share of', *(f'{tokens:,} tokens' for tokens in lengths)],
         ([alpha, *(found[alpha, tokens] for tokens in lengths)]
          for alpha in sorted({row['alpha'] for row in rows})))
@@ -127,14 +123,14 @@ def _evict(result: Row) -> str:
 def _worth(result: Row) -> str:
     rows = result['worth']
     names = [name for name in rows[0] if name not in ('tokens', 'answer')]
-    return lines(
+    return markdown_table(
         ['prompt tokens', 'answer', *(name.removesuffix('_ms').replace('_', ' ') + ', ms'
                                       for name in names)],
         ((f'{row["tokens"]:,}', row['answer'], *(row[name] for name in names)) for row in rows))
 
 
 def _start(result: Row) -> str:
-    return lines(
+    return markdown_table(
         ['start', 'tiers', 'process, first answer included', 'to a loaded engine', 'memory kept',
          'at the peak'],
         ((row['start'], ', '.join(row['tiers']), f'{row["process_s"]:.1f} s',

@@ -21,6 +21,7 @@ from timebill_ros.length_predictor.real_lengths import read_real_lengths, real_l
 from timebill_ros.length_predictor.split import split_prompts
 from timebill_ros.length_predictor.states_file import StatesFile
 from timebill_ros.length_predictor.train import HeadTraining
+from timebill_ros.markdown import markdown_table, percent
 
 _DECIMALS = 4
 
@@ -129,15 +130,10 @@ def _markdown_beside(out: Path) -> Path:
 
 def markdown(made: Dict[str, Any]) -> str:
     """Return the tables as Markdown."""
-    lines: List[str] = []
-    for name, columns in _COLUMNS.items():
-        if not made.get(name):
-            continue
-        lines += [f'### {name}', '', '| ' + ' | '.join(columns) + ' |', '|---' * len(columns) + '|']
-        for row in made[name]:
-            lines.append('| ' + ' | '.join(_cell(row, column) for column in columns) + ' |')
-        lines.append('')
-    return '\n'.join(lines)
+    return '\n'.join(
+        f'### {name}\n\n' + markdown_table(
+            columns, ([_cell(row, column) for column in columns] for row in made[name])) + '\n'
+        for name, columns in _COLUMNS.items() if made.get(name))
 
 
 def _cell(row: Dict[str, Any], column: str) -> str:
@@ -151,7 +147,7 @@ def _cell(row: Dict[str, Any], column: str) -> str:
     if column.startswith(('mae', 'rmse')):
         return f'{value:.1f}'
     if column.startswith(('pit', 'coverage', 'beyond')):
-        return f'{100 * value:.1f} %'
+        return percent(value, 1)
     return f'{value:.3f}'
 
 

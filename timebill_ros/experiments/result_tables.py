@@ -5,6 +5,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from timebill_ros.markdown import markdown_table, MISSING, number, percent
+
 Row = dict[str, Any]
 
 OURS, OURS_LABEL = 'joint', 'ours'
@@ -23,11 +25,6 @@ def seconds(budget_s: float) -> str:
     return f'{budget_s:.3g} s' if budget_s >= 1.0 else f'{1e3 * budget_s:.3g} ms'
 
 
-def share(value: float | None) -> str:
-    """Return a share in per cent; nothing was measured = a dash."""
-    return '–' if value is None else f'{value:.0%}'
-
-
 def provenance(summary: Row) -> str:
     """Return with what command, where and when, and how completely."""
     machine, missing = summary['machine'], summary['cases_planned'] - summary['cases_done']
@@ -38,94 +35,90 @@ def provenance(summary: Row) -> str:
             + (f', {missing} of {summary["cases_planned"]} cases not run' if missing else '') + '.')
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table, and an empty one."""
-    yield '| ' + ' | '.join(heads) + ' |'
-    yield '|---' * len(heads) + '|'
-    for row in rows:
-        yield '| ' + ' | '.join(row) + ' |'
-    yield ''
-
-
 def budgets(results: Row) -> Iterator[str]:
     """Yield score and completion of every method and budget, per strategy."""
     for strategy, of_strategy in by(results['table'], 'strategy').items():
         at = sorted({row['budget_s'] for row in of_strategy})
-        rows = []
-        for method, found in by(of_strategy, 'method').items():
-            cells = {row['budget_s']: row for row in found}
-            rows.append([label(method), *(_scored(cells.get(budget)) for budget in at)])
         asked = max(row['n'] for row in of_strategy)
-        yield from table([f'{STRATEGIES[strategy]}, {asked} questions', *map(seconds, at)], rows)
+        yield _grid(of_strategy, 'budget_s', at,
+                    [f'{STRATEGIES[strategy]}, {asked} questions', *map(seconds, at)])
     yield 'Average score (a late answer scores 0) / completed in time + cut short in time.'
-
-
-def _scored(row: Row | None) -> str:
-    if row is None:
-        return '–'
-    cut = f' + {row["truncated"]:.0%}' if row['truncated'] else ''
-    return f'{row["score"]:.3f} / {row["completed"]:.0%}{cut}'
-
-
-def theta(results: Row) -> Iterator[str]:
-    """Yield the largest harmless α of every class."""
-    yield from table(
-        ['class', 'questions', 'score at α = 0', 'largest α that loses ≤ 5 %', 'surely'],
-        [[row['group'], str(row['n']), f'{row["score"]:.3f}', _alpha(row['alpha']),
-          _alpha(row['alpha_sure'])] for row in results['harmless']])
-    yield ('"Surely": by the worse end of the 95 % bootstrap interval of the loss. A dash: nothing '
-           'is right even at α = 0.')
-
-
-def _alpha(alpha: float | None) -> str:
-    return '–' if alpha is None else f'{alpha:g}'
-
-
-def pessimism(results: Row) -> Iterator[str]:
-    """Yield score and completion of every k."""
-    yield from table(['k', 'score', '95 %', 'completed', 'mean α', 'questions'], [
-        [str(row['k']), f'{row["score"]:.3f}', f'{row["score_low"]:.3f}–{row["score_high"]:.3f}',
-         share(row['completed']), f'{row["alpha"]:.3f}', str(row['n'])]
-        for row in results['table']])
 
 
 def load(results: Row) -> Iterator[str]:
     """Yield completion and score of every method and load."""
     at = sorted({row['load'] for row in results['table']})
-    rows = []
-    for method, found in by(results['table'], 'method').items():
-        cells = {row['load']: row for row in found}
-        rows.append([label(method), *(_scored(cells.get(each)) for each in at)])
-    yield from table(['offered load', *(f'{each:g}' for each in at)], rows)
+    yield _grid(results['table'], 'load', at, ['offered load', *(f'{each:g}' for each in at)])
     yield 'Average score / completed in time + cut short in time.'
+
+
+def _grid(rows: Sequence[Row], name: str, at: Sequence[float], heads: Sequence[str]) -> str:
+    """Return a line per method, a column per value of ``name``, and an empty line."""
+    lines = []
+    for method, found in by(rows, 'method').items():
+        cells = {row[name]: row for row in found}
+        lines.append([label(method), *(_scored(cells.get(each)) for each in at)])
+    return markdown_table(heads, lines) + '\n'
+
+
+def _scored(row: Row | None) -> str:
+    if row is None:
+        return MISSING
+    cut = f' + {percent(row["truncated"])}' if row['truncated'] else ''
+    return f'{number(row["score"], 3)} / {percent(row["completed"])}{cut}'
+
+
+def theta(results: Row) -> Iterator[str]:
+    """Yield the largest harmless α of every class."""
+    yield markdown_table(
+        ['class', 'questions', 'score at α = 0', 'largest α that loses ≤ 5 %', 'surely'],
+        ([row['group'], row['n'], number(row['score'], 3), _alpha(row['alpha']),
+          _alpha(row['alpha_sure'])] for row in results['harmless'])) + '\n'
+    yield ('"Surely": by the worse end of the 95 % bootstrap interval of the loss. A dash: nothing '
+           'is right even at α = 0.')
+
+
+def _alpha(alpha: float | None) -> str:
+    return MISSING if alpha is None else f'{alpha:g}'
+
+
+def pessimism(results: Row) -> Iterator[str]:
+    """Yield score and completion of every k."""
+    yield markdown_table(['k', 'score', '95 %', 'completed', 'mean α', 'questions'], (
+        [row['k'], number(row['score'], 3),
+         f'{number(row["score_low"], 3)}–{number(row["score_high"], 3)}',
+         percent(row['completed']), number(row['alpha'], 3), row['n']]
+        for row in results['table'])) + '\n'
 
 
 def ete_accuracy(results: Row) -> Iterator[str]:
     """Yield the errors of every stage, and how often the worst case held."""
-    yield from table(['stage', 'mean absolute error', 'queries'], [
-        [stage, '–' if row['mape'] is None else f'{row["mape"]:.1%}', str(row['n'])]
-        for stage, row in results['errors'].items()])
+    yield markdown_table(
+        ['stage', 'mean absolute error', 'queries'],
+        ([stage, percent(row['mape'], 1), row['n']]
+         for stage, row in results['errors'].items())) + '\n'
     bound = results['worst_case']
-    yield (f'The worst case at k = {bound["k"]:g} held for {share(bound["held"])} of {bound["n"]} '
-           'queries (aim: 95 %).')
+    yield (f'The worst case at k = {bound["k"]:g} held for {percent(bound["held"])} of '
+           f'{bound["n"]} queries (aim: 95 %).')
 
 
 def rlp_accuracy(results: Row) -> Iterator[str]:
     """Yield the errors of the predictor in force."""
-    yield from table(['predictor', 'MAE, tokens', 'R²', 'prompts'], [
-        [row['predictor'], f'{row["mae"]:.1f}', f'{row["r2"]:.2f}', str(row['n'])]
-        for row in results['table']])
+    yield markdown_table(
+        ['predictor', 'MAE, tokens', 'R²', 'prompts'],
+        ([row['predictor'], number(row['mae'], 1), number(row['r2'], 2), row['n']]
+         for row in results['table'])) + '\n'
 
 
 def robot(results: Row) -> Iterator[str]:
     """Yield what the robot did in both loops."""
-    yield from table(
+    yield markdown_table(
         ['a robot asks once a second, budgets of 0.5 to 5 s', 'acts on an answer in time',
          'on the right one', 'answer too late (at most by)', 'median answer after', 'ticks'],
-        [[row['method'], share(row['acted']), share(row['right']),
-          share(row['late']) + (f' (by {seconds(row["latest_s"])})' if row['late'] else ''),
-          seconds(row['median_s']), str(row['n'])]
-         for row in results['table']])
+        ([row['method'], percent(row['acted']), percent(row['right']),
+          percent(row['late']) + (f' (by {seconds(row["latest_s"])})' if row['late'] else ''),
+          seconds(row['median_s']), row['n']]
+         for row in results['table'])) + '\n'
 
 
 def by(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import decoders, models, Tokenizer
 from transformers import AutoTokenizer
 
-from timebill_ros.engine.errors import EngineError, ModelError
+from timebill_ros.engine.errors import EngineError, ModelError, PromptRefused
 from timebill_ros.engine.text import Detokenizer, ResponseText, StopStrings, TextCodec
 from timebill_ros.query import Turn
 
@@ -191,13 +191,18 @@ def test_a_model_without_a_template_gets_a_plain_conversation(
 
 def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
     from engine.conftest import byte_tokenizer
-    byte_tokenizer("{{ raise_exception('no system turn, please') }}").save_pretrained(tmp_path)
-    with pytest.raises(EngineError, match='no system turn, please'):
-        TextCodec(tmp_path).encode_chat([Turn('system', 'x')])
+    byte_tokenizer(
+        "{% if messages[0]['role'] == 'system' or 'nonsense' in messages[0]['content'] %}"
+        "{{ raise_exception('not this, please') }}{% endif %}").save_pretrained(tmp_path)
+    codec = TextCodec(tmp_path)
+    with pytest.raises(PromptRefused, match=r'^system_prompt or .*: not this, please$'):
+        codec.encode_chat([Turn('system', 'x'), Turn('user', 'y')])
+    with pytest.raises(PromptRefused, match=r'^prompt or messages: .*: not this, please$'):
+        codec.encode_chat([Turn('user', 'nonsense')])
 
 
 def test_text_that_is_no_unicode_is_refused(codec: TextCodec) -> None:
-    with pytest.raises(EngineError, match='chat template'):
+    with pytest.raises(EngineError, match='tokens'):
         codec.encode_chat([Turn('user', 'half a character: \ud83e')])
 
 

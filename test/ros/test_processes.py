@@ -5,7 +5,7 @@ Two interpreters, no sockets in the engine, two servers side by side, and how a 
 
 The second server runs its engine behind a filter of system calls that ends the process at the first
 socket, with little memory, on a model whose chat template refuses a word: so its real engine runs
-out of memory and fails when asked to.
+out of memory and refuses a prompt when asked to.
 """
 
 from collections.abc import Iterator
@@ -150,11 +150,13 @@ def test_too_little_memory_is_an_error_that_says_how_much(second_server: Server)
     assert any(character.isdigit() for character in answer.error_msg)
 
 
-def test_an_error_of_the_engine_fails_the_query_and_nothing_else(second_server: Server) -> None:
+def test_a_prompt_that_the_chat_template_refuses_is_invalid_and_disturbs_nothing(
+    second_server: Server,
+) -> None:
     running = second_server.ask_and_wait_for_text(max_new_tokens=20)
     answer = second_server.client.ask(f'Say {REFUSED_WORD}.', within=WAIT_S)
-    assert (answer.outcome, answer.error_code) == (Outcome.FAILED, ErrorCode.ENGINE_ERROR)
-    assert 'this word is refused' in answer.error_msg
+    assert (answer.outcome, answer.error_code) == (Outcome.INVALID, ErrorCode.INVALID_PROMPT)
+    assert answer.error_msg.startswith('prompt') and 'this word is refused' in answer.error_msg
     assert running.result(WAIT_S).outcome == Outcome.COMPLETED
 
 

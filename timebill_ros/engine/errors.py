@@ -15,6 +15,10 @@ class PromptTooLong(EngineError):
     """The prompt plus one token exceeds the context."""
 
 
+class PromptRefused(EngineError):
+    """The model's chat template does not take the conversation: which field, and what it said."""
+
+
 class OutOfMemory(EngineError):
     """The KV cache of a query does not fit: how much it needs and how much there is."""
 

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The law of a length predictor's time, measured when the engine starts."""
 
-from dataclasses import replace
 import time
 from typing import List, TYPE_CHECKING
 
@@ -30,11 +29,9 @@ def with_predict_law(coefficients: TimingCoefficients, engine: 'Engine') -> Timi
     milliseconds (of one that reads prompts: a second or two). One that is ready before the prefill
     is over has no law: it adds nothing.
     """
-    others = tuple(law for law in coefficients.laws if law.law != PREDICT)
     if engine.predictor is None or isinstance(engine.predictor, DeviceProbe):
-        return replace(coefficients, laws=others)
-    law = fit_law(PREDICT, _samples(engine.predictor))
-    return replace(coefficients, laws=(*others, law))
+        return coefficients.with_laws(PREDICT, [])
+    return coefficients.with_laws(PREDICT, [fit_law(PREDICT, _samples(engine.predictor))])
 
 
 def _samples(predictor: 'Predictor') -> List[Sample]:

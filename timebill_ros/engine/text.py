@@ -5,7 +5,7 @@
 from pathlib import Path
 from typing import Callable, List, Sequence, Tuple
 
-from timebill_ros.engine.errors import EngineError, ModelError
+from timebill_ros.engine.errors import EngineError, ModelError, PromptRefused
 from timebill_ros.query import Turn
 
 _INCOMPLETE = '\ufffd'       # what a decoder writes for a character that is not whole yet
@@ -43,21 +43,41 @@ class TextCodec:
 
     def encode_chat(self, messages: Sequence[Turn], limit: int = 0) -> List[int]:
         """
-        Return a conversation's ids up to where the answer starts; raises EngineError.
+        Return a conversation's ids up to where the answer starts.
 
+        Raises PromptRefused where the model's chat template refuses it, EngineError for text that
+        is none.
         Of one that is far beyond a ``limit`` only the beginning is encoded, which is more than
         ``limit`` ids too: a megabyte takes seconds in which nobody else is listened to.
         """
+        text = self._render(messages) if self.has_chat_template else plain_prompt(messages)
         try:
-            if not self.has_chat_template:
-                return self._encode_within(plain_prompt(messages), limit, special=True)
-            text = self._tokenizer.apply_chat_template(
-                [{'role': turn.role, 'content': turn.content} for turn in messages],
-                add_generation_prompt=True, tokenize=False)
-            return self._encode_within(text, limit)
+            return self._encode_within(text, limit, special=not self.has_chat_template)
+        except Exception as error:      # the library raises whatever its parsers do
+            raise EngineError(f'the prompt cannot be turned into tokens: {error}') from error
+
+    def _render(self, messages: Sequence[Turn]) -> str:
+        """Return a conversation as the chat template writes it; raises PromptRefused."""
+        try:
+            return self._apply_template(messages)
         except Exception as error:      # a template is a program that came with the model
-            raise EngineError(
-                f'the prompt does not go through the chat template: {error}') from error
+            field = 'prompt or messages'
+            if len(messages) > 1 and messages[0].role == 'system' and self._takes(messages[1:]):
+                field = 'system_prompt or messages[0].role = system'
+            raise PromptRefused(
+                f"{field}: the model's chat template refuses it: {error}") from error
+
+    def _takes(self, messages: Sequence[Turn]) -> bool:
+        try:
+            self._apply_template(messages)
+        except Exception:
+            return False
+        return True
+
+    def _apply_template(self, messages: Sequence[Turn]) -> str:
+        return str(self._tokenizer.apply_chat_template(
+            [{'role': turn.role, 'content': turn.content} for turn in messages],
+            add_generation_prompt=True, tokenize=False))
 
     def _encode_within(self, text: str, limit: int, special: bool = False) -> List[int]:
         n_characters = _LONG_CHARACTERS * limit

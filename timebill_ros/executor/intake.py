@@ -15,7 +15,7 @@ from typing import Any, TYPE_CHECKING
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs, PlannerConfig, Planning
 from timebill_ros.engine.endings import DROPPED
-from timebill_ros.engine.errors import OutOfMemory
+from timebill_ros.engine.errors import OutOfMemory, PromptRefused
 from timebill_ros.engine.pipeline import Message, tiers_to_plan
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.demand import Pace
@@ -29,6 +29,7 @@ from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import PREDICT
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -72,6 +73,9 @@ class Intake:
         self._requests = _Requests()
         self._changed = threading.Condition()
         self._learning = learning
+        # Of the predictor of this process: no profile that is stored or published has it.
+        self._predict_laws = [
+            law for law in planning.estimator.coefficients.laws if law.law == PREDICT]
         planning = replace(planning, config=learning.adjust(planning.config))
         self._scheduler = Scheduler(
             Pace(planning), engine.info.max_batch,
@@ -111,6 +115,9 @@ class Intake:
             refused = self._admit(query)
         except OutOfMemory as error:
             refused = _refusal(query, _failed(ErrorCode.OUT_OF_MEMORY, error))
+        except PromptRefused as error:
+            refused = _refusal(query, Ending(
+                Outcome.INVALID, error_code=ErrorCode.INVALID_PROMPT, error_msg=str(error)))
         except Exception as error:      # a strange prompt must not end the engine
             _LOG.exception('query %s cannot be taken', query.query_id)
             refused = _refusal(query, _failed(ErrorCode.ENGINE_ERROR, error))
@@ -238,7 +245,8 @@ class Intake:
         self._outbox.send(*self._dispatcher.abort_all(_STOPPED))
 
     def _plan_with(self, coefficients: TimingCoefficients, source: str) -> None:
-        estimator = TimeEstimator(coefficients, self._engine.info.tiers[0])
+        estimator = TimeEstimator(
+            coefficients.with_laws(PREDICT, self._predict_laws), self._engine.info.tiers[0])
         with self._changed:
             self._scheduler.pace = Pace(
                 replace(self.planning, estimator=estimator, source=source))

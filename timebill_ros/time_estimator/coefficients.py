@@ -114,6 +114,11 @@ class TimingCoefficients:
             return Law(name, CONSTANT, (0.0,))
         return replace(wide[-1].scaled(width / wide[-1].width), width=width)
 
+    def with_laws(self, name: str, laws: Sequence[Law]) -> 'TimingCoefficients':
+        """Return the same with ``laws`` in place of all that are called ``name``."""
+        others = [law for law in self.laws if law.law != name]
+        return replace(self, laws=(*others, *laws))
+
     def require_key(self, key: str) -> None:
         """Raise CoefficientsError, naming both keys, unless these are valid for ``key``."""
         if self.key != key:

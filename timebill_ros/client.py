@@ -23,7 +23,6 @@ import concurrent.futures
 from dataclasses import dataclass
 import threading
 import time
-from types import TracebackType
 from typing import Any
 import uuid
 
@@ -237,12 +236,7 @@ class TimeBillClient:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 

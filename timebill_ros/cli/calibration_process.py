@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-from types import TracebackType
 
 from timebill_ros.nodes.run import EXIT_BAD_CONFIGURATION
 
@@ -38,12 +37,7 @@ class CalibrationProcess:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it: kindly, then not."""
         self._stopping.set()
         process = self._process

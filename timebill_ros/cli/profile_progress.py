@@ -5,7 +5,6 @@
 from dataclasses import dataclass
 import sys
 import threading
-from types import TracebackType
 
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 
@@ -34,9 +33,7 @@ class ProgressBar:
         """Show what ``say`` and ``move`` tell."""
         return self
 
-    def __exit__(
-            self, kind: type[BaseException] | None, error: BaseException | None,
-            trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the line."""
         if self._terminal and self._shown:
             print(file=sys.stderr)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import TracebackType
 
 KEPT_LINES = 200
 STOP_S = 10.0
@@ -65,12 +64,7 @@ class ServerProcess:
         self._reader.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it: kindly, then not."""
         self.process.send_signal(signal.SIGINT)
         try:

@@ -13,7 +13,6 @@ from dataclasses import asdict
 import os
 import queue
 import time
-from types import TracebackType
 from typing import Any, Protocol
 import uuid
 
@@ -85,8 +84,7 @@ class EngineHost:
         """Return it: it runs already."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self.close()
 

@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 import subprocess
 import sys
-from types import TracebackType
 from typing import Any
 
 REQUIREMENT = 'xllamacpp'
@@ -48,8 +47,7 @@ class LlamaCpp:
     def __enter__(self) -> 'LlamaCpp':
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import time
-from types import TracebackType
 from typing import Any
 
 from timebill_ros.executor.engine_command import engine_environment, engine_python, module_argv
@@ -35,8 +34,7 @@ class PlainLoop:
         """Return it: it is loaded."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self._process.kill()
         self._process.wait()

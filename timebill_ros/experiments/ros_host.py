@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import json
 import os
 import time
-from types import TracebackType
 from typing import Any, TYPE_CHECKING
 
 from timebill_ros.cli.server_process import ServerProcess
@@ -51,8 +50,7 @@ class RosHost:
         """Return it."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End server and client."""
         self._stop()
         self.client.close()

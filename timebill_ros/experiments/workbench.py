@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 import time
-from types import TracebackType
 
 import timebill_ros
 from timebill_ros import engine_probe
@@ -70,8 +69,7 @@ class EngineKeeper:
         """Return it."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the engine."""
         self.close()
 

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from types import TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # The Ctrl-C of a terminal reaches launch and us, and launch then signals us once more.
@@ -45,12 +44,7 @@ class StopSignals:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ignore the signals from now on."""
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)

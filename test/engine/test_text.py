@@ -4,7 +4,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+import sys
 import threading
+import time
 from typing import Any
 
 from hypothesis import given, settings, strategies
@@ -230,3 +232,26 @@ def test_one_thread_may_encode_while_another_decodes(codec: TextCodec) -> None:
     done.set()
     thread.join()
     assert not errors
+
+
+def test_others_go_on_while_a_prompt_is_encoded(codec: TextCodec) -> None:
+    done, turns = threading.Event(), []
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)     # nobody is made to give Python's lock up
+
+    def work() -> None:
+        while not done.is_set():
+            turns.append(None)
+            time.sleep(0.0)         # gives it up
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        before = len(turns)
+        codec.encode('The robot went to the kitchen and saw a cup. ' * 2_000)
+        during = len(turns) - before
+    finally:
+        done.set()
+        sys.setswitchinterval(interval_s)
+    other.join()
+    assert during > 1

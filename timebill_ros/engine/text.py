@@ -89,7 +89,9 @@ class TextCodec:
 
     def encode(self, text: str, special: bool = False) -> List[int]:
         """Return the ids of a text; ``special`` adds what the tokenizer puts around a text."""
-        return list(self._backend.encode(text, add_special_tokens=special).ids)
+        # not ``encode``, which holds Python's lock: the model would stand still as long
+        encoded, = self._backend.encode_batch([text], add_special_tokens=special)
+        return list(encoded.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens; bytes that are no character are U+FFFD."""

@@ -14,6 +14,10 @@ import traceback
 from timebill_ros.engine.threads import prepare_environment
 from timebill_ros.executor.lifeline import die_with_parent
 
+# How long the talk thread may keep the model thread waiting for Python's lock; the default of 5 ms
+# is many decode steps long.
+_SWITCH_S = 0.0002
+
 
 def main() -> int:
     """Serve the node at the other end of the two pipes; returns the exit status."""
@@ -22,6 +26,7 @@ def main() -> int:
     parser.add_argument('--write-fd', type=int, required=True, help='pipe for messages to the node')
     arguments = parser.parse_args()
     die_with_parent()
+    sys.setswitchinterval(_SWITCH_S)
     prepare_environment()       # before torch is imported
     reader, writer = open(arguments.read_fd, 'rb'), open(arguments.write_fd, 'wb')
     try:

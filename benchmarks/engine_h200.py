@@ -20,6 +20,7 @@ import tempfile
 import time
 from typing import Any, Callable, Dict, List
 
+import host_pace
 import torch
 import torch.nn.functional as F
 
@@ -28,13 +29,14 @@ from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.engine.rope import rope_table
+from timebill_ros.engine.snapkv import prompt_scores
 from timebill_ros.executor import garbage, realtime
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import (
     bench_decode, bench_evict, bench_memory, bench_prefill, bench_tail, engine_bench)
 from timebill_ros.experiments.random_model import random_model, write_directory, write_weights
 
-PARTS = ('check', 'fresh', 'slots', 'prefill', 'evict', 'worth', 'decode', 'tail', 'memory',
+PARTS = ('check', 'fresh', 'slots', 'prefill', 'pace', 'evict', 'worth', 'decode', 'tail', 'memory',
          'start')
 STARTS = ('cold', 'last tier alone', 'warm')
 BEGAN_S = time.monotonic()
@@ -70,10 +72,11 @@ def note(what: Any) -> None:
 
 
 def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
-    """Compare the sliced prefill and the graphs with the plain decoder: logits, keys, queries."""
+    """Compare the sliced prefill and the graphs with the plain decoder: logits, keys, scores."""
     rows = []
     rope = rope_table(model.config, model.max_context, model.device)
-    for length in (5, 64, 65, 700, 3000, 9000):
+    scale = model.config.head_dim ** -0.5
+    for length in (5, 64, 65, 700, 3000, 4096, 9000, 17000):
         if length > model.max_context - 2:
             continue
         ids = torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(length))
@@ -81,15 +84,17 @@ def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
         while not engine.prefill_chunk(seq):
             pass
         logits, keys = seq.logits.float(), engine._cache.k[:, seq.slot, :, :length].float()
-        queries = seq.window.queries.float().clone()
+        scores = seq.scores
         engine._cache.reset(seq.slot)
         with torch.inference_mode():
             decoder = Decoder(model.config, model.weights, rope, engine._cache)
             plain = decoder.prefill_chunk(seq.slot, ids.to(model.device), seq.window, True).float()
-        other = engine._cache.k[:, seq.slot, :, :length].float()
-        rows.append({'tokens': length, 'logits': relative(logits, plain),
-                     'keys': relative(keys, other),
-                     'queries': relative(queries, seq.window.queries.float())})
+            other = engine._cache.k[:, seq.slot, :, :length]
+            row = {'tokens': length, 'logits': relative(logits, plain),
+                   'keys': relative(keys, other.float()), 'scores': ''}
+            if scores is not None:
+                row['scores'] = relative(scores, prompt_scores(seq.window, other, scale))
+        rows.append(row)
         engine.close(seq)
     return rows
 
@@ -233,8 +238,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
               'max_batch': engine.info.max_batch}
     note(f'{shape}: weights {made_s - began_s:.1f} s, engine {time.monotonic() - made_s:.1f} s, '
          f'{engine.notes}')
-    graphs = getattr(engine._prefill, '_graphs', None)
-    report['graphs'] = graphs.lengths if graphs else []
+    report['graphs'] = engine.padded_lengths
     note(f'graphs {report["graphs"]}')
     lengths = [n for n in arguments.tokens if n <= engine.info.max_context - 600]
     parts = arguments.parts
@@ -249,6 +253,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
             'slots': lambda: [row for tier in (engine.info.tiers[0], engine.info.tiers[-1])
                               for row in slots(engine, tier, min(2048, lengths[-1]), 60)],
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
+            'pace': lambda: host_pace.measure(engine, lengths),
             'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),
             'worth': lambda: bench_evict.worth(
                 engine, model.config, [n for n in lengths if n >= 2048] or lengths, 256, 10),

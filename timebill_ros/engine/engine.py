@@ -29,8 +29,6 @@ from timebill_ros.length_predictor.predictor import Predictor
 from timebill_ros.length_predictor.serving import predictor_for
 from timebill_ros.query import Sampling, Turn
 
-_SCORED_FROM = 4096     # tokens of a prompt that is scored before anything is evicted
-
 
 class Engine:
     """
@@ -52,8 +50,7 @@ class Engine:
         self._codec = model.codec
         self._scale = float(config.head_dim ** -0.5)
         self._tapped = load.tap_layer > 0
-        # Scoring a long prompt is hidden by its prefill there; of a short one it takes no time.
-        self.scored_from = _SCORED_FROM if device.type == 'cuda' else model.max_context + 1
+        self.scored_from = model.max_context + 1
         self.chunk_tokens = prefill_chunk(load.prefill_chunk, device)
         if not 0 <= load.tap_layer <= config.n_layers:
             raise ModelError(f'tap_layer {load.tap_layer} is not one of the {config.n_layers} '
@@ -61,18 +58,18 @@ class Engine:
         with torch.inference_mode(), out_of_memory_as_ours('starting the engine', device):
             tiers, notes = make_tiers(model, load)
             free = usable_bytes(device, load.gpu_memory_fraction)
-            chunk, chunk_bytes = prefill_room(model, load, free)
-            self.prefill_tokens = chunk         # computed at once, if in slices
+            room = prefill_room(model, load, free)
+            self.prefill_tokens = room.chunk_tokens     # computed at once, if in slices
             self._memory = CacheMemory(device, kv_bytes_per_token(config, dtype),
-                                       load.kv_memory_bytes, max(0, free - chunk_bytes))
+                                       load.kv_memory_bytes, max(0, free - room.nbytes))
             slots, capacity = self._memory.reserve(model.max_context, load.max_batch)
             self._cache = allocate(config, slots, capacity, dtype, device)
             rope = rope_table(config, model.max_context, device)
             self._decoder = Decoder(config, model.weights, rope, self._cache, load.tap_layer)
-            self._prefill = make_prefill(model, load, chunk, rope, self._cache, self._decoder)
+            self._prefill = make_prefill(model, load, room, rope, self._cache, self._decoder)
             self._steps = make_steps(model, load, tiers, rope, self._cache, self._decoder)
-            self._prefill = beside_steps(self._prefill, self._steps, model, chunk,
-                                         load.prefill_tier)
+            self._prefill = beside_steps(
+                self._prefill, self._steps, model, room.chunk_tokens, load.prefill_tier)
             self._windows = [
                 QueryWindow(config.n_layers, config.n_heads, config.head_dim, dtype, device)
                 for _ in range(slots)]
@@ -115,6 +112,11 @@ class Engine:
     def padded_lengths(self) -> List[int]:
         """The lengths to which short prompts are filled up, ascending; [] = they are not."""
         return self._prefill.padded_lengths
+
+    @property
+    def attention_stair(self) -> int:
+        """Attention of prompts longer than those is done for a multiple of so many tokens."""
+        return self._prefill.attention_stair
 
     @property
     def packed_bytes(self) -> Dict[str, int]:
@@ -185,12 +187,17 @@ class Engine:
         if not self._free_slots:
             self.check_memory(capacity)
             raise EngineError('every slot of the KV cache is in use')
+        self.settle()
         sampler = Sampler(sampling or Sampling(), ids, self.device)
         slot = self._next_slot()
         self._memory.hold(slot, capacity)
         self._free_slots.remove(slot)
         self._cache.reset(slot)
         return Sequence(slot, list(ids), capacity, sampler, self._windows[slot])
+
+    def settle(self) -> None:
+        """Wait for what is on its way to the device ahead of the call that takes its result."""
+        self._prefill.settle()
 
     @torch.inference_mode()
     def prefill_chunk(self, seq: Sequence) -> bool:
@@ -203,11 +210,10 @@ class Engine:
         if seq.prefill_done:
             return True
         with out_of_memory_as_ours('prefill', self.device):
-            seq.n_prefilled += self._prefill.advance(seq)
+            alone = len(self._free_slots) == self._cache.n_slots - 1
+            seq.n_prefilled += self._prefill.advance(seq, alone)
             seq.kept = seq.n_prefilled
             self._memory.wrote(seq.slot, seq.n_prefilled)
-            if seq.prefill_done and seq.n_prompt >= self.scored_from:
-                self._prompt_scores(seq)
         return seq.prefill_done
 
     @torch.inference_mode()
@@ -228,7 +234,7 @@ class Engine:
         seq.n_prefilled = seq.kept = n_tokens
         if seq.prefill_done and seq.n_prompt > SNAPKV_WINDOW:
             seq.window.queries.normal_()
-            if seq.n_prompt >= self.scored_from:
+            if self.device.type == 'cuda':      # where every prefill leaves them
                 self._prompt_scores(seq)
                 self.check_device()
 
@@ -337,7 +343,7 @@ class Engine:
         if seq.closed:
             return
         seq.closed = True
-        seq.logits = seq.scores = seq.prompt_state = seq.chunk = None
+        seq.logits = seq.scores = seq.prompt_state = seq.under_way = None
         self._newest_slots = [-1 if slot == seq.slot else slot for slot in self._newest_slots]
         self._memory.release(seq.slot)
         self._cache.reset(seq.slot)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill behind one interface: chunk by chunk anywhere, in slices of a chunk on CUDA."""
 
-from typing import List, Protocol, Tuple
+from typing import List, NamedTuple, Protocol
 
 import torch
 
@@ -24,21 +24,27 @@ class Prefill(Protocol):
     eviction: Eviction
 
     padded_lengths: List[int]       # to which short prompts are filled up, ascending
+    attention_stair: int            # attention of longer ones is done for a multiple of so many
 
-    def advance(self, seq: Sequence) -> int:
+    def advance(self, seq: Sequence, alone: bool = False) -> int:
         """
         Do a piece of work that may not be interrupted, and wait for it.
 
         Returns how many more tokens of the prompt are now in the cache; 0 while a chunk is still
-        on its way through the layers. The last one leaves ``logits`` and the tapped state in the
-        sequence.
+        on its way through the layers. The last one leaves ``logits``, the tapped state and, on
+        CUDA, the scores in the sequence. Where no other sequence is open (``alone``) the next piece
+        may be on its way already.
         """
+
+    def settle(self) -> None:
+        """Wait for a piece that is on its way already."""
 
 
 class PlainPrefill:
     """Whole chunks through the decoder's tensor code."""
 
     padded_lengths: List[int] = []
+    attention_stair = 1
 
     def __init__(self, decoder: Decoder, chunk_tokens: int, device: torch.device) -> None:
         """Take the decoder and the tokens of a chunk."""
@@ -47,7 +53,7 @@ class PlainPrefill:
         self._device = device
         self.eviction: Eviction = PlainEviction()
 
-    def advance(self, seq: Sequence) -> int:
+    def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next chunk, as ``Prefill`` says."""
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
         left = seq.n_prompt - seq.n_prefilled
@@ -59,28 +65,40 @@ class PlainPrefill:
             seq.prompt_state = self._decoder.tap[-1].float()
         return len(ids)
 
+    def settle(self) -> None:
+        """Nothing is on its way between two calls."""
 
-def prefill_room(model: LoadedModel, load: Load, free_bytes: int) -> Tuple[int, int]:
-    """Return the tokens of a prefill chunk and the memory that it takes on an accelerator."""
+
+class PrefillRoom(NamedTuple):
+    """What of a prompt is computed at once."""
+
+    chunk_tokens: int        # of a chunk
+    graph_tokens: int = 0    # of the longest prompt that is run as CUDA graphs
+    nbytes: int = 0          # that this takes on an accelerator beside weights and cache
+
+
+def prefill_room(model: LoadedModel, load: Load, free_bytes: int) -> PrefillRoom:
+    """Return it for a device where ``free_bytes`` are left for prefill and cache."""
     if model.device.type != 'cuda':
-        return prefill_chunk(load.prefill_chunk, model.device), 0
-    from timebill_ros.engine.cuda.chunk_layers import choose_chunk
-    chunk, nbytes = choose_chunk(model.config, model.dtype.itemsize, free_bytes)
-    return min(chunk, load.prefill_chunk or chunk), nbytes
+        return PrefillRoom(prefill_chunk(load.prefill_chunk, model.device))
+    from timebill_ros.engine.cuda import setup
+    return PrefillRoom(*setup.prefill_room(
+        model.config, model.dtype.itemsize, free_bytes, load.prefill_chunk))
 
 
-def make_prefill(model: LoadedModel, load: Load, chunk_tokens: int, rope: RopeTable,
+def make_prefill(model: LoadedModel, load: Load, room: PrefillRoom, rope: RopeTable,
                  cache: KVCache, decoder: Decoder) -> Prefill:
     """Return the prefill for the device."""
     if model.device.type != 'cuda':
-        return PlainPrefill(decoder, chunk_tokens, model.device)
+        return PlainPrefill(decoder, room.chunk_tokens, model.device)
     from timebill_ros.engine.cuda import setup
     kernels, reason = setup.make_prompt_kernels(
         model.config, model.device, model.dtype, cache_dir(load.cache_dir) / 'kernels')
     if reason:
         model.notes.append(f'prefill and eviction with plain tensor code: {reason}')
     return setup.make_prefill(
-        model.config, model.weights, rope, cache, chunk_tokens, load.tap_layer, kernels)
+        model.config, model.weights, rope, cache, room.chunk_tokens, room.graph_tokens,
+        load.tap_layer, kernels)
 
 
 def beside_steps(prefill: Prefill, steps: Steps, model: LoadedModel, chunk_tokens: int,

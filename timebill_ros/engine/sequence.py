@@ -3,22 +3,12 @@
 """One query's state in the engine."""
 
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional
 
 from torch import Tensor
 
 from timebill_ros.engine.sampling import Sampler
 from timebill_ros.engine.snapkv import QueryWindow
-
-
-@dataclass
-class Chunk:
-    """A chunk of a prompt on its way: ``x`` is what half layer ``half`` of 2 n_layers takes in."""
-
-    x: Tensor                                # [count or, filled up, more, d_model]
-    start: int                               # entries in the cache before it
-    count: int                               # tokens
-    half: int = 0
 
 
 @dataclass
@@ -31,7 +21,7 @@ class Sequence:
     sampler: Sampler
     window: QueryWindow                      # queries for SnapKV
     n_prefilled: int = 0                     # prompt tokens done
-    chunk: Optional[Chunk] = None            # what is on its way through the layers
+    under_way: Any = None                    # of a chunk that takes several calls; the prefill's
     kept: int = 0                            # prompt positions in the cache
     # SnapKV's scores of the prompt entries in the cache but the window,
     # [n_layers, n_kv_heads, kept - w]; None until they are asked for

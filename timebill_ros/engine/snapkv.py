@@ -8,6 +8,8 @@ the query heads of a group; average pool of 5, zero-padded; ties to the lower po
 window is kept; kept positions ascend.
 """
 
+from typing import Iterator
+
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -48,12 +50,8 @@ def prompt_scores(window: QueryWindow, keys: Tensor, scale: float) -> Tensor:
     Returns [n_layers, n_kv_heads, N_x - w], float32. Several layers are scored at once where their
     attention takes little memory.
     """
-    n_layers, _, n_prompt, _ = keys.shape
-    layer_bytes = window.queries[0, ..., 0].numel() * n_prompt * _BYTES_PER_LOGIT
-    step = max(1, _SCORED_AT_ONCE_BYTES[keys.device.type] // layer_bytes)
-    return torch.cat([
-        layer_scores(window.queries[first:first + step], keys[first:first + step], scale)
-        for first in range(0, n_layers, step)])
+    return torch.cat([layer_scores(window.queries[layers], keys[layers], scale)
+                      for layers in _at_once(keys, window.queries.shape[1])])
 
 
 def layer_scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -63,19 +61,58 @@ def layer_scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     ``queries`` [L, n_heads, w, head_dim] and ``keys`` [L, n_kv_heads, N_x, head_dim] are rotated;
     the window is the end of the prompt, N_x > w. The result is [L, n_kv_heads, N_x - w], float32.
     """
-    n_layers, n_kv_heads, n_prompt, head_dim = keys.shape
     window = queries.shape[2]
-    n_scored = n_prompt - window
-    rows = queries.reshape(n_layers * n_kv_heads, -1, head_dim)         # the group's heads * w
-    columns = keys.reshape(n_layers * n_kv_heads, n_prompt, head_dim).transpose(1, 2)
-    logits = torch.baddbmm(rows.new_empty(1, 1, 1), rows, columns, beta=0, alpha=scale)
     future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
-    tail = logits.view(len(rows), -1, window, n_prompt)[..., n_scored:]
+    return _pooled(_attention(queries, keys, future, scale)[..., :-window])
+
+
+def padded_scores(queries: Tensor, keys: Tensor, window: Tensor, places: Tensor, shortest: int,
+                  scale: float) -> Tensor:
+    """
+    Do what ``prompt_scores`` does where only the device knows how long the prompt is.
+
+    It is the beginning of ``keys`` [L, n_kv_heads, n, head_dim], has at least ``shortest`` tokens,
+    and ends with the positions ``window`` [w], whose queries are ``queries`` [L, n_heads, w,
+    head_dim]. ``places`` [n] are 0, 1, 2, ... The result is [L, n_kv_heads, n], 0 from the window
+    on; a prompt of w tokens or fewer has no scores.
+    """
+    seen_by_all = max(0, shortest - len(window))
+    future = places[seen_by_all:] > window[:, None]
+    scored = (places < window[0]).float()
+    return torch.cat([
+        _pooled(_attention(queries[layers], keys[layers], future, scale) * scored)
+        for layers in _at_once(keys, queries.shape[1])])
+
+
+def _at_once(keys: Tensor, n_heads: int) -> Iterator[slice]:
+    """Yield the layers of ``keys`` [n_layers, _, n, _], as many at once as memory allows."""
+    layer_bytes = n_heads * SNAPKV_WINDOW * keys.shape[2] * _BYTES_PER_LOGIT
+    step = max(1, _SCORED_AT_ONCE_BYTES[keys.device.type] // layer_bytes)
+    return (slice(first, first + step) for first in range(0, len(keys), step))
+
+
+def _attention(queries: Tensor, keys: Tensor, future: Tensor, scale: float) -> Tensor:
+    """
+    Return the attention of a window, summed over it, mean over a KV head's query heads.
+
+    ``queries`` [L, n_heads, w, head_dim], ``keys`` [L, n_kv_heads, n, head_dim]; ``future`` [w, m]
+    tells which of the last m keys a query may not see. The result is [L, n_kv_heads, n], float32.
+    """
+    n_layers, n_kv_heads, n_keys, head_dim = keys.shape
+    window, n_masked = future.shape
+    rows = queries.reshape(n_layers * n_kv_heads, -1, head_dim)         # the group's heads * w
+    columns = keys.reshape(n_layers * n_kv_heads, n_keys, head_dim).transpose(1, 2)
+    logits = torch.baddbmm(rows.new_empty(1, 1, 1), rows, columns, beta=0, alpha=scale)
+    tail = logits.view(len(rows), -1, window, n_keys)[..., n_keys - n_masked:]
     tail.masked_fill_(future, -torch.inf)
-    attention = torch.softmax(logits, -1, dtype=torch.float32)[..., :n_scored].sum(1)
-    attention *= window / rows.shape[1]                                 # mean over the group
-    pooled = F.avg_pool1d(attention[:, None], POOL, stride=1, padding=POOL // 2)
-    return pooled.view(n_layers, n_kv_heads, n_scored)
+    attention = torch.softmax(logits, -1, dtype=torch.float32).sum(1)
+    attention *= window / rows.shape[1]
+    return attention.view(n_layers, n_kv_heads, n_keys)
+
+
+def _pooled(attention: Tensor) -> Tensor:
+    pooled = F.avg_pool1d(attention.flatten(0, 1)[:, None], POOL, stride=1, padding=POOL // 2)
+    return pooled.view(attention.shape)
 
 
 def select(scores: Tensor, n_kept: int) -> Tensor:

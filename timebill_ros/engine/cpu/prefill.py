@@ -20,6 +20,7 @@ class CompiledPrefill:
     """Whole chunks, each one call (``engine.prefill.Prefill``)."""
 
     padded_lengths: List[int] = []
+    attention_stair = 1
 
     def __init__(self, steps: CompiledSteps, config: ModelConfig, chunk_tokens: int,
                  tier: str = 'fp32') -> None:
@@ -30,7 +31,7 @@ class CompiledPrefill:
         self._chunk_tokens = chunk_tokens
         self._queries = torch.zeros((config.n_layers, config.n_heads, WINDOW, config.head_dim))
 
-    def advance(self, seq: Sequence) -> int:
+    def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next chunk, as ``Prefill`` says."""
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
         left = seq.n_prompt - seq.n_prefilled
@@ -44,3 +45,6 @@ class CompiledPrefill:
             for layer, queries in enumerate(self._queries[:, :, -min(len(ids), WINDOW):]):
                 seq.window.push(layer, queries)
         return len(ids)
+
+    def settle(self) -> None:
+        """Nothing is on its way between two calls."""

@@ -16,8 +16,11 @@ from timebill_ros.engine.rope import RopeTable, rotate, sign_sin
 from timebill_ros.engine.weights import LayerWeights, Product, Weights
 
 # Rows that go through the feed-forward at once: enough to fill any GPU, and a bound on its memory.
-_ROWS = 8192
+ROWS = 8192
 MAX_CHUNK = 32768       # tokens; a prompt up to here is a single chunk
+# Attention of a chunk without a graph is done for a multiple of so many rows: a plan for each of
+# these lengths is built at the start, and for no other.
+ATTENTION_STAIR = 512
 _MIN_CHUNK = 512
 _SHARE = 0.1            # of the free memory that a chunk may take
 
@@ -37,7 +40,7 @@ class ChunkLayers:
         dtype = weights.embed.dtype
         self._cos = rope.cos.to(dtype)
         self._sin = sign_sin(rope.sin).to(dtype)
-        self._scale = float(config.head_dim ** -0.5)
+        self.scale = float(config.head_dim ** -0.5)
 
     def attend(self, index: int, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """
@@ -53,7 +56,7 @@ class ChunkLayers:
             queries = self._turn(layer, qkv, keys, values, start)
         else:
             # Every length would have attention prepared anew, for milliseconds, and kept for good.
-            rows = min(padded(count), keys.shape[1]) if start == 0 else count
+            rows = min(attention_rows(count), keys.shape[1]) if start == 0 else count
             queries = qkv.new_empty((rows, self.config.n_heads, self.config.head_dim))
             queries[count:].zero_()
             self.kernels.turn(qkv, queries, keys, values, start, self._rope.cos, self._rope.sin,
@@ -68,24 +71,34 @@ class ChunkLayers:
         keys, values = keys[:, :end], values[:, :end]
         if start > 0:
             mask = chunk_mask(len(queries), end, queries.dtype, queries.device)
-            return attend_chunk(rows, keys, values, self._scale, mask)
+            return attend_chunk(rows, keys, values, self.scale, mask)
         out = F.scaled_dot_product_attention(
-            rows[None], keys[None], values[None], is_causal=True, scale=self._scale,
+            rows[None], keys[None], values[None], is_causal=True, scale=self.scale,
             enable_gqa=True)
         return out[0].transpose(0, 1).reshape(len(queries), -1)
 
     def feed_forward(self, index: int, x: Tensor) -> None:
-        """Add the feed-forward of layer ``index`` to ``x`` [M, d_model], in place."""
+        """Add the feed-forward of layer ``index`` to ``x`` [M <= ROWS, d_model], in place."""
         layer = self.weights.layers[index]
-        for rows in x.split(_ROWS):
-            normed = self._norm(rows, layer.post_norm)
-            gate_up = F.linear(normed, self._dense(layer.gate_up), layer.gate_up_bias)
-            if self.kernels is None:
-                gate, up = gate_up.chunk(2, -1)
-                gated = F.silu(gate).mul_(up)
-            else:
-                gated = self.kernels.gate(gate_up)
-            _add_product(rows, gated, self._dense(layer.down), layer.down_bias)
+        normed = self._norm(x, layer.post_norm)
+        gate_up = F.linear(normed, self._dense(layer.gate_up), layer.gate_up_bias)
+        if self.kernels is None:
+            gate, up = gate_up.chunk(2, -1)
+            gated = F.silu(gate).mul_(up)
+        else:
+            gated = self.kernels.gate(gate_up)
+        _add_product(x, gated, self._dense(layer.down), layer.down_bias)
+
+    def attend_work(self, count: int, start: int = 0) -> float:
+        """Return the operations of ``attend`` for ``count`` tokens behind ``start`` others."""
+        c = self.config
+        width = c.n_heads * c.head_dim
+        products = 4.0 * c.d_model * (width + c.n_kv_heads * c.head_dim)
+        return count * (products + 4.0 * width * (start + count / 2))
+
+    def feed_forward_work(self, count: int) -> float:
+        """Return the operations of ``feed_forward`` for ``count`` tokens."""
+        return 6.0 * count * self.config.d_model * self.config.d_ff
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [vocab_size] after the hidden state ``x`` [1, d_model]."""
@@ -129,10 +142,9 @@ class ChunkLayers:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
 
 
-def padded(count: int) -> int:
+def attention_rows(count: int) -> int:
     """Return the rows that attention is done for instead of ``count``: few lengths serve all."""
-    step = 256 if count <= 4096 else 1024
-    return -(-count // step) * step
+    return -(-count // ATTENTION_STAIR) * ATTENTION_STAIR
 
 
 def choose_chunk(config: ModelConfig, itemsize: int, free_bytes: int) -> Tuple[int, int]:
@@ -141,13 +153,24 @@ def choose_chunk(config: ModelConfig, itemsize: int, free_bytes: int) -> Tuple[i
 
     As many as ``MAX_CHUNK`` if that takes at most ``_SHARE`` of ``free_bytes``.
     """
+    token, row = _working_bytes(config, itemsize)
+    room = int(_SHARE * free_bytes) - ROWS * row
+    chunk = min(MAX_CHUNK, max(_MIN_CHUNK, room // token))
+    return chunk, ROWS * row + chunk * token
+
+
+def working_bytes(config: ModelConfig, itemsize: int, tokens: int) -> int:
+    """Return the memory that ``tokens`` take on their way through the layers."""
+    token, row = _working_bytes(config, itemsize)
+    return tokens * token + min(tokens, ROWS) * row
+
+
+def _working_bytes(config: ModelConfig, itemsize: int) -> Tuple[int, int]:
+    """Return what each token of a chunk takes, and each row of those in the feed-forward."""
     heads = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     # hidden state, its norm, the attention's result; qkv and three tensors of its rotation
     token = itemsize * (2 * config.d_model + config.n_heads * config.head_dim + 4 * heads)
-    feed_forward = itemsize * _ROWS * (3 * config.d_ff + config.d_model)
-    room = int(_SHARE * free_bytes) - feed_forward
-    chunk = min(MAX_CHUNK, max(_MIN_CHUNK, room // token))
-    return chunk, feed_forward + chunk * token
+    return token, itemsize * (3 * config.d_ff + config.d_model)
 
 
 def _add_product(x: Tensor, factor: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:

@@ -1,152 +1,202 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Short prompts as CUDA graphs of padded lengths: there, launching kernels takes longer than they do.
+Prompts as CUDA graphs of padded lengths: what they take does not depend on the host's pace.
 
 The padding comes behind the prompt, where causal attention does not see it. A graph writes keys,
-values and the last queries into buffers of its own, from which they are copied to the sequence's
-slot, so one graph serves every slot. Where a layer is tapped, a length has two graphs, and whoever
-waits for the tapped state can begin between them.
+values and scores into buffers of its own, from which they are copied to the sequence's slot, so one
+graph serves every slot. A length has several graphs, each of some layers: between them a prompt can
+be left, and whoever waits for the tapped state can begin.
 """
 
 import bisect
 from functools import partial
-import time
 from typing import Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
+from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
 from timebill_ros.engine.kv_cache import KVCache, wide
 from timebill_ros.engine.sequence import Sequence
+from timebill_ros.engine.snapkv import padded_scores
 
-LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-_TRIALS = 3
+_STAIRS = (*range(64, 256, 64), *range(256, 2048, 128), *range(2048, 4096, 256),
+           *range(4096, 8192, 512), *range(8192, 16385, 1024))
+# Parameters times tokens: what is longer keeps a GPU busy for much longer than launching takes.
+# Not measured at the start, so that a stored profile holds at the next one.
+_MOST_WORK = 32e12
+
+
+def stairs(config: ModelConfig, most_tokens: int) -> List[int]:
+    """Return the padded lengths, ascending, that a model has graphs for if there is room."""
+    most = min(most_tokens, int(_MOST_WORK / config.n_parameters))
+    return [length for length in _STAIRS if length <= most]
+
+
+class Graph:
+    """Some layers of a padded length, and how to run them."""
+
+    def __init__(self, layers: range, work: float, run: Callable[[], None]) -> None:
+        """Take the layers, their operations, and what puts them on their way."""
+        self.layers, self.work, self.run = layers, work, run
 
 
 class PrefillGraphs:
-    """Graphs of whole short prompts, one for each padded length that is worth it."""
+    """The graphs of all padded lengths, and the buffers that they share."""
 
-    def __init__(self, layers: ChunkLayers, max_tokens: int, tap_layer: int) -> None:
-        """Reserve the buffers for prompts of up to ``max_tokens``; nothing is captured yet."""
-        self._layers, self._tap_layer = layers, tap_layer
+    def __init__(self, layers: ChunkLayers, lengths: List[int], tap_layer: int,
+                 most_work: float) -> None:
+        """Reserve the buffers; a graph is to do ``most_work`` operations. Nothing is captured."""
+        self.layers, self.tap_layer, self.lengths = layers, tap_layer, lengths
         c, embed = layers.config, layers.weights.embed
-        self._max_tokens = max_tokens
-        cut = tap_layer or c.n_layers
-        # the layers of each piece: up to the tapped one, and the rest
-        self._pieces = [range(cut)] + ([range(cut, c.n_layers)] if cut < c.n_layers else [])
+        self._cuts = {length: self._cut(length, most_work) for length in lengths}
+        longest = max(lengths, default=0)
+        most_layers = max((len(piece) for cut in self._cuts.values() for piece in cut), default=0)
+        rows = c.n_kv_heads * max(
+            (len(piece) * n for n, cut in self._cuts.items() for piece in cut), default=0)
 
         def buffer(*shape: int, dtype: torch.dtype = embed.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=embed.device)
 
-        self._keys = buffer(c.n_layers, c.n_kv_heads, max_tokens, c.head_dim)
-        self._values = torch.zeros_like(self._keys)
-        self._queries = buffer(c.n_layers, SNAPKV_WINDOW, c.n_heads, c.head_dim)
-        self._hidden = buffer(max_tokens, c.d_model)
-        self._logits = buffer(c.vocab_size)
-        self._state = buffer(c.d_model, dtype=torch.float32)
-        # ids, then the place of the last token, then those of the window
-        self._inputs = buffer(max_tokens + 1 + SNAPKV_WINDOW, dtype=torch.long)
-        self._inputs_host = torch.zeros(self._inputs.shape, dtype=torch.long)
-        if embed.device.type == 'cuda':
-            self._inputs_host = self._inputs_host.pin_memory()
-        self._runs: Dict[int, List[Callable[[], None]]] = {}
+        self._keys = buffer(rows * c.head_dim)
+        self._values = buffer(rows * c.head_dim)
+        self._queries = buffer(most_layers, SNAPKV_WINDOW, c.n_heads, c.head_dim)
+        self._scores = buffer(rows, dtype=torch.float32)
+        self.hidden = buffer(longest, c.d_model)
+        self.logits = buffer(c.vocab_size)
+        self.state = buffer(c.d_model, dtype=torch.float32)
+        # the place of the last token, then those of the window, then the prompt's ids
+        self.inputs = buffer(1 + SNAPKV_WINDOW + longest, dtype=torch.long)
+        self._places = torch.arange(longest, device=embed.device)
+        self.graphs: Dict[int, List[Graph]] = {
+            length: [Graph(piece, self._work(length, piece), partial(self._compute, length, piece))
+                     for piece in cut] for length, cut in self._cuts.items()}
 
-    @property
-    def lengths(self) -> List[int]:
-        """Padded lengths that there are graphs for, ascending."""
-        return list(self._runs)
+    def capture(self) -> None:
+        """Replace the plain code by graphs of it, and run each once: that loads it to the GPU."""
+        longest_first = [self.graphs[length] for length in reversed(self.lengths)]
+        for graphs in longest_first:                # libraries set themselves up
+            for graph in {len(graph.layers): graph for graph in graphs}.values():
+                graph.run()
+        torch.cuda.synchronize()
+        pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for graph in (graph for graphs in longest_first for graph in graphs):
+                graph.run = _recorded(graph.run, pool)
+        for graphs in longest_first:
+            for graph in graphs:
+                graph.run()
+        torch.cuda.synchronize()
 
     def take(self, n_prompt: int) -> bool:
         """Tell whether a prompt of this length is run here."""
-        return bool(self._runs) and n_prompt <= self.lengths[-1]
+        return bool(self.lengths) and n_prompt <= self.lengths[-1]
 
-    def capture(self) -> None:
-        """
-        Capture the lengths that are worth it; takes a second at most.
+    def buffers(self, length: int, n_layers: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return keys and values [n_layers, n_kv_heads, length, D], and scores likewise."""
+        c = self.layers.config
+        shape = (n_layers, c.n_kv_heads, length)
+        rows = n_layers * c.n_kv_heads * length
+        size = rows * c.head_dim
+        return (self._keys[:size].view(*shape, -1), self._values[:size].view(*shape, -1),
+                self._scores[:rows].view(shape))
 
-        That is, whose graph is faster than the plain code is for the shortest prompt that they
-        serve; the first that is not ends it.
-        """
-        pool = torch.cuda.graph_pool_handle()
-        shorter = 1
-        for length in (each for each in LENGTHS if each <= self._max_tokens):
-            plain = self._plain(shorter)
-            _run(plain), _run(self._plain(length))      # libraries set themselves up
-            recorded = [_recorded(piece, pool) for piece in self._plain(length)]
-            if _best_s(recorded) > _best_s(plain):
-                break
-            self._runs[length] = recorded
-            shorter = length
+    def _cut(self, length: int, most_work: float) -> List[range]:
+        """Return the layers of each graph of a length: cut behind the tapped one, and by work."""
+        n_layers = self.layers.config.n_layers
+        step = max(1, int(most_work / self._work(length, range(1))))
+        cuts = sorted({*range(0, n_layers, step), self.tap_layer, n_layers})
+        return [range(first, end) for first, end in zip(cuts, cuts[1:])]
 
-    def use_plain(self, lengths: List[int]) -> None:
-        """Serve these padded lengths without graphs: what tests on a CPU do."""
-        for length in lengths:
-            self._runs[length] = self._plain(length)
-
-    def run(self, seq: Sequence, cache: KVCache) -> None:
-        """Prefill a whole prompt into its slot; leaves logits, queries and state in ``seq``."""
-        count = seq.n_prompt
-        length = self.lengths[bisect.bisect_left(self.lengths, count)]
-        last = torch.arange(count - SNAPKV_WINDOW, count).clamp_min_(0)
-        host, end = self._inputs_host, self._max_tokens
-        host[:count] = torch.tensor(seq.prompt)
-        host[end] = count - 1
-        host[end + 1:] = last
-        self._inputs.copy_(host, non_blocking=True)
-        for layers, run in zip(self._pieces, self._runs[length]):
-            run()
-            if layers.stop == self._tap_layer:
-                seq.prompt_state = self._state.clone()
-                seq.state_submitted(seq)
-        for stored, ours in ((cache.k, self._keys), (cache.v, self._values)):
-            wide(stored)[:, seq.slot, :, :count] = wide(ours)[:, :, :count]
-        cache.advance(seq.slot, count)
-        seq.window.queries.copy_(self._queries.transpose(1, 2))
-        seq.logits = self._logits.clone()
-
-    def _plain(self, length: int) -> List[Callable[[], None]]:
-        return [partial(self._compute, length, piece) for piece in self._pieces]
+    def _work(self, length: int, piece: range) -> float:
+        layers = self.layers
+        return len(piece) * (layers.attend_work(length) + layers.feed_forward_work(length))
 
     def _compute(self, length: int, piece: range) -> None:
         """Take ``length`` tokens through the layers of a piece, all on the current stream."""
-        layers, end = self._layers, self._max_tokens
-        last, window = self._inputs[end:end + 1], self._inputs[end + 1:].clamp_max(length - 1)
-        x = self._hidden[:length]
+        layers = self.layers
+        last, window = self.inputs[:1], self.inputs[1:1 + SNAPKV_WINDOW]
+        keys, values, scores = self.buffers(length, len(piece))
+        x = self.hidden[:length]
         if piece.start == 0:
-            torch.index_select(layers.weights.embed, 0, self._inputs[:length], out=x)
-        for index in piece:
-            queries = layers.attend(index, x, self._keys[index, :, :length],
-                                    self._values[index, :, :length], 0)
-            torch.index_select(queries.flatten(1), 0, window, out=self._queries[index].flatten(1))
+            first = 1 + SNAPKV_WINDOW
+            torch.index_select(
+                layers.weights.embed, 0, self.inputs[first:first + length], out=x)
+        for place, index in enumerate(piece):
+            queries = layers.attend(index, x, keys[place], values[place], 0)
+            torch.index_select(queries.flatten(1), 0, window, out=self._queries[place].flatten(1))
             layers.feed_forward(index, x)
-            if index + 1 == self._tap_layer:
-                self._state.copy_(x.index_select(0, last)[0])
+            if index + 1 == self.tap_layer:
+                self.state.copy_(x.index_select(0, last)[0])
+        shorter = self.lengths[:self.lengths.index(length)]
+        scores.copy_(padded_scores(
+            self._queries[:len(piece)].transpose(1, 2), keys, window, self._places[:length],
+            shorter[-1] + 1 if shorter else 1, layers.scale))
         if piece.stop == layers.config.n_layers:
-            self._logits.copy_(layers.logits(x.index_select(0, last)))
+            self.logits.copy_(layers.logits(x.index_select(0, last)))
 
 
-def _recorded(piece: Callable[[], None], pool: Tuple[int, int]) -> Callable[[], None]:
+class GraphedPrompt:
+    """A whole prompt on its way (``sliced_prefill.Pieces``); a piece is a graph."""
+
+    def __init__(self, graphs: PrefillGraphs, cache: KVCache, seq: Sequence) -> None:
+        """Begin with the whole prompt of ``seq``."""
+        self._graphs, self._cache, self._seq = graphs, cache, seq
+        self.count = seq.n_prompt
+        self._length = graphs.lengths[bisect.bisect_left(graphs.lengths, self.count)]
+        self._left = graphs.graphs[self._length]
+        window = [max(0, place) for place in range(self.count - SNAPKV_WINDOW, self.count)]
+        self._inputs = torch.tensor([self.count - 1, *window, *seq.prompt],
+                                    pin_memory=graphs.hidden.is_cuda)
+        # between two slices another prompt may use the buffers
+        self._hidden = graphs.hidden[:0]
+        if self.count > SNAPKV_WINDOW:
+            c = graphs.layers.config
+            seq.scores = torch.empty(c.n_layers, c.n_kv_heads, self.count - SNAPKV_WINDOW,
+                                     device=graphs.hidden.device)
+
+    @property
+    def next_work(self) -> float:
+        """Operations of the next piece; 0 = none is left."""
+        return self._left[0].work if self._left else 0.0
+
+    def resume(self) -> None:
+        """Bring into the graphs' buffers what the next piece takes in."""
+        graphs = self._graphs
+        graphs.inputs[:len(self._inputs)].copy_(self._inputs, non_blocking=True)
+        graphs.hidden[:len(self._hidden)].copy_(self._hidden)
+
+    def run(self) -> None:
+        """Put the next piece on its way."""
+        graph, *self._left = self._left
+        graph.run()
+        graphs, seq, layers = self._graphs, self._seq, graph.layers
+        keys, values, scores = graphs.buffers(self._length, len(layers))
+        places = slice(layers.start, layers.stop)
+        for stored, ours in ((self._cache.k, keys), (self._cache.v, values)):
+            wide(stored)[places, seq.slot, :, :self.count] = wide(ours)[:, :, :self.count]
+        if seq.scores is not None:
+            seq.scores[places] = scores[..., :seq.scores.shape[-1]]
+        if layers.stop == graphs.tap_layer:
+            seq.prompt_state = graphs.state.clone()
+            seq.state_submitted(seq)
+        if not self._left:
+            seq.logits = graphs.logits.clone()
+            seq.submitted(seq)
+
+    def pause(self) -> None:
+        """Save what the next slice goes on with."""
+        if self._left:
+            self._hidden = self._graphs.hidden[:self._length].clone()
+
+
+def _recorded(run: Callable[[], None], pool: Tuple[int, int]) -> Callable[[], None]:
+    """Return what replays ``run``; not by torch.cuda.graph, which empties the cache every time."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        piece()
+    graph.capture_begin(pool=pool)
+    run()
+    graph.capture_end()
     return graph.replay
-
-
-def _run(pieces: List[Callable[[], None]]) -> None:
-    for piece in pieces:
-        piece()
-
-
-def _best_s(pieces: List[Callable[[], None]]) -> float:
-    """Return the shortest time of a few runs, GPU included."""
-    times = []
-    for _ in range(_TRIALS):
-        torch.cuda.synchronize()
-        began_s = time.perf_counter()
-        _run(pieces)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - began_s)
-    return min(times)

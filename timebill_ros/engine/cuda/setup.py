@@ -10,17 +10,18 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cuda.chunk_layers import choose_chunk, ChunkLayers
+from timebill_ros.engine.cuda.chunk_layers import choose_chunk, ChunkLayers, working_bytes
 from timebill_ros.engine.cuda.decode_step import DecodeStep, kernels_needed, WIDTHS
 from timebill_ros.engine.cuda.driver import device_limits, Kernels
 from timebill_ros.engine.cuda.lean import asked_for, fixed_bytes, LeanTiers
 from timebill_ros.engine.cuda.nvrtc import compile_cubins
-from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
+from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs, stairs
 from timebill_ros.engine.cuda.prompt_kernels import HEAD_DIMS as PROMPT_HEAD_DIMS
 from timebill_ros.engine.cuda.prompt_kernels import PromptKernels
 from timebill_ros.engine.cuda.prompt_kernels import source as prompt_source
 from timebill_ros.engine.cuda.runner import StepRunner
-from timebill_ros.engine.cuda.sliced_prefill import SlicedPrefill
+from timebill_ros.engine.cuda.sliced_prefill import (
+    GRAPH_S, prepare_attention, SlicedPrefill, warm_up)
 from timebill_ros.engine.cuda.tiers import (
     BITS, build_tier, int4_group, Tier, tier_bytes, unsupported)
 from timebill_ros.engine.cuda.tuning import DEFAULT
@@ -31,7 +32,7 @@ from timebill_ros.engine.memory import gibibytes
 from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import Weights
 
-_GRAPH_BUFFER_BYTES = 96 * 1024 ** 2    # keys and values of a short prompt on their way
+_GRAPHS_SHARE = 0.05     # of the free memory that the graphs of a prefill may take
 _LEAST_CACHE_TOKENS = 8192
 _MIN_CAPABILITY = (8, 0)         # bf16 on the tensor cores
 
@@ -162,14 +163,29 @@ def make_prompt_kernels(config: ModelConfig, device: torch.device, dtype: torch.
 
 
 def make_prefill(config: ModelConfig, weights: Weights, rope: RopeTable, cache: KVCache,
-                 chunk_tokens: int, tap_layer: int,
+                 chunk_tokens: int, graph_tokens: int, tap_layer: int,
                  kernels: Optional[PromptKernels]) -> SlicedPrefill:
-    """Return the prefill, with the graphs of short prompts captured."""
+    """Return the prefill with its graphs captured, and everything it calls prepared."""
     layers = ChunkLayers(config, weights, rope, kernels)
-    token_bytes = config.kv_values_per_token * weights.embed.element_size()
-    room = min(cache.capacity, _GRAPH_BUFFER_BYTES // token_bytes)
-    graphs = PrefillGraphs(layers, room, tap_layer)
+    pace = warm_up(layers, cache, chunk_tokens)
+    lengths = stairs(config, min(cache.capacity, graph_tokens))
+    graphs = PrefillGraphs(layers, lengths, tap_layer, GRAPH_S * pace)
     graphs.capture()
-    prefill = SlicedPrefill(layers, cache, chunk_tokens, tap_layer, graphs)
-    prefill.warm_up()
-    return prefill
+    if kernels is not None:
+        prepare_attention(layers, cache, lengths[-1] + 1 if lengths else 1, chunk_tokens)
+    return SlicedPrefill(layers, cache, chunk_tokens, tap_layer, graphs, pace)
+
+
+def prefill_room(config: ModelConfig, itemsize: int, free_bytes: int,
+                 most_chunk: int) -> Tuple[int, int, int]:
+    """
+    Return what is computed at once, as ``prefill.PrefillRoom``, where ``free_bytes`` are left.
+
+    A chunk has ``most_chunk`` tokens at most; 0 = as many as memory allows.
+    """
+    chunk, nbytes = choose_chunk(config, itemsize, free_bytes)
+    chunk = min(chunk, most_chunk or chunk)
+    graphed = max((length for length in stairs(config, chunk)
+                   if working_bytes(config, itemsize, length) <= _GRAPHS_SHARE * free_bytes),
+                  default=0)
+    return (chunk, graphed, nbytes + working_bytes(config, itemsize, graphed))

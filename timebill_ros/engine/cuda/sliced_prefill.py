@@ -1,159 +1,179 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-The prefill on CUDA: long chunks, for full speed, in slices of some layers, to be stopped between.
+The prefill on CUDA: long chunks, for full speed, in slices, to be stopped between.
 
 A chunk as long as the prompt is what the matrix products and the attention kernel like best, and
-takes a second. Between any two half layers it can be left, so a slice ends after about
-``SLICE_S``, whatever the prompt's length.
+takes a second. It can be left between any two pieces, so a slice ends after about ``SLICE_S``,
+whatever the prompt's length. While the host waits for a slice the next one is on its way already,
+unless other sequences might want the device in between: so the device never waits for the host.
 """
 
+from collections import deque
+from dataclasses import dataclass, field
 import time
-from typing import List, Optional
+from typing import Deque, List, Optional, Protocol
 
 import torch
-import torch.nn.functional as F
 
-from timebill_ros.budget.kept import SNAPKV_WINDOW
-from timebill_ros.engine.cuda.chunk_layers import ChunkLayers, padded
+from timebill_ros.engine.cuda.chunk_layers import (
+    attention_rows, ATTENTION_STAIR, ChunkLayers, ROWS)
 from timebill_ros.engine.cuda.eviction import KernelEviction
-from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
+from timebill_ros.engine.cuda.layered_chunk import LayeredChunk
+from timebill_ros.engine.cuda.prefill_graphs import GraphedPrompt, PrefillGraphs
 from timebill_ros.engine.eviction import PlainEviction
 from timebill_ros.engine.kv_cache import KVCache
-from timebill_ros.engine.sequence import Chunk, Sequence
+from timebill_ros.engine.sequence import Sequence
 
-SLICE_S = 0.020
-# Prompts up to here are filled up to one of few lengths, each of which was met at the start: for
-# every other one libraries would choose kernels, and the allocator take memory, anew.
-_FILLED = (*range(128, 2048, 128), *range(2048, 4097, 256))
-# Of a small model a new length of twice that still costs a tenth to a half of its prefill.
-_FILLED_SMALL = (*_FILLED, *range(4608, 8193, 512))
-_SMALL_PARAMETERS = 1_000_000_000
-# Before anything was measured: slow, so that the very first slice is short even on a small GPU.
-_FIRST_PACE = 5e12          # operations per second
+# Of a call, about. A cancel waits for a slice, and the device for the one behind it.
+SLICE_S = 0.016
+GRAPH_S = SLICE_S / 2       # of a graph, of which a slice has several
+
+
+class Pieces(Protocol):
+    """A chunk of a prompt on its way through the layers; the last piece leaves the results."""
+
+    count: int              # tokens
+
+    @property
+    def next_work(self) -> float:
+        """Operations of the next piece; 0 = none is left."""
+
+    def resume(self) -> None:
+        """Prepare to go on after ``pause``, or to begin."""
+
+    def run(self) -> None:
+        """Put the next piece on its way, without waiting for it."""
+
+    def pause(self) -> None:
+        """Let other prompts have what is shared."""
+
+
+@dataclass
+class _Slice:
+    """Some pieces that are on their way to the device."""
+
+    work: float                             # operations
+    began_s: float
+    done: Optional[torch.cuda.Event]        # None on a CPU: it is over already
+
+    def wait(self) -> None:
+        """Wait for it, busily as for a step; a failed kernel is reported here."""
+        if self.done is not None:
+            self.done.synchronize()
+
+
+@dataclass
+class _Chunk:
+    """A chunk and its slices that were not waited for."""
+
+    pieces: Pieces
+    slices: Deque[_Slice] = field(default_factory=deque)
 
 
 class SlicedPrefill:
-    """Prefills prompts in slices; short ones as graphs."""
+    """Prefills prompts in slices; those of padded lengths as graphs."""
+
+    attention_stair = ATTENTION_STAIR
 
     def __init__(self, layers: ChunkLayers, cache: KVCache, chunk_tokens: int, tap_layer: int,
-                 graphs: Optional[PrefillGraphs]) -> None:
-        """Take the parts; ``chunk_tokens`` is bounded by memory alone."""
-        self._layers, self._cache, self._graphs = layers, cache, graphs
+                 graphs: PrefillGraphs, pace: float) -> None:
+        """Take the parts; ``chunk_tokens`` is bounded by memory; ``pace``: operations a second."""
+        self._layers, self._cache, self.graphs = layers, cache, graphs
         self._chunk_tokens = chunk_tokens
         self._tap_layer = tap_layer
-        self._device = layers.weights.embed.device
-        self._pace = _FIRST_PACE
+        self._pace = pace
+        self._cuda = layers.weights.embed.is_cuda
+        self._ended_s = 0.0                         # the newest slice, as far as the host knows
+        self._ahead: Optional[_Slice] = None        # the newest that was put on its way
         self.eviction = (PlainEviction() if layers.kernels is None
                          else KernelEviction(layers.kernels))
-        self._done = torch.cuda.Event() if self._device.type == 'cuda' else None
 
     @property
     def padded_lengths(self) -> List[int]:
         """Return the lengths to which short prompts are filled up, ascending."""
-        graphs = [] if self._graphs is None else self._graphs.lengths
-        return graphs + self._filled_lengths(graphs[-1] if graphs else 0)
+        return self.graphs.lengths
 
-    def advance(self, seq: Sequence) -> int:
+    def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next slice, as ``Prefill`` says."""
-        if self._graphs is not None and seq.n_prefilled == 0 and self._graphs.take(seq.n_prompt):
-            self._graphs.run(seq, self._cache)
-            seq.submitted(seq)
-            self._wait()
-            return seq.n_prompt
-        if seq.chunk is None:
-            seq.chunk = self._begin(seq)
-        chunk = seq.chunk
-        began_s, work = time.perf_counter(), 0.0
-        last_half = 2 * self._layers.config.n_layers
-        while chunk.half < last_half:
-            more = work + self._work(chunk)
-            if work > 0.0 and more > SLICE_S * self._pace:
-                break
-            self._run_half(seq, chunk)
-            work = more
-        count = chunk.count
-        finished = chunk.half == last_half
-        if finished:
-            self._cache.advance(seq.slot, count)
-            if seq.n_prefilled + count == seq.n_prompt:
-                seq.logits = self._layers.logits(chunk.x[count - 1:count])
-                seq.submitted(seq)
-            seq.chunk = None
-        self._wait()
-        self._pace = work / (time.perf_counter() - began_s)
-        return count if finished else 0
+        if seq.under_way is None:
+            seq.under_way = _Chunk(self._begin(seq))
+        chunk: _Chunk = seq.under_way
+        if not chunk.slices:
+            chunk.slices.append(self._submit(chunk.pieces))
+        if alone and chunk.pieces.next_work:
+            chunk.slices.append(self._submit(chunk.pieces))
+        self._collect(chunk)
+        if chunk.slices or chunk.pieces.next_work:
+            return 0
+        seq.under_way = None
+        self._cache.advance(seq.slot, chunk.pieces.count)
+        return chunk.pieces.count
 
-    def warm_up(self) -> None:
-        """
-        Have everything prepare itself for every length that it is done for, in slot 0.
+    def settle(self) -> None:
+        """Wait for what is on its way, if anything is: another sequence wants the device."""
+        if self._ahead is not None:
+            self._ahead.wait()
 
-        The longest comes first: what it takes from the device serves all others.
-        """
-        shortest = self._graphs.lengths[-1] + 1 if self._graphs and self._graphs.lengths else 1
-        longest = min(self._chunk_tokens, self._cache.capacity)
-        keys, values, config = self._cache.k[0, 0], self._cache.v[0, 0], self._layers.config
-        for length in (longest, *self._filled_lengths(shortest - 1)):
-            x = keys.new_zeros((length, config.d_model))
-            self._layers.attend(0, x, keys, values, 0)
-            self._layers.feed_forward(0, x)
-            self._layers.logits(x[:1])
-        rows = shortest
-        while self._layers.kernels is not None and rows <= longest:
-            rows = min(padded(rows), self._cache.capacity)
-            queries = keys.new_zeros((rows, config.n_heads, config.head_dim))
-            self._layers.attention(queries, keys, values, 0)
-            rows += 1
-        self._wait()
+    def _begin(self, seq: Sequence) -> Pieces:
+        if seq.n_prefilled == 0 and self.graphs.take(seq.n_prompt):
+            return GraphedPrompt(self.graphs, self._cache, seq)
+        return LayeredChunk(
+            self._layers, self._cache, self._tap_layer, seq, self._chunk_tokens)
 
-    def _begin(self, seq: Sequence) -> Chunk:
-        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
-        start, count = self._cache.length[seq.slot], len(ids)
-        if start == 0 and count == seq.n_prompt:
-            # What fills up comes behind the prompt, where causal attention does not see it; the
-            # response's entries overwrite it.
-            length = next((n for n in self._filled_lengths() if n >= count), count)
-            ids = ids + [0] * (length - count)
-        x = F.embedding(torch.tensor(ids, device=self._device), self._layers.weights.embed)
-        return Chunk(x, start, count)
+    def _submit(self, pieces: Pieces) -> _Slice:
+        """Put the next slice on its way: as many pieces as take SLICE_S, or one."""
+        work, began_s = 0.0, time.perf_counter()
+        pieces.resume()
+        while (more := pieces.next_work) and (not work or work + more <= SLICE_S * self._pace):
+            pieces.run()
+            work += more
+        pieces.pause()
+        done = torch.cuda.Event() if self._cuda else None
+        if done is not None:
+            done.record()
+        self._ahead = _Slice(work, began_s, done)
+        return self._ahead
 
-    def _filled_lengths(self, above: int = 0) -> List[int]:
-        """Return the lengths above ``above`` to which prompts without a graph are filled up."""
-        if self._layers.kernels is None:
-            return []
-        limit = min(self._chunk_tokens, self._cache.capacity)
-        small = self._layers.config.n_parameters <= _SMALL_PARAMETERS
-        return [length for length in (_FILLED_SMALL if small else _FILLED)
-                if above < length <= limit]
+    def _collect(self, chunk: _Chunk) -> None:
+        """Wait for the oldest slice."""
+        oldest = chunk.slices.popleft()
+        oldest.wait()
+        if self._ahead is oldest:
+            self._ahead = None
+        began_s, self._ended_s = max(oldest.began_s, self._ended_s), time.perf_counter()
+        if chunk.slices or chunk.pieces.next_work:      # the last one may be short
+            self._pace = oldest.work / (self._ended_s - began_s)
 
-    def _run_half(self, seq: Sequence, chunk: Chunk) -> None:
-        """Run half a layer."""
-        index, second = divmod(chunk.half, 2)
-        chunk.half += 1
-        left = seq.n_prompt - seq.n_prefilled
-        if second:
-            self._layers.feed_forward(index, chunk.x)
-            if index + 1 == self._tap_layer and chunk.count == left:
-                seq.prompt_state = chunk.x[left - 1].to(torch.float32, copy=True)
-                seq.state_submitted(seq)
-            return
-        keys, values = self._cache.k[index, seq.slot], self._cache.v[index, seq.slot]
-        queries = self._layers.attend(index, chunk.x, keys, values, chunk.start)
-        if left <= chunk.count + SNAPKV_WINDOW:
-            newest = queries[max(0, chunk.count - SNAPKV_WINDOW):chunk.count]
-            seq.window.push(index, newest.transpose(0, 1))
 
-    def _work(self, chunk: Chunk) -> float:
-        """Return the operations of the next half layer."""
-        count, config = len(chunk.x), self._layers.config
-        if chunk.half % 2:
-            return 6.0 * count * config.d_model * config.d_ff
-        width = config.n_heads * config.head_dim
-        products = 4.0 * config.d_model * (width + config.n_kv_heads * config.head_dim)
-        return count * (products + 4.0 * width * (chunk.start + count / 2))
+def warm_up(layers: ChunkLayers, cache: KVCache, chunk_tokens: int) -> float:
+    """
+    Have libraries prepare themselves for a long chunk, in slot 0; returns its operations a second.
 
-    def _wait(self) -> None:
-        """Wait for the GPU, busily as for a step; a failed kernel is reported here."""
-        if self._done is not None:
-            self._done.record()
-            self._done.synchronize()
+    That also takes the memory that serves all shorter ones from the device.
+    """
+    keys, values, config = cache.k[0, 0], cache.v[0, 0], layers.config
+    count = min(chunk_tokens, cache.capacity)
+    x = keys.new_zeros((count, config.d_model))
+    for _ in range(2):
+        torch.cuda.synchronize()
+        began_s = time.perf_counter()
+        layers.attend(0, x, keys, values, 0)
+        for rows in x.split(ROWS):
+            layers.feed_forward(0, rows)
+        torch.cuda.synchronize()
+        took_s = time.perf_counter() - began_s
+    layers.logits(x[:1])
+    return (layers.attend_work(count) + layers.feed_forward_work(count)) / took_s
+
+
+def prepare_attention(layers: ChunkLayers, cache: KVCache, shortest: int, longest: int) -> None:
+    """Have attention prepared for every length that chunks of so many tokens have."""
+    keys, values, config = cache.k[0, 0], cache.v[0, 0], layers.config
+    count = shortest
+    while count <= min(longest, cache.capacity):
+        rows = min(attention_rows(count), cache.capacity)
+        queries = keys.new_zeros((rows, config.n_heads, config.head_dim))
+        layers.attention(queries, keys, values, 0)
+        count = rows + 1
+    torch.cuda.synchronize()

@@ -14,6 +14,7 @@ import time
 from typing import Any
 import uuid
 
+from linked_cache import linked_cache
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
@@ -194,8 +195,7 @@ def hopeful_cache(folder: Path) -> Path:
 
     With it every query is begun, and runs into its deadline in the middle of the work.
     """
-    folder.mkdir()
-    (folder / 'models').symlink_to(cache_dir() / 'models')
+    linked_cache(folder)
     shutil.copytree(cache_dir() / 'profiles', folder / 'profiles')
     for path in (folder / 'profiles').glob('*.json'):
         profile = json.loads(path.read_text())

@@ -11,6 +11,7 @@ import time
 from typing import Any
 import uuid
 
+from linked_cache import linked_cache
 import pytest
 
 from timebill_ros.executor.engine_command import engine_argv
@@ -18,7 +19,6 @@ from timebill_ros.executor.messages import (
     Adopt, Alive, CancelProfile, ChannelClosed, Drop, Finished, Load, LoadFailed, Loading, Planned,
     ProfileDone, ProfileProgress, Progress, read_message, Ready, RunProfile, Shutdown, Submit,
     write_message)
-from timebill_ros.paths import cache_dir
 from timebill_ros.query import (
     Admission, ErrorCode, FinishReason, Outcome, Query, Sampling, Stage, Turn)
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
@@ -80,10 +80,7 @@ class Engine:
 @pytest.fixture(scope='module')
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """Load the embedded model from where it is converted already, with profiles of our own."""
-    own = tmp_path_factory.mktemp('cache')
-    models = cache_dir() / 'models'
-    models.mkdir(parents=True, exist_ok=True)
-    (own / 'models').symlink_to(models)
+    own = linked_cache(tmp_path_factory.mktemp('cache'))
     return Load('embedded', max_context=1024, cache_dir=str(own), max_batch=1,
                 policy={'policy': 'paper'})
 

@@ -132,6 +132,15 @@ def test_how_long_it_takes_is_said_before_it_starts(effort: Effort) -> None:
         assert progress.left_s == pytest.approx(machine.now_s - at_s, rel=0.4)
 
 
+@pytest.mark.parametrize('longest, context', [(1, 8192), (63, 8192), (4096, 64)])
+def test_a_context_that_is_too_short_to_measure_is_named(longest: int, context: int) -> None:
+    machine = Machine()
+    machine.info = replace(INFO, max_context=context)
+    with pytest.raises(ValueError, match=f'max_tokens = {longest} .* context of {context} tokens'):
+        profile(machine, replace(START_UP, max_tokens=longest), clock_s=machine.clock_s)
+    assert not machine.visited
+
+
 def test_cancel_ends_it_after_the_point_being_measured() -> None:
     machine = Machine()
     seen: list[Progress] = []

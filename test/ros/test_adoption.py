@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The query server, with its engine: what it plans with, and how it is profiled."""
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
@@ -10,6 +11,7 @@ import shutil
 import time
 from typing import Any
 
+from linked_cache import linked_cache
 import pytest
 import rclpy
 from rclpy.action import ActionClient
@@ -18,6 +20,7 @@ from rclpy.node import Node
 from ros.robot import Process
 
 from timebill_ros.action import Profile
+from timebill_ros.cli import profile as profile_command
 from timebill_ros.client import TimeBillClient
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
@@ -100,11 +103,9 @@ class Peer:
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cache directory with this machine's converted model, and profiles to spoil."""
-    real, made = cache_dir(), tmp_path_factory.mktemp('cache')
-    (real / 'models').mkdir(parents=True, exist_ok=True)
-    (made / 'models').symlink_to(real / 'models')
-    if (real / 'profiles').is_dir():
-        shutil.copytree(real / 'profiles', made / 'profiles')
+    made, profiles = linked_cache(tmp_path_factory.mktemp('cache')), cache_dir() / 'profiles'
+    if profiles.is_dir():
+        shutil.copytree(profiles, made / 'profiles')
     return made
 
 
@@ -117,6 +118,8 @@ def server(ros_domain: int, cache: Path) -> Iterator[Process]:
 @pytest.fixture(scope='module')
 def peer(server: Process, cache: Path) -> Iterator[Peer]:
     made = Peer(cache)
+    # As it was measured, for the servers of other tests, before it is spoiled here.
+    shutil.copytree(cache / 'profiles', cache_dir() / 'profiles', dirs_exist_ok=True)
     yield made
     made.close()
 
@@ -167,8 +170,8 @@ def test_what_cannot_be_valid_is_refused_and_the_last_good_ones_stay(
 
 
 @pytest.mark.parametrize(('goal', 'field'), [
-    ({'max_tokens': 10**6}, 'max_tokens'), ({'repeats': 10**6}, 'repeats'),
-    ({'when_busy': 7}, 'when_busy')])
+    ({'max_tokens': 10**6}, 'max_tokens'), ({'max_tokens': 1}, 'max_tokens'),
+    ({'repeats': 10**6}, 'repeats'), ({'when_busy': 7}, 'when_busy')])
 def test_a_profile_out_of_its_limits_is_refused(
         peer: Peer, goal: dict[str, int], field: str) -> None:
     result = peer.result(peer.start_profile(**goal))
@@ -215,3 +218,14 @@ def test_a_profile_ends_with_its_engine(peer: Peer, server: Process) -> None:
     server.kill_engine()
     result = peer.result(handle)
     assert result.error_code == Profile.Result.PROFILE_FAILED and result.error_msg
+
+
+@pytest.mark.parametrize('given', [
+    ['--repeats', '-1'], ['--repeats', '1001'], ['--max-tokens', '63'], ['--threads', 'two']])
+def test_the_command_line_refuses_what_cannot_be_measured(
+        given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    profile_command.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    assert given[0] in capsys.readouterr().err

@@ -8,11 +8,12 @@ from math import isnan
 import sys
 
 from timebill_ros.cli import profile_quality
-from timebill_ros.cli.arguments import add_namespace
+from timebill_ros.cli.arguments import add_namespace, count
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.laws import Law, OVERHEAD
+from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS, MOST_TOKENS
 
 _SHOWN_TOKENS = (64, 512, 4096)     # lengths at which the table shows each law
 
@@ -33,18 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--model', default='embedded', help='model directory, GGUF file, hub name, or "embedded"')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--dtype', default='auto', help='auto, float32, bfloat16 or float16')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = chosen')
+    parser.add_argument('--threads', type=count(1, 1024), default=0, help='CPU threads; 0 = chosen')
     parser.add_argument(
-        '--max-context', type=int, default=0, metavar='N', help='as the server has it; 0 = model')
+        '--max-context', type=count(1, MOST_TOKENS), default=0, metavar='N',
+        help='as the server has it; 0 = model')
     parser.add_argument(
         '--tiers', nargs='+', default=[], metavar='T',
         help='as the server has it, the best one first; with --quality: default bf16 int8 int4')
     parser.add_argument('--engine-python', default='', metavar='PATH', help='as the server has it')
     parser.add_argument('--cache-dir', default='', metavar='DIR', help='as the server has it')
     parser.add_argument(
-        '--max-tokens', type=int, default=0, metavar='N', help='longest context to measure')
+        '--max-tokens', type=count(LEAST_TOKENS, MOST_TOKENS), default=0, metavar='N',
+        help='longest context to measure; 0 = chosen')
     parser.add_argument(
-        '--repeats', type=int, default=0, metavar='N', help='visits of each point; 0 = chosen')
+        '--repeats', type=count(1, MOST_REPEATS), default=0, metavar='N',
+        help='visits of each point; 0 = chosen')
     parser.add_argument(
         '--json', action='store_true', help='print one JSON object: path and coefficients')
     profile_quality.add_arguments(parser)

@@ -25,8 +25,8 @@ from timebill_ros.nodes.deadline_timer import DeadlineTimer
 from timebill_ros.nodes.goal_desk import GoalDesk, query_id_of
 from timebill_ros.nodes.guarded import guarded
 from timebill_ros.time_estimator.coefficients import FROM_PROFILE, TimingCoefficients
+from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS
 
-MAX_REPEATS = 1000
 RESULT_TIMEOUT_S = 60
 CLOSED = 'it measures its timing (action timebill/profile)'
 _LOOK_NS = 50_000_000  # while queries are drained, look this often whether the last has ended
@@ -141,9 +141,14 @@ class ProfileAction:
                 _RESULT.INVALID_FIELD,
                 f'when_busy = {goal.when_busy} is not one of BUSY_REFUSE = 0, BUSY_DRAIN = 1',
             )
-        if goal.repeats > MAX_REPEATS:
+        if goal.repeats > MOST_REPEATS:
             return _failure(
-                _RESULT.INVALID_FIELD, f'repeats = {goal.repeats} exceeds {MAX_REPEATS}'
+                _RESULT.INVALID_FIELD, f'repeats = {goal.repeats} exceeds {MOST_REPEATS}'
+            )
+        if 0 < goal.max_tokens < LEAST_TOKENS:
+            return _failure(
+                _RESULT.INVALID_FIELD,
+                f'max_tokens = {goal.max_tokens} is below {LEAST_TOKENS} (0 = the server chooses)',
             )
         if not self._generation or self._model is None:
             return _failure(_RESULT.ENGINE_NOT_READY, 'the engine is not ready: it starts')

@@ -19,6 +19,9 @@ from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.fit import Sample
 from timebill_ros.time_estimator.laws import Name
 
+LEAST_TOKENS = 2 * SNAPKV_WINDOW    # a shorter context has nothing to evict
+MOST_TOKENS = 2**31 - 1
+MOST_REPEATS = 1000
 LEAST_POINTS = 3            # of each law, before the budget may end a profile
 EVICT_ALPHAS = (0.25, 0.5, 0.9)
 _OVERHEAD_TOKENS = (1, 6, 24)
@@ -72,9 +75,9 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
             found += [Point(laws.DECODE_STEP, n, tier=tier, width=width) for n in each]
     found += [
         Point(laws.EVICT, n, alpha=EVICT_ALPHAS[index % len(EVICT_ALPHAS)])
-        for index, n in enumerate(evenly(2 * SNAPKV_WINDOW, longest, count))]
+        for index, n in enumerate(evenly(LEAST_TOKENS, longest, count))]
     found += [Point(laws.REEVICT, n, alpha=EVICT_ALPHAS[-1])
-              for n in evenly(2 * SNAPKV_WINDOW, longest, fewer)]
+              for n in evenly(LEAST_TOKENS, longest, fewer)]
     found += [Point(laws.COLD, n) for n in range(1, _COLD_POINTS + 1)]
     return found + [Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]
 

@@ -21,7 +21,7 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
 from timebill_ros.time_estimator.laws import CONSTANT, Law
 from timebill_ros.time_estimator.points import (
-    EVICT_ALPHAS, Extent, fresh, missing, Point, points, widths)
+    EVICT_ALPHAS, Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
@@ -99,8 +99,13 @@ def profile(
     Measure and fit; returns the coefficients and the raw samples.
 
     ``report`` is called before the first point and after each. Raises ProfileCanceled soon after
-    ``canceled`` says so.
+    ``canceled`` says so, ValueError where the context is too short to be measured.
     """
+    longest = _longest(target, effort)
+    if longest < LEAST_TOKENS:
+        raise ValueError(
+            f'max_tokens = {effort.max_tokens} and a context of {target.info.max_context} tokens '
+            f'leave {longest} to measure: {LEAST_TOKENS} are needed')
     began_s = clock_s()
     pilot = _Pilot(target, effort)
     visits = pilot.affordable_points()
@@ -129,6 +134,11 @@ def profile(
             samples += _measure(target, point, n, effort, runs)
         round_s = clock_s() - round_began_s
     return _fit(target, samples), samples
+
+
+def _longest(target: Target, effort: Effort) -> int:
+    """Return the longest context to measure in tokens, with room for the steps behind it."""
+    return min(effort.max_tokens, target.info.max_context - effort.steps - 2)
 
 
 def _rounds_to_come(effort: Effort, done: int, spent_s: float, round_s: float) -> int:
@@ -169,7 +179,7 @@ class _Pilot:
     def affordable_points(self) -> list[Point]:
         """Return the points, with a longest context that leaves time for all rounds."""
         target, effort = self._target, self._effort
-        longest = min(effort.max_tokens, target.info.max_context - effort.steps - 2)
+        longest = _longest(target, effort)
         while True:
             extent = Extent(
                 longest, effort.points, effort.every_width, tuple(target.padded_lengths))

@@ -58,6 +58,13 @@ assert installed == 0, os.strerror(ctypes.get_errno())
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
+COMMAND_WITH_SERVER = """
+from timebill_ros.cli.server_process import ServerProcess
+with ServerProcess([], entry='timebill_ros.experiments.bare_action') as server:
+    print(server.process.pid, flush=True)
+    server.process.wait()
+"""
+
 
 @pytest.fixture(scope='module')
 def confined_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -180,6 +187,17 @@ def test_an_engine_does_not_outlive_its_node(server: Server) -> None:
     os.kill(engine, signal.SIGSTOP)  # it cannot even see that its pipe has ended
     os.kill(server.node_pid, signal.SIGKILL)
     until(lambda: _state(engine) == 'Z')
+
+
+def test_a_server_that_a_command_runs_does_not_outlive_it(ros_domain: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, '-c', COMMAND_WITH_SERVER], cwd='/', stdout=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        server = int(command.stdout.readline())
+        until(lambda: any('rclpy' in path for path in mapped_files(server)))
+        command.kill()
+    until(lambda: _state(server) == 'Z')
 
 
 def _state(pid: int) -> str:

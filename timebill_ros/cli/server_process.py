@@ -16,12 +16,13 @@ STOP_S = 10.0
 # The directory that the caller stands in ('') may not shadow the installed package.
 _MAIN = (
     'import sys; sys.path = [each for each in sys.path if each]; '
+    'from timebill_ros.executor.lifeline import die_with_parent; die_with_parent(); '
     'from {entry} import main; sys.exit(main())'
 )
 
 
 def python_command(entry: str, arguments: list[str]) -> list[str]:
-    """Return the command line that runs the ``main`` of an installed module of ours."""
+    """Return the command line of a child that runs the ``main`` of an installed module of ours."""
     return [sys.executable, '-c', _MAIN.format(entry=entry), *arguments]
 
 

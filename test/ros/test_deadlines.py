@@ -44,7 +44,7 @@ def answers(hopeful_server: Server) -> list[Answer]:
         prompts = [LONG if number % 3 == 0 else STORY, STORY]
         pending = [
             hopeful_server.client.ask_async(
-                prompt, within=seeded.uniform(0.15, 0.6), max_new_tokens=seeded.choice((1, 3, 0))
+                prompt, within=seeded.uniform(0.15, 0.4), max_new_tokens=seeded.choice((1, 3, 0))
             )
             for prompt in prompts
         ]

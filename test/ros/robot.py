@@ -96,6 +96,7 @@ class Robot:
         self.coefficients: list[stored.TimingCoefficients] = []
         self.diagnostics: dict[str, DiagnosticStatus] = {}
         self.profiles_asked = 0
+        self.strange_stamp_ns = 0       # of a stranger's coefficients that it plans with; 0 = none
         self._profiles: ActionServer | None = None
         self._context = rclpy.Context()
         rclpy.init(args=[], context=self._context)
@@ -120,7 +121,7 @@ class Robot:
         self._status.publish(ExecutorStatus(
             coefficients_key=self.profile.key,
             coefficients_source=FROM_TOPIC if self.coefficients else FROM_FILE,
-            coefficients_stamp=time_msg(newest.stamp_ns)))
+            coefficients_stamp=time_msg(self.strange_stamp_ns or newest.stamp_ns)))
 
     def serve_profiles(self) -> None:
         """Answer goals of timebill/profile with the profile."""

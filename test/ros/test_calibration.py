@@ -111,6 +111,18 @@ def test_drift_moves_the_coefficients_and_is_told_and_a_killed_node_takes_nothin
             assert law.seconds(100) == pytest.approx(base.seconds(100), rel=0.05)
 
 
+def test_a_server_that_plans_with_a_strangers_coefficients_is_told_again(
+        robot: Robot, cache: Path) -> None:
+    with Process('calibration', cache) as node:
+        robot.wait_for(lambda: robot.coefficients)
+        robot.strange_stamp_ns = 1
+        robot.wait_for(lambda: robot.coefficients == [BASE, BASE])
+        assert level(robot, COEFFICIENTS) == DiagnosticStatus.WARN
+        robot.strange_stamp_ns = 0
+        robot.wait_for(lambda: level(robot, COEFFICIENTS) == DiagnosticStatus.OK)
+        assert node.log.count('published again') == 1
+
+
 def test_where_nothing_can_be_kept_drift_is_told_all_the_same(robot: Robot, cache: Path) -> None:
     (cache / 'state').symlink_to(cache / 'nowhere')
     with Process('calibration', cache) as node:

@@ -12,8 +12,9 @@ from timebill_ros.cli.arguments import add_namespace, count
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import doubts
+from timebill_ros.time_estimator.forms import MOST_TOKENS
 from timebill_ros.time_estimator.laws import Law, OVERHEAD
-from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS, MOST_TOKENS
+from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS
 
 _SHOWN_TOKENS = (64, 512, 4096)     # lengths at which the table shows each law
 

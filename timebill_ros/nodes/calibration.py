@@ -34,7 +34,8 @@ from timebill_ros.time_estimator.coefficients import (
     FROM_TOPIC,
 )
 
-ADOPTION_S = 5.0  # the server must plan with what is published after so long
+ADOPTION_S = 5.0  # the server must plan with what is published after so long; else once more
+NOT_ADOPTED_LOG_S = 60.0
 
 
 class Calibration(Node):
@@ -49,7 +50,9 @@ class Calibration(Node):
         self._calibrator: Calibrator | None = None
         self._uncalibrated = 'the query server has not been heard of'
         self._status: ExecutorStatus | None = None
-        self._published_s = 0.0  # steady clock
+        self._status_s = 0.0  # when it came, steady clock
+        self._published_s = 0.0  # when there was something new
+        self._told_s = 0.0  # when it was published last
         self._not_kept = ''  # why the state could not be saved
         self._coefficients = self.create_publisher(
             TimingCoefficientsMsg, qos.COEFFICIENTS_TOPIC, qos.latched_qos()
@@ -70,7 +73,7 @@ class Calibration(Node):
     # --- which profile
 
     def _on_status(self, status: ExecutorStatus) -> None:
-        self._status = status
+        self._status, self._status_s = status, time.monotonic()
         key = status.coefficients_key
         if not key:
             return
@@ -133,10 +136,15 @@ class Calibration(Node):
         assert calibrator.current is not None and calibrator.tracker is not None
         # kept before it is told: a restarted node must not take back what the server plans with
         self.save_state()
+        self._published_s = time.monotonic()
+        self._tell(calibrator)
+
+    def _tell(self, calibrator: Calibrator) -> None:
+        assert calibrator.current is not None and calibrator.tracker is not None
+        self._told_s = time.monotonic()
         self._coefficients.publish(
             coefficients_msg(calibrator.current, calibrator.source, calibrator.tracker.levels())
         )
-        self._published_s = time.monotonic()
 
     def save_state(self, at_once: bool = True) -> None:
         """Keep what was tracked for the next process; where that is impossible, say so once."""
@@ -158,8 +166,17 @@ class Calibration(Node):
             self.save_state(at_once=False)
             if calibrator.current is None and self.parameters.profile_if_missing:
                 self._profile.send_when_due(time.monotonic())
+        not_adopted = self._not_adopted()
+        if calibrator is not None and not_adopted and (
+            self._status_s - self._told_s >= ADOPTION_S
+        ):
+            self.get_logger().warning(
+                f'the server plans with other coefficients ({not_adopted}); published again',
+                throttle_duration_sec=NOT_ADOPTED_LOG_S,
+            )
+            self._tell(calibrator)
         self._diagnostics.publish(
-            diagnoses(calibrator, self._uncalibrated, self._profile.state, self._not_adopted()),
+            diagnoses(calibrator, self._uncalibrated, self._profile.state, not_adopted),
             '' if calibrator is None or calibrator.current is None else calibrator.current.device,
         )
 
@@ -170,13 +187,15 @@ class Calibration(Node):
             calibrator is None
             or calibrator.current is None
             or status is None
-            or (time.monotonic() - self._published_s < ADOPTION_S)
+            or self._status_s - self._published_s < ADOPTION_S
         ):
             return ''
         stamp_ns = time_ns(status.coefficients_stamp)
         if status.coefficients_source == FROM_TOPIC and stamp_ns == calibrator.current.stamp_ns:
             return ''
-        return f'source {status.coefficients_source}, stamp {stamp_ns / 1e9:.3f}'
+        others = self.count_publishers(qos.COEFFICIENTS_TOPIC) - 1
+        rival = f'; other nodes that publish: {others}' if others else ''
+        return f'source {status.coefficients_source}, stamp {stamp_ns / 1e9:.3f}{rival}'
 
     # --- the end
 

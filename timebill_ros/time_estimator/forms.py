@@ -31,6 +31,8 @@ SPLIT = 'split'
 CHUNKED = 'chunked'
 N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1, SPLIT: 4}
 N_HEAD = 2          # coefficients of CHUNKED before those of g
+MOST = 1e6          # seconds of a coefficient, or times the law: sums of more could overflow
+MOST_TOKENS = 2**31 - 1
 KNOTS_HEAD = 3      # and knots: tokens of a chunk, of a stair, and up to which prompts are padded
 
 Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
@@ -49,18 +51,20 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'{len(coefficients)} coefficients, {form} needs {needed}'
     if not all(isfinite(value) and value >= 0.0 for value in coefficients):
         return f'coefficients {coefficients} are not all finite and >= 0'
+    if max(coefficients) > MOST:
+        return f'coefficient {max(coefficients):g} exceeds {MOST:g} s'
     needed = int(form == SPLIT)
     if form in N_COEFFICIENTS and len(knots) != needed:
         return f'{len(knots)} knots, {form} needs {needed}'
-    if not all(isfinite(knot) for knot in knots) or not _ascending(places, strictly=True):
-        return f'knots {knots} are not ascending'
+    if not all(abs(knot) <= MOST_TOKENS for knot in knots) or not _ascending(places, by=1.0):
+        return f'knots {knots} are not ascending, each by a token at least'
     if form in N_COEFFICIENTS:
         return ''
     if form == CHUNKED and min(knots[:2]) < 1.0:
         return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g}'
     if form == CHUNKED and knots[2] > places[-1]:
         return f'prompts are padded up to {knots[2]:g} tokens, the last knot is {places[-1]:g}'
-    return '' if _ascending(values, strictly=False) else 'values at the knots decrease'
+    return '' if _ascending(values) else 'values at the knots decrease'
 
 
 def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece, ...]:
@@ -102,9 +106,8 @@ def full_chunks(chunk: float, n_tokens: float) -> int:
     return max(0, ceil(n_tokens / chunk) - 1)
 
 
-def _ascending(values: Numbers, strictly: bool) -> bool:
-    pairs = zip(values, values[1:])
-    return all(low < high or (not strictly and low == high) for low, high in pairs)
+def _ascending(values: Numbers, by: float = 0.0) -> bool:
+    return all(high - low >= by for low, high in zip(values, values[1:]))
 
 
 def _lines(knots: Numbers, values: Numbers) -> tuple[Piece, ...]:

@@ -17,12 +17,12 @@ all. Nowhere else is a law evaluated, differentiated or summed.
 from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from math import ceil, inf, isfinite, isnan, nan
+from math import ceil, inf, isnan, nan
 from typing import Any
 
 from timebill_ros.time_estimator.forms import (
-    AFFINE, CHUNKED, CONSTANT, fault, full_chunks, N_HEAD, Piece, piece_at, PIECEWISE, polynomials,
-    QUADRATIC, rounded_up, SPLIT, value_at)
+    AFFINE, CHUNKED, CONSTANT, fault, full_chunks, MOST, N_HEAD, Piece, piece_at, PIECEWISE,
+    polynomials, QUADRATIC, rounded_up, SPLIT, value_at)
 
 __all__ = [
     'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
@@ -66,8 +66,9 @@ class Law:
         objection = fault(self.form, self.coefficients, self.knots)
         if objection:
             raise ValueError(f'{self.law}: {objection}')
-        if not (isfinite(self.worst_ratio) and self.worst_ratio >= 1.0):
-            raise ValueError(f'{self.law}: worst_ratio {self.worst_ratio} is not a number >= 1')
+        if not 1.0 <= self.worst_ratio <= MOST:
+            raise ValueError(
+                f'{self.law}: worst_ratio {self.worst_ratio} is not a number from 1 to {MOST:g}')
         if not (isnan(self.mape) or 0.0 <= self.mape < inf):
             raise ValueError(f'{self.law}: mape {self.mape} is neither NaN nor >= 0')
         if self.width < 1 or (self.width > 1 and self.law != DECODE_STEP):

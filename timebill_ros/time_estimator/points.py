@@ -20,7 +20,6 @@ from timebill_ros.time_estimator.fit import Sample
 from timebill_ros.time_estimator.laws import Name
 
 LEAST_TOKENS = 2 * SNAPKV_WINDOW    # a shorter context has nothing to evict
-MOST_TOKENS = 2**31 - 1
 MOST_REPEATS = 1000
 LEAST_POINTS = 3            # of each law, before the budget may end a profile
 EVICT_ALPHAS = (0.25, 0.5, 0.9)

@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where files outside the package live: the cache directory, and what comes with the package."""
 
+import hashlib
 import os
 from pathlib import Path
+import re
+
+_READABLE = 60      # characters of a key that the name of its file shows
 
 
 def cache_dir(override: str = '') -> Path:
@@ -19,6 +23,16 @@ def cache_dir(override: str = '') -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get('XDG_CACHE_HOME', '')
     return (Path(base) if base else Path.home() / '.cache') / 'timebill_ros'
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file's name."""
+    return re.sub(r'[^A-Za-z0-9.]+', '-', text).strip('-')
+
+
+def name_of(key: str) -> str:
+    """Return the name of the JSON file of a key: readable, and different for every key."""
+    return f'{slug(key)[:_READABLE]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json'
 
 
 def config_file(name: str) -> Path:

@@ -12,6 +12,9 @@ from enum import IntEnum
 from math import nan
 from typing import List, Optional
 
+NS_PER_S = 1_000_000_000
+ALPHA_MAX = 0.95        # largest eviction ratio that can be asked for (the paper's)
+
 # A logit divided by less can leave float32, and nothing but the likeliest token would be drawn.
 _LEAST_TEMPERATURE = 1e-5
 
@@ -145,7 +148,7 @@ class Query:
     cap_is_clients: bool               # that cap is the client's own (finish reason CLIENT_CAP)
     admission: Admission = Admission.BEST_EFFORT
     overrun: Overrun = Overrun.KILL
-    alpha_max: float = 0.95
+    alpha_max: float = ALPHA_MAX
     min_tier: str = ''
     stop: List[str] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)

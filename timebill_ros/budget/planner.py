@@ -22,6 +22,7 @@ from timebill_ros.budget.quality import NOMINAL, QualityProfile
 from timebill_ros.budget.quantiles import Quantiles
 from timebill_ros.budget.tier_times import Situation, Weights
 from timebill_ros.budget.times import PlannedTimes
+from timebill_ros.query import ALPHA_MAX
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
 from timebill_ros.time_estimator.laws import Law
@@ -34,7 +35,7 @@ class PlannerConfig:
     """The server's planning parameters (``Load.policy``)."""
 
     policy: str = 'joint'               # one of POLICIES
-    fixed_alpha: float = 0.0            # eviction ratio of the policy "fixed", 0..0.95
+    fixed_alpha: float = 0.0            # eviction ratio of the policy "fixed", 0..ALPHA_MAX
     pessimistic_factor: float = 5.0     # k >= 1: worst-case length / predicted length (paper: 5)
     worst_case_times: bool = True       # plan with worst-case times; False = expected (the paper)
     window: int = SNAPKV_WINDOW         # observation window of the eviction, tokens
@@ -49,8 +50,8 @@ class PlannerConfig:
         """Refuse a value out of its limits; raises ValueError that names field, value and limit."""
         if self.policy not in POLICIES:
             raise ValueError(f'policy is {self.policy!r}, must be one of {", ".join(POLICIES)}')
-        if not 0.0 <= self.fixed_alpha <= 0.95:
-            raise ValueError(f'fixed_alpha is {self.fixed_alpha}, must be within 0 to 0.95')
+        if not 0.0 <= self.fixed_alpha <= ALPHA_MAX:
+            raise ValueError(f'fixed_alpha is {self.fixed_alpha}, must be within 0 to {ALPHA_MAX}')
         if not self.pessimistic_factor >= 1.0:
             raise ValueError(f'pessimistic_factor is {self.pessimistic_factor}, must be at least 1')
         if not 0.0 <= self.least_gain <= 1.0:

@@ -3,30 +3,25 @@
 """Where quality profiles are kept: one's own beside the timing profiles, shipped ones in config."""
 
 from dataclasses import replace
-import hashlib
 from pathlib import Path
-import re
 
 from timebill_ros.budget.quality import load, NOMINAL, QualityError, QualityProfile
-from timebill_ros.paths import config_file
+from timebill_ros.paths import config_file, name_of, slug
 
 DEVICES = ('cpu', 'cuda')
 # QualityProfile.source: measured here, shipped, of another kind of device; NOMINAL's is "assumed"
 OWN, SHIPPED, OTHER_DEVICE = 'own', 'shipped', 'other device'
 _HOW = 'timebill profile --quality'
-_READABLE = 60      # characters of the key that the file's name shows
 
 
 def quality_path(cache_dir: Path, model_key: str, device: str) -> Path:
     """Return where the profile of a model on a kind of ``device`` ("cpu", "cuda") is stored."""
-    key = f'quality {model_key} {device}'
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return cache_dir / 'profiles' / f'{_slug(key)[:_READABLE]}-{digest}.json'
+    return cache_dir / 'profiles' / name_of(f'quality {model_key} {device}')
 
 
 def shipped_name(model_name: str, device: str) -> str:
     """Return the name of a shipped profile, relative to ``config``."""
-    return f'quality/{_slug(model_name.rpartition("/")[2]).lower()}-{device}.json'
+    return f'quality/{slug(model_name.rpartition("/")[2]).lower()}-{device}.json'
 
 
 def find_quality(
@@ -76,7 +71,3 @@ def _shipped(model_name: str, device: str) -> Path | None:
         return config_file(shipped_name(model_name, device))
     except FileNotFoundError:
         return None
-
-
-def _slug(text: str) -> str:
-    return re.sub(r'[^A-Za-z0-9.]+', '-', text).strip('-')

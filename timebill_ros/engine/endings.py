@@ -3,16 +3,16 @@
 """How a query that has a place in the engine can end, in the words that the client reads."""
 
 from timebill_ros.engine.errors import OutOfMemory
-from timebill_ros.query import Ending, ErrorCode, FinishReason, Outcome, Query, QueryTiming
+from timebill_ros.query import (
+    Ending, ErrorCode, FinishReason, NS_PER_S, Outcome, Query, QueryTiming)
 
-_NS = 1_000_000_000
 DROPPED = Ending(
     Outcome.CANCELED, error_code=ErrorCode.CANCELED_BY_CLIENT, error_msg='the node ended the query')
 
 
 def answered(query: Query, reason: FinishReason, now_ns: int) -> Ending:
     """Return the ending of an answer that came to its end; late under SKIP_NEXT it is a miss."""
-    late_s = (now_ns - query.plan_deadline_ns) / _NS
+    late_s = (now_ns - query.plan_deadline_ns) / NS_PER_S
     if late_s >= 0.0:
         return Ending(
             Outcome.DEADLINE_MISSED, reason, ErrorCode.DEADLINE_MISSED,
@@ -27,7 +27,7 @@ def missed(query: Query, timing: QueryTiming, cap: int) -> Ending:
              else f'in the prefill of {timing.n_prompt} tokens')
     when = 'the deadline came'
     if query.overrun_ns:
-        when = f'max_overrun_s = {query.overrun_ns / _NS:g} s after the deadline came'
+        when = f'max_overrun_s = {query.overrun_ns / NS_PER_S:g} s after the deadline came'
     return Ending(
         Outcome.DEADLINE_MISSED, error_code=ErrorCode.DEADLINE_MISSED,
         error_msg=f'{when} {where}')

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Plan, Planning
 from timebill_ros.budget.replan import changes
-from timebill_ros.query import DecodeStretch, Query, QueryTiming
+from timebill_ros.query import DecodeStretch, NS_PER_S, Query, QueryTiming
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
 
 if TYPE_CHECKING:
     from timebill_ros.engine.length_forecast import LengthForecast
-
-_NS = 1_000_000_000
 
 
 class TimingRecord:
@@ -39,8 +37,8 @@ class TimingRecord:
             coefficients_source=planning.source, coefficients_stamp_ns=coefficients.stamp_ns,
             law_prefill=list(planning.estimator.law(PREFILL).coefficients),
             law_decode_step=list(planning.estimator.law(DECODE_STEP).coefficients),
-            time_allowance=query.time_allowance_ns / _NS,
-            delivery_margin=query.delivery_margin_ns / _NS,
+            time_allowance=query.time_allowance_ns / NS_PER_S,
+            delivery_margin=query.delivery_margin_ns / NS_PER_S,
             predicted_prefill=planning.estimator.prefill_s(n_prompt), tokenize=tokenize_s,
             overhead=tokenize_s)
 
@@ -139,4 +137,4 @@ class TimingRecord:
                 for each in timing.stretches)
 
     def _since_arrival_s(self, now_ns: int) -> float:
-        return (now_ns - self._arrival_ns) / _NS
+        return (now_ns - self._arrival_ns) / NS_PER_S

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Planning
+from timebill_ros.query import NS_PER_S
 
 if TYPE_CHECKING:
     from timebill_ros.engine.pipeline import QueryRun
 
-_NS = 1_000_000_000
 _LEAST_UNIT_S = 1e-6        # what is no decode step is never taken for one
 
 
@@ -59,7 +59,7 @@ class Pace:
     def alone_ns(self, demand: Demand) -> int:
         """Return the worst case of all that is left, with the engine to itself."""
         steps_s = self._steps_s(demand.n_cached, demand.steps, demand.tier, 1)
-        return round((demand.before_s + steps_s) * _NS)
+        return round((demand.before_s + steps_s) * NS_PER_S)
 
     def at_most_ns(self, demand: Demand, n_cached: int) -> int:
         """
@@ -69,17 +69,17 @@ class Pace:
         """
         steps = demand.steps + demand.steps_beyond
         steps_s = self._steps_s(n_cached, steps, self.planning.estimator.tiers[0], 1)
-        return round((demand.before_s + steps_s) * _NS)
+        return round((demand.before_s + steps_s) * NS_PER_S)
 
     def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
         """Return the worst case of the decode steps that are left, ``width`` queries in each."""
-        return round(self._steps_s(n_cached, demand.steps, tier, width) * _NS)
+        return round(self._steps_s(n_cached, demand.steps, tier, width) * NS_PER_S)
 
     def step_ns(self, n_cached: float, tier: str, width: int) -> int:
         """Return the worst case of one decode step of ``width`` queries."""
         estimator, worst = self.planning.estimator, self._worst
         seconds = estimator.decode_s(n_cached, 1, worst, tier, width)
-        return round((self._factor * seconds + width * self._token_s) * _NS)
+        return round((self._factor * seconds + width * self._token_s) * NS_PER_S)
 
     def likely_ns(self, demand: Demand, tier: str, width: int) -> int:
         """Return the likely time of all that is left, ``width`` queries in each decode step."""
@@ -88,7 +88,7 @@ class Pace:
         if steps > 0:
             seconds += estimator.decode_s(demand.n_cached, steps, False, tier, width)
             seconds += width * (estimator.overhead_s(steps) - estimator.overhead_s(0))
-        return round(seconds * _NS)
+        return round(seconds * NS_PER_S)
 
     @property
     def _worst(self) -> bool:

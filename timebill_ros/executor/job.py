@@ -7,9 +7,7 @@ from enum import Enum
 
 from timebill_ros.budget.admission import Needs, refusal_message
 from timebill_ros.executor.demand import Demand, demand_of_waiting
-from timebill_ros.query import Admission, Ending, ErrorCode, Outcome, Query
-
-_NS = 1_000_000_000
+from timebill_ros.query import Admission, Ending, ErrorCode, NS_PER_S, Outcome, Query
 
 
 @dataclass(eq=False)
@@ -71,6 +69,7 @@ def infeasible(job: Job, waiting_ns: int) -> Ending:
     """Return the ending of a query whose budget is too small, and which would do."""
     query = job.query
     message = refusal_message(
-        job.needs, job.promised, waiting_s=(waiting_ns + query.waited_ns) / _NS,
-        allowance_s=query.time_allowance_ns / _NS, margin_s=query.delivery_margin_ns / _NS)
+        job.needs, job.promised, waiting_s=(waiting_ns + query.waited_ns) / NS_PER_S,
+        allowance_s=query.time_allowance_ns / NS_PER_S,
+        margin_s=query.delivery_margin_ns / NS_PER_S)
     return Ending(Outcome.INFEASIBLE, error_code=ErrorCode.BUDGET_TOO_SMALL, error_msg=message)

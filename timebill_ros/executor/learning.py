@@ -3,20 +3,18 @@
 """Learns the pessimistic factor and the time factor from the queries that end, if asked to."""
 
 from dataclasses import replace
-import hashlib
 import logging
 from math import nan
 from pathlib import Path
-import re
 from typing import Any, Mapping
 
 from timebill_ros.budget.pessimism import conformal_start, load_pessimism, Pessimism
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.executor.messages import Finished
+from timebill_ros.paths import name_of
 from timebill_ros.query import QueryTiming
 
 _LOG = logging.getLogger(__name__)
-_READABLE = 60      # characters of the key that a file's name shows
 
 
 class Learning:
@@ -77,9 +75,7 @@ class Learning:
         return config.pessimistic_factor if start is None else start
 
     def _path(self, target: float) -> Path:
-        readable = re.sub(r'[^A-Za-z0-9.]+', '-', self._key).strip('-')[:_READABLE]
-        digest = hashlib.sha256(f'{self._key} | {target}'.encode()).hexdigest()[:12]
-        return self._directory / f'pessimism-{readable}-{digest}.json'
+        return self._directory / f'pessimism-{name_of(f"{self._key} | {target}")}'
 
 
 def worst_decode_s(timing: QueryTiming, planning: Planning) -> float:

@@ -27,11 +27,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from timebill_ros.executor.demand import Demand, Pace
+from timebill_ros.query import NS_PER_S
 
 if TYPE_CHECKING:
     from timebill_ros.executor.job import Job
-
-_NS = 1_000_000_000
 
 
 class Way(Enum):
@@ -115,7 +114,8 @@ class Promises:
         demands = {each.query_id: each.demand for each in kept}
         if job in kept and self._together(kept, demands, now_ns).holds:
             width, mine = len(kept), job.demand
-            own_ns -= sum(round(each.demand.before_s * _NS) for each in kept if each is not job)
+            own_ns -= sum(round(each.demand.before_s * NS_PER_S)
+                          for each in kept if each is not job)
             # its plan counts on its own cache, the steps read those of the others as well
             own_ns -= (self._pace.steps_ns(mine, _longest(kept, demands), mine.tier, width)
                        - self._pace.steps_ns(mine, mine.n_cached, mine.tier, width))
@@ -123,7 +123,7 @@ class Promises:
         nothing = Demand(0.0, 0.0, 0.0, 0, 0, 0, job.demand.tier)
         later = self._in_turn(kept, {**demands, job.query_id: nothing}, now_ns, job)
         if job not in kept:
-            own_ns -= sum(round(each.demand.before_s * _NS)
+            own_ns -= sum(round(each.demand.before_s * NS_PER_S)
                           for each in kept if deadline(each) < deadline(job))
         return min(own_ns, later.slack_ns), 1
 
@@ -166,7 +166,7 @@ class Promises:
             return Certificate(-(1 << 62), Way.TOGETHER)
         mine = [demands[job.query_id] for job in kept]
         tier = self.shared_tier(kept)
-        start_ns += round(sum(each.before_s for each in mine) * _NS)
+        start_ns += round(sum(each.before_s for each in mine) * NS_PER_S)
         n_cached = _longest(kept, demands)
         slack_ns = min(
             job.query.plan_deadline_ns - start_ns
@@ -190,7 +190,7 @@ class Promises:
         work_ns = self._pace.at_most_ns(demand, _most_cached(holder, demand))
         if not from_ns:
             return work_ns
-        stop_ns = holder.query.stop_ns + round(holder.needs.unit_s * _NS)
+        stop_ns = holder.query.stop_ns + round(holder.needs.unit_s * NS_PER_S)
         return max(0, min(work_ns, stop_ns - from_ns))
 
 

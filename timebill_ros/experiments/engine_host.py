@@ -23,7 +23,7 @@ from timebill_ros.executor.messages import (
     Finished, Load, LoadFailed, ModelInfo, Ready, SetPolicy, Shutdown, Submit)
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.query import (
-    Admission, Ending, ErrorCode, Outcome, Overrun, Query, QueryTiming, Sampling, Turn)
+    Admission, Ending, ErrorCode, NS_PER_S, Outcome, Overrun, Query, QueryTiming, Sampling, Turn)
 
 # Kept back from every budget for the way to whoever asked; there is no DDS here.
 DELIVERY_MARGIN_S = 0.001
@@ -32,7 +32,6 @@ START_S = 600.0
 SHUTDOWN_S = 2.0
 GRACE_S = 60.0      # beyond a query's deadline, for its Finished to come
 GENEROUS_S = 600.0  # the budget of a query that is to end by itself
-_NS = 1_000_000_000
 
 
 class Host(Protocol):
@@ -116,14 +115,14 @@ class EngineHost:
             arrival_ns: int | None = None) -> Query:
         """Send a question that has to be answered within a budget; its arrival is now."""
         now_ns = time.monotonic_ns() if arrival_ns is None else arrival_ns
-        deadline_ns = now_ns + round(budget_s * _NS)
+        deadline_ns = now_ns + round(budget_s * NS_PER_S)
         runs_on = overrun == Overrun.SKIP_NEXT
         query = Query(
             uuid.uuid4().hex, [Turn('user', item.prompt)], now_ns, deadline_ns,
-            deadline_ns - round(DELIVERY_MARGIN_S * _NS),
+            deadline_ns - round(DELIVERY_MARGIN_S * NS_PER_S),
             min(item.max_new_tokens, self.info.n_max), True, admission=admission, overrun=overrun,
-            sampling=Sampling(**self.info.sampling), overrun_ns=round(RUN_ON_S * _NS) * runs_on,
-            handover_ns=self._handover.margin_ns)
+            sampling=Sampling(**self.info.sampling),
+            overrun_ns=round(RUN_ON_S * NS_PER_S) * runs_on, handover_ns=self._handover.margin_ns)
         if self._late_one_runs(now_ns):
             skipped = Ending(Outcome.SKIPPED, error_code=ErrorCode.LATE_JOB_RUNNING)
             self._finished[query.query_id] = (
@@ -143,8 +142,8 @@ class EngineHost:
             ending = Ending(Outcome.DEADLINE_MISSED, error_code=ErrorCode.DELIVERED_LATE)
         return {
             'outcome': ending.outcome.name, 'finish_reason': ending.finish_reason.name,
-            'error': ending.error_msg, 'elapsed_s': (at_ns - query.arrival_ns) / _NS,
-            'budget_s': (query.deadline_ns - query.arrival_ns) / _NS,
+            'error': ending.error_msg, 'elapsed_s': (at_ns - query.arrival_ns) / NS_PER_S,
+            'budget_s': (query.deadline_ns - query.arrival_ns) / NS_PER_S,
             'response': finished.text, 'timing': asdict(timing)}
 
     def ask(self, item: Item, budget_s: float, **fields: Any) -> dict[str, Any]:
@@ -161,7 +160,7 @@ class EngineHost:
                    for each in list(self._may_run_late.values()))
 
     def _wait_for(self, query: Query) -> tuple[Finished, int]:
-        left_s = query.deadline_ns / _NS - time.monotonic()
+        left_s = query.deadline_ns / NS_PER_S - time.monotonic()
         if not self._listen(query, time.monotonic() + max(0.0, left_s) + GRACE_S):
             raise EngineFailed(f'no answer to a query {GRACE_S:.0f} s after its deadline')
         return self._finished.pop(query.query_id)

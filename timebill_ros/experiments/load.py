@@ -25,11 +25,9 @@ from timebill_ros.executor.job import Job, Turn
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.experiments.virtual_server import VirtualServer
-from timebill_ros.query import Outcome, Query, Sampling, Turn as ChatTurn
+from timebill_ros.query import NS_PER_S, Outcome, Query, Sampling, Turn as ChatTurn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
-
-_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,8 @@ def at_load(planning: Planning, arrivals: list[Arrival], load: float) -> list[Ar
 
 def query_of(planning: Planning, name: str, arrival: Arrival, from_ns: int, slack: float) -> Query:
     """Return the query of an arrival; its deadline is ``slack`` times its solo time."""
-    at_ns = from_ns + round(arrival.at_s * _NS)
-    deadline_ns = at_ns + round(slack * solo_s(planning, arrival) * _NS)
+    at_ns = from_ns + round(arrival.at_s * NS_PER_S)
+    deadline_ns = at_ns + round(slack * solo_s(planning, arrival) * NS_PER_S)
     return Query(
         name, [ChatTurn('user', '')], at_ns, deadline_ns, deadline_ns, arrival.n_response, True,
         sampling=Sampling())
@@ -127,7 +125,8 @@ def play_virtually(
         server.clock.at(query.arrival_ns, lambda query=query, arrival=arrival: server.submit(
             query, arrival.n_prompt, arrival.n_response))
     server.run()
-    return _result(server.ended, arrivals, server.clock() / _NS, server.engine.busy_ns / _NS)
+    return _result(
+        server.ended, arrivals, server.clock() / NS_PER_S, server.engine.busy_ns / NS_PER_S)
 
 
 def play_really(
@@ -162,7 +161,7 @@ def play_really(
             continue
         busy_ns += clock() - from_ns
         ended.update({each.query_id: each for each in messages if isinstance(each, Finished)})
-    return _result(ended, arrivals, (clock() - began_ns) / _NS, busy_ns / _NS)
+    return _result(ended, arrivals, (clock() - began_ns) / NS_PER_S, busy_ns / NS_PER_S)
 
 
 class _LeapingClock:

@@ -13,9 +13,8 @@ from unique_identifier_msgs.msg import UUID
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.msg import DecodeStretch as DecodeStretchMsg
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
-from timebill_ros.query import DecodeStretch, Ending, QueryTiming, Stage
+from timebill_ros.query import DecodeStretch, Ending, NS_PER_S, QueryTiming, Stage
 
-NS_PER_S = 1_000_000_000
 _INT32_MAX = 2**31 - 1
 _UINT32_MAX = 2**32 - 1
 

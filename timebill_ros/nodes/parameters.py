@@ -18,8 +18,7 @@ from rclpy.parameter import Parameter
 from timebill_ros.budget.pessimism import PESSIMISM
 from timebill_ros.budget.planner import POLICIES
 from timebill_ros.executor.messages import AUTO_TIERS, Load
-from timebill_ros.nodes.validation import ALPHA_MAX_LIMIT
-from timebill_ros.query import Admission, Overrun
+from timebill_ros.query import Admission, ALPHA_MAX, Overrun
 
 ADMISSIONS = {'best_effort': Admission.BEST_EFFORT, 'guaranteed': Admission.GUARANTEED}
 OVERRUNS = {
@@ -161,7 +160,7 @@ _SPECS = (
         True,
     ),
     _Spec(
-        'fixed_alpha', 0.0, 'Eviction ratio of the policy "fixed".', (0.0, ALPHA_MAX_LIMIT), True
+        'fixed_alpha', 0.0, 'Eviction ratio of the policy "fixed".', (0.0, ALPHA_MAX), True
     ),
     _Spec(
         'fixed_tier',
@@ -253,7 +252,7 @@ _SPECS = (
         'alpha_max',
         0.95,
         'Largest KV cache eviction ratio of goals that leave it to the server.',
-        (0.0, ALPHA_MAX_LIMIT),
+        (0.0, ALPHA_MAX),
     ),
     _Spec(
         'delivery_margin_s',

@@ -27,7 +27,6 @@ from timebill_ros.nodes.guarded import guarded
 from timebill_ros.time_estimator.coefficients import FROM_PROFILE, TimingCoefficients
 from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS
 
-RESULT_TIMEOUT_S = 60
 CLOSED = 'it measures its timing (action timebill/profile)'
 _LOOK_NS = 50_000_000  # while queries are drained, look this often whether the last has ended
 _RESULT = Profile.Result
@@ -73,7 +72,7 @@ class ProfileAction:
             goal_callback=guarded(log, lambda _: GoalResponse.ACCEPT, GoalResponse.REJECT),
             handle_accepted_callback=guarded(log, self._on_accepted),
             cancel_callback=guarded(log, self._on_cancel, CancelResponse.REJECT),
-            result_timeout=RESULT_TIMEOUT_S,
+            result_timeout=qos.RESULT_TIMEOUT_S,
             **qos.service_qos(),
         )
 

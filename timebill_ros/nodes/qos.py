@@ -10,6 +10,8 @@ STATUS_TOPIC = 'timebill/status'
 PROFILE_ACTION_NAME = 'timebill/profile'
 COEFFICIENTS_TOPIC = 'timebill/coefficients'
 
+RESULT_TIMEOUT_S = 60    # how long a result waits for a client to ask for it
+
 # The default depth of 10 loses goals, silently, when many arrive at once (18 of 200 were answered).
 _SERVICE_DEPTH = 512
 _FEEDBACK_DEPTH = 1024

@@ -46,7 +46,6 @@ from timebill_ros.nodes.run import run_node
 from timebill_ros.nodes.status import StatusReport
 from timebill_ros.query import Ending, ErrorCode, Outcome
 
-RESULT_TIMEOUT_S = 60  # how long a result waits for a client to ask for it
 STATUS_PERIOD_S = 1.0
 # When the node is stopped: for the results of open goals, and then for DDS to send them.
 DRAIN_S = 1.0
@@ -130,7 +129,7 @@ class QueryServer(Node):
             handle_accepted_callback=guarded(log, self._on_accepted),
             cancel_callback=guarded(log, self._on_cancel, CancelResponse.REJECT),
             feedback_pub_qos_profile=qos.feedback_qos(),
-            result_timeout=RESULT_TIMEOUT_S,
+            result_timeout=qos.RESULT_TIMEOUT_S,
             **qos.service_qos(),
         )
 

@@ -11,16 +11,15 @@ import json
 import math
 from typing import Any, NoReturn
 
-from timebill_ros.query import Admission, ErrorCode, Overrun, Query, Sampling, Turn
+from timebill_ros.query import (
+    Admission, ALPHA_MAX, ErrorCode, NS_PER_S, Overrun, Query, Sampling, Turn)
 
-ALPHA_MAX_LIMIT = 0.95
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_CLIENT_ID_BYTES = 256
 MAX_TEMPERATURE = 10.0
 MAX_REPETITION_PENALTY = 10.0
 ROLES = ('system', 'user', 'assistant')
-NS_PER_S = 1_000_000_000
 SHOWN_CHARACTERS = 40
 
 
@@ -250,12 +249,12 @@ def _overrun(value: int, defaults: ServerDefaults) -> Overrun:
 def _alpha_max(value: float, defaults: ServerDefaults) -> float:
     if value == -1.0:
         return defaults.alpha_max
-    if not 0.0 <= value <= ALPHA_MAX_LIMIT:
+    if not 0.0 <= value <= ALPHA_MAX:
         _fail(
             ErrorCode.INVALID_ALPHA_MAX,
             'alpha_max',
             value,
-            f"is not within 0..{ALPHA_MAX_LIMIT} (or -1, the server's)",
+            f"is not within 0..{ALPHA_MAX} (or -1, the server's)",
         )
     return value
 

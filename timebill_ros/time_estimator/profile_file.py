@@ -2,22 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the profile of a machine and model is kept, and what happens to a file that is not it."""
 
-import hashlib
 import os
 from pathlib import Path
-import re
 
+from timebill_ros.paths import name_of
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, load, TimingCoefficients)
-
-_READABLE = 60      # characters of the key that the file's name shows
 
 
 def profile_path(cache_dir: Path, key: str) -> Path:
     """Return the file of a key: ``profiles/``, readable, and different for every key."""
-    readable = re.sub(r'[^A-Za-z0-9.]+', '-', key).strip('-')[:_READABLE]
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return cache_dir / 'profiles' / f'{readable}-{digest}.json'
+    return cache_dir / 'profiles' / name_of(key)
 
 
 def load_for(path: Path, key: str) -> TimingCoefficients:

@@ -13,7 +13,7 @@ from timebill_ros.experiments.statistics import (
     ahead, answers, completed, group_by, mean, quantile)
 from timebill_ros.experiments.tasks import Item
 from timebill_ros.experiments.workbench import Bench
-from timebill_ros.query import Outcome, Overrun
+from timebill_ros.query import NS_PER_S, Outcome, Overrun
 
 TITLE = 'Score and completion over budgets'
 ITEMS, QUICK_ITEMS = 208, 3
@@ -23,7 +23,6 @@ OURS = 'joint'
 ROS_MARGIN_S = 0.01     # delivery margin of --ros: budgets are tens of milliseconds on a fast GPU
 STREAM_ITEMS = 8        # questions of one stream under Skip-Next
 STREAM_EVERY = 3        # of so many times 8 questions: late ones run on, so a stream takes longer
-_NS = 1e9
 
 
 def measure(bench: Bench) -> None:
@@ -115,7 +114,7 @@ def _stream(
         query = host.submit(item, budget_s, overrun=Overrun.SKIP_NEXT)
         asked_queries.append((item, query))
         for _, each in asked_queries:
-            host.has_ended(each, max(0.0, query.deadline_ns / _NS - time.monotonic()))
+            host.has_ended(each, max(0.0, query.deadline_ns / NS_PER_S - time.monotonic()))
     return [{'kind': 'skip-next', 'method': method.name, 'policy': method.policy,
              **scored(item, host.result(query))} for item, query in asked_queries]
 

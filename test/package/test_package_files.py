@@ -50,6 +50,14 @@ def test_rosdep_finds_every_dependency_among_debian_packages(package: Package) -
     assert names <= DEBIAN_KEYS
 
 
+def test_every_ros_package_that_is_imported_is_a_dependency(package: Package) -> None:
+    code = '\n'.join(path.read_text(encoding='utf-8') for place in ('timebill_ros', 'launch')
+                     for path in (ROOT / place).rglob('*.py'))
+    imported = set(re.findall(r'^\s*(?:from|import) (\w+)', code, re.MULTILINE))
+    ros = {name for name in DEBIAN_KEYS if not name.startswith('python3-')}
+    assert imported & ros <= {each.name for each in package.exec_depends}
+
+
 def test_versions_agree(package: Package) -> None:
     changelog = (ROOT / 'CHANGELOG.rst').read_text(encoding='utf-8')
     newest = re.search(r'^(\d+\.\d+\.\d+) \(', changelog, re.MULTILINE)

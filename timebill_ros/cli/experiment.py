@@ -29,7 +29,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
                         help='folder of the results (default: %(default)s); a second start goes on')
     parser.add_argument('--data', default='', metavar='DIR',
                         help='folder of longbench.jsonl.gz and prompts.jsonl.gz; default: '
-                             '$TIMEBILL_DATA, ./data or ../shared/data')
+                             '$TIMEBILL_DATA or ./data')
     parser.add_argument('--model', default='embedded')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--tiers', default='bf16,int8,int4', metavar='T,T',

@@ -49,16 +49,13 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 def data_file(folder: Path | None) -> Path | None:
-    """Return the file in ``folder``, $TIMEBILL_DATA, ./data or ../shared/data; None = nowhere."""
+    """Return the file in ``folder``, or else in $TIMEBILL_DATA or ./data; None = nowhere."""
     if folder is not None:
         if not (folder / FILE).is_file():
             raise FileNotFoundError(f'{folder} holds no {FILE}. {HOW_TO_GET}')
         return folder / FILE
-    named = os.environ.get(DATA_VARIABLE, '')
-    for place in [Path(named)] if named else [Path('data'), Path('..') / 'shared' / 'data']:
-        if (place / FILE).is_file():
-            return place / FILE
-    return None
+    path = Path(os.environ.get(DATA_VARIABLE) or 'data') / FILE
+    return path if path.is_file() else None
 
 
 def read(path: Path, max_prompt_tokens: int) -> list[Item]:

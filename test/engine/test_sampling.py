@@ -114,3 +114,30 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     drawn = expected > 0
     deviation = (counts - n_draws * expected)[drawn] ** 2 / (n_draws * expected[drawn])
     assert deviation.sum() < 37.4
+
+
+@pytest.mark.parametrize('penalty', [1.0, 1.3])
+def test_a_choice_put_on_its_way_is_the_same(penalty: float) -> None:
+    prompt = [3, 7, 7, 20, 3]
+    sampling = Sampling(repetition_penalty=penalty)
+    plain, begun = (Sampler(sampling, prompt, CPU) for _ in range(2))
+    token = begun.begin(logits(1), torch.tensor(prompt))
+    chosen = [begun.choose(logits(seed)) for seed in range(1, 9)]
+    assert token is not None and int(token) == chosen[0]
+    assert chosen == [plain.choose(logits(seed)) for seed in range(1, 9)]
+
+
+def test_a_draw_is_not_put_on_its_way_and_is_the_same() -> None:
+    sampling = Sampling(0.8, 0.9, 0, 1.2, 5)
+    plain, begun = (Sampler(sampling, [1, 1, 2], CPU) for _ in range(2))
+    assert begun.begin(logits(4), torch.tensor([1, 1, 2])) is None
+    assert begun.choose(logits(4)) == plain.choose(logits(4))
+
+
+def test_a_choice_on_its_way_that_is_no_number_is_refused() -> None:
+    sampler = Sampler(Sampling(), [1], CPU)
+    broken = logits(0)
+    broken[5] = torch.nan
+    sampler.begin(broken, torch.tensor([1]))
+    with pytest.raises(NotFinite):
+        sampler.choose(broken)

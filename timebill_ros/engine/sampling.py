@@ -3,7 +3,7 @@
 """The choice of the next token: what transformers' processors compute, in their order."""
 
 import math
-from typing import List
+from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -30,8 +30,25 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
-        self._seen = set(prompt)
-        self._seen_ids = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
+        self._prompt, self._device = prompt, device
+        self._seen: Optional[Tensor] = None     # ids of prompt and response, but the newer ones
+        self._newer: List[int] = []
+        self._begun: Optional[Tensor] = None    # the first token and its score
+
+    def begin(self, logits: Tensor, prompt: Tensor) -> Optional[Tensor]:
+        """
+        Put the choice of the first token on its way on a GPU; returns it there, int64 [].
+
+        ``choose`` takes it then, once the device is done. ``prompt`` is there as well. None: this
+        choice cannot be made without waiting, and is left to ``choose``.
+        """
+        self._seen = prompt
+        if self._generator is not None:
+            return None
+        score, token = self._penalised(logits).max(0)
+        begun = torch.empty(2, dtype=torch.float64, pin_memory=logits.is_cuda)
+        self._begun = begun.copy_(torch.stack((token.double(), score.double())), non_blocking=True)
+        return token
 
     def choose(self, logits: Tensor) -> int:
         """
@@ -39,13 +56,19 @@ class Sampler:
 
         Raises NotFinite if one of them is NaN, or the best of them not finite.
         """
+        if self._begun is not None:
+            (token, score), self._begun = self._begun.tolist(), None
+            return self._taken(int(token), score)
         scores = self._penalised(logits)
-        token = int(scores.argmax())            # of a NaN, if there is one
-        if not math.isfinite(scores[token]):
+        best = int(scores.argmax())             # of a NaN, if there is one
+        if self._generator is None or not math.isfinite(scores[best]):
+            return self._taken(best, float(scores[best]))
+        return self._taken(self._draw(self._warped(scores)), 0.0)
+
+    def _taken(self, token: int, score: float) -> int:
+        if not math.isfinite(score):
             raise NotFinite
-        if self._generator is not None:
-            token = self._draw(self._warped(scores))
-        self._remember(token)
+        self._newer.append(token)
         return token
 
     def process(self, logits: Tensor) -> Tensor:
@@ -57,9 +80,20 @@ class Sampler:
         penalty = self.sampling.repetition_penalty
         if penalty == 1.0:
             return scores
-        found = scores[self._seen_ids]
+        seen = self._seen_ids()
+        found = scores[seen]
         found = torch.where(found < 0, found * penalty, found / penalty)
-        return scores.index_copy(0, self._seen_ids, found)
+        return scores.index_copy(0, seen, found)
+
+    def _seen_ids(self) -> Tensor:
+        """Return the ids of prompt and response; one may be there twice."""
+        if self._seen is None:
+            self._newer = [*set(self._prompt), *self._newer]
+            self._seen = torch.empty(0, dtype=torch.long, device=self._device)
+        if self._newer:
+            self._seen = torch.cat((self._seen, self._seen.new_tensor(self._newer)))
+            self._newer = []
+        return self._seen
 
     def _warped(self, scores: Tensor) -> Tensor:
         if self.sampling.greedy:
@@ -72,11 +106,6 @@ class Sampler:
         probabilities = torch.softmax(scores[candidates], -1)
         drawn = torch.multinomial(probabilities, 1, generator=self._generator)
         return int(candidates[drawn])
-
-    def _remember(self, token: int) -> None:
-        if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
-            self._seen.add(token)
-            self._seen_ids = torch.cat((self._seen_ids, self._seen_ids.new_tensor([token])))
 
 
 def _top_k(scores: Tensor, top_k: int) -> Tensor:

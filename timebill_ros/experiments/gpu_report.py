@@ -110,6 +110,20 @@ def _fresh(result: Row) -> str:
          for row in result['fresh']))
 
 
+def _pace(result: Row) -> str:
+    names = ('', 'launched_', 'evict_')
+
+    def cells(row: Row) -> list[str]:
+        return [each for name in names
+                for each in (f'{row[name + "ms"]:.2f} ms', f'{row[name + "slowed"]:.2f}')]
+
+    return markdown_table(
+        ['prompt tokens', 'Python', 'as served', 'times', 'every kernel launched', 'times',
+         'eviction of half', 'times'],
+        ([f'{row["tokens"]:,}', f'{row["python_slowed"]:.2f}', *cells(row)]
+         for row in result['pace']))
+
+
 def _evict(result: Row) -> str:
     rows = result['evict']
     found = {(row['alpha'], row['tokens']): f'{row["ms"]:.2f} ms' for row in rows}
@@ -140,4 +154,5 @@ def _start(result: Row) -> str:
 
 _PARTS: dict[str, Callable[[Row], str]] = {
     'steps': _steps, 'tail': _tail, 'quality': _quality, 'checked': _checked, 'parity': _parity,
-    'prefill': _prefill, 'evict': _evict, 'fresh': _fresh, 'worth': _worth, 'start': _start}
+    'prefill': _prefill, 'evict': _evict, 'fresh': _fresh, 'pace': _pace,
+    'worth': _worth, 'start': _start}

@@ -13,7 +13,10 @@ import argparse
 from collections import Counter
 import json
 import os
+from pathlib import Path
 import random
+import shlex
+import sys
 import threading
 import time
 
@@ -83,7 +86,12 @@ def report(planners: list[Planner]) -> dict[str, object]:
     ended = Counter(f'{each.outcome.name} {each.error_code.name}' for each in answers)
     first = [each for planner in planners for each in planner.first_text_ms]
     cancels = [each for planner in planners for each in planner.cancel_ms]
+    timing = next(each.message for each in answers if each.message is not None)
     return {
+        'date': time.strftime('%Y-%m-%d'),
+        'model': timing.model,
+        'device': timing.device,
+        'command': shlex.join(['benchmarks/node_clients.py', *sys.argv[1:]]),
         'clients': len(planners),
         'queries': len(answers),
         'outcomes': dict(ended.most_common()),
@@ -102,6 +110,7 @@ def main() -> None:
     parser.add_argument('--device', default='auto', help='as for "timebill serve"')
     parser.add_argument('--clients', type=int, default=4)
     parser.add_argument('--seconds', type=float, default=30.0)
+    parser.add_argument('--out', type=Path, help='write the JSON that the table in docs is of')
     arguments = parser.parse_args()
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     namespace = f'clients_{os.getpid()}'
@@ -117,7 +126,10 @@ def main() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    print(json.dumps(report(planners), indent=1))
+    made = json.dumps(report(planners), indent=1) + '\n'
+    if arguments.out:
+        arguments.out.write_text(made, encoding='utf-8')
+    print(made)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ for name in "$@"; do
   case $name in
     demo) part demo 75 timebill demo --device cuda ;;
     bench_node) part bench_node 100 timebill bench node --device cuda --queries 60 --starts 1 --out "$out/node-h200.json" ;;
-    clients) part clients 60 python3 "$here/node_clients.py" --device cuda --seconds 25 ;;
+    clients) part clients 60 python3 "$here/node_clients.py" --device cuda --seconds 25 --out "$out/clients-h200.json" ;;
     *) echo "node_on_gpu.sh: there is no part $name" >&2; exit 2 ;;
   esac
 done

@@ -25,9 +25,10 @@ MEASUREMENTS = ROOT / 'docs' / 'measurements'
 PAGES = ('docs/estimator.md', 'docs/calibration.md', 'docs/cpu-engine.md',
          'docs/gpu-engine.md', 'docs/gpu-prefill.md', 'docs/planner.md', 'docs/executor.md',
          'docs/length-predictor.md', 'docs/node.md')
-MAKERS = {'accuracy': accuracy_report.table, 'cpu': cpu_report.table, 'drift': drift_report.table,
-          'length': bench_length.markdown, 'load': load_report.table, 'node': node_report.table,
-          'plan': bench_plan.markdown}
+MAKERS = {
+    'accuracy': accuracy_report.table, 'clients': node_report.clients, 'cpu': cpu_report.table,
+    'drift': drift_report.table, 'length': bench_length.markdown, 'load': load_report.table,
+    'node': node_report.table, 'plan': bench_plan.markdown}
 _TABLE = re.compile(
     r'(<!-- table (?P<name>[\w.-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
 

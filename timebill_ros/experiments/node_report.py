@@ -1,6 +1,6 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The Markdown table of ``timebill bench node``."""
+"""The Markdown tables of ``timebill bench node`` and of benchmarks/node_clients.py."""
 
 from statistics import median
 from typing import Any
@@ -30,6 +30,20 @@ def _case(case: Row) -> tuple[str, ...]:
     return (graph, str(case['queries']),
             *(_pair(case[name]) for name in ('in_ms', 'out_ms', 'sum_ms')),
             *(number(case[name], 0) for name in ('node_mib', 'engine_mib')))
+
+
+def clients(report: Row) -> str:
+    """Return how the queries of several clients ended, and what must be zero."""
+    times = '; '.join(f'{name} {_pair(report[key])} ms' for name, key in (
+        ('until the first piece of text', 'first_feedback_ms'),
+        ('from a cancel to the answer', 'cancel_ms')))
+    return '\n'.join([
+        f'{report["date"]}, {report["model"]} on {report["device"]}: `{report["command"]}`, '
+        f'{report["clients"]} clients in one process.', '',
+        markdown_table(('outcome', 'error code', 'queries'), (
+            (*ended.split(), count) for ended, count in report['outcomes'].items())),
+        '', f'Late ones passed off as good: {report["ok_but_late"]} of {report["queries"]}; '
+        f'streams torn: {report["streams_torn"]}. Median and 99th percentile {times}.', ''])
 
 
 def _pair(quantiles: dict[str, float]) -> str:

@@ -25,7 +25,7 @@ from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.profile_file import load_for, profile_path, set_aside
 from timebill_ros.time_estimator.profiler import (
-    Effort, profile, Progress, START_UP, THOROUGH, THOROUGH_GPU_BUDGET_S)
+    Effort, profile, Progress, START_UP, THOROUGH, THOROUGH_GPU)
 
 _LOG = logging.getLogger(__name__)
 _PROFILE_FROM = 0.9     # the share of the start that lies before the profile
@@ -97,9 +97,7 @@ def measure(
         engine: Engine, load: Load, request: RunProfile, report: Callable[[ProfileProgress], None],
         canceled: Callable[[], bool]) -> tuple[TimingCoefficients, Path]:
     """Profile thoroughly, as asked, and store it; raises ProfileCanceled."""
-    effort = THOROUGH
-    if engine.device.type == 'cuda':
-        effort = replace(effort, budget_s=THOROUGH_GPU_BUDGET_S)
+    effort = THOROUGH_GPU if engine.device.type == 'cuda' else THOROUGH
     if request.max_tokens:
         effort = replace(effort, max_tokens=request.max_tokens)
     if request.repeats:

@@ -23,7 +23,7 @@ from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import accuracy_report
 from timebill_ros.time_estimator.coefficients import save
 from timebill_ros.time_estimator.profiler import (
-    profile, Progress, START_UP, THOROUGH, THOROUGH_GPU_BUDGET_S)
+    profile, Progress, START_UP, THOROUGH, THOROUGH_GPU)
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -107,10 +107,11 @@ def measure(
     if arguments.tiers:
         load = replace(load, tiers=arguments.tiers.split(','))
     engine = _random_engine(arguments.shape, load) if arguments.shape else Engine.load(load)
-    effort = START_UP if arguments.short_profile else THOROUGH
-    budget_s = THOROUGH_GPU_BUDGET_S if engine.device.type == 'cuda' else effort.budget_s
-    budget_s = arguments.profile_s or budget_s
-    effort = replace(effort, budget_s=budget_s, max_tokens=arguments.max_tokens)
+    effort = THOROUGH_GPU if engine.device.type == 'cuda' else THOROUGH
+    if arguments.short_profile:
+        effort = START_UP
+    effort = replace(
+        effort, budget_s=arguments.profile_s or effort.budget_s, max_tokens=arguments.max_tokens)
     began_s = time.perf_counter()
     base, samples = profile(EngineMeter(engine), effort, _tell_profile)
     profile_s = time.perf_counter() - began_s

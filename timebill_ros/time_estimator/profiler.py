@@ -8,7 +8,7 @@ a clock that warms up spreads over all of them instead of bending a law.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 import random
 import time
@@ -73,7 +73,8 @@ START_UP = Effort(
     max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0, steps=3, idle_s=0.3,
     every_width=False)
 THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
-THOROUGH_GPU_BUDGET_S = 50.0    # its steps take milliseconds
+# steps of a GPU take milliseconds, and those right behind a prefill other ones than those after them
+THOROUGH_GPU = replace(THOROUGH, budget_s=50.0, steps=32)
 
 
 @dataclass(frozen=True)

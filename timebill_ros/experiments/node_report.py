@@ -47,4 +47,4 @@ def clients(report: Row) -> str:
 
 
 def _pair(quantiles: dict[str, float]) -> str:
-    return f'{quantiles["p50"]:.2f} / {quantiles["p99"]:.2f}'
+    return ' / '.join(number(quantiles.get(name), 2) for name in ('p50', 'p99'))

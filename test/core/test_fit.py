@@ -168,34 +168,19 @@ def test_a_law_of_several_sequences_comes_from_their_samples_only() -> None:
     assert law.width == 4 and law.seconds(100) == pytest.approx(0.062)
 
 
-def test_padded_prompts_get_the_steps_that_they_are_padded_to() -> None:
+def test_padded_prompts_get_the_stairs_that_they_are_padded_to() -> None:
     padded = (64, 128, 256, 512)
 
     def true_s(n: float) -> float:
         if n <= 512:
             return 0.004 + 2e-5 * next(each for each in padded if each >= n)
-        return 0.016 + 2e-5 * n + 1e-9 * n * n
+        return 0.016 + 2e-5 * n + 1e-9 * (math.ceil(n / 512) * 512) ** 2
 
     lengths = (*padded, 32, 96, 192, 384, 513, 900, 1600, 2800, 5000, 9000, 16000, 32000)
     law = fit_law('prefill', [Sample('prefill', n, true_s(n)) for n in lengths for _ in range(4)],
-                  chunk_tokens=40960, padded=padded)
+                  chunk_tokens=40960, padded=padded, attention_stair=512)
     assert law.form == 'chunked' and law.mape < 0.02
     for n in (20, 64, 65, 100, 129, 300, 511, 513, 700, 3000, 20000):
         assert law.seconds(n) == pytest.approx(true_s(n), rel=0.01)
     steps = [Sample('decode_step', n, 2e-8 * n + 0.004) for n in lengths for _ in range(4)]
     assert fit_law('decode_step', steps, chunk_tokens=40960, padded=padded).is_affine
-
-
-def test_an_eviction_whose_scores_are_made_before_from_a_length_on_has_a_step_down() -> None:
-    def true_s(n: float) -> float:
-        return 0.001 + 1e-7 * n if n < 4096 else 0.0004 + 2e-8 * n
-
-    lengths = (64, 160, 400, 1000, 2500, 6200, 12000, 32000)
-    taken = [Sample('evict', n, true_s(n)) for n in lengths for _ in range(3)]
-    law = fit_law('evict', taken, split=4096)
-    assert law.form == 'split' and law.mape < 1e-6
-    for n in (100, 4095, 4096, 20000):
-        assert law.seconds(n) == pytest.approx(true_s(n))
-    assert law.seconds(4096) < law.seconds(4095)
-    short = [each for each in taken if each.n_tokens < 4096]
-    assert fit_law('evict', short, split=4096).form == 'affine'

@@ -14,11 +14,11 @@ QUADRATIC = Law('prefill', 'quadratic', (2e-9, 3e-5, 0.01))
 AFFINE = Law('decode_step', 'affine', (1e-6, 0.02))
 CONSTANT = Law('overhead', 'constant', (0.003,))
 FLOOR = Law('decode_step', 'piecewise', (0.02, 0.02, 0.05), knots=(100.0, 512.0, 4096.0))
-SPLIT = Law('evict', 'split', (1e-7, 0.002, 3e-8, 0.001), knots=(4096.0,))
 ONE_KNOT = Law('evict', 'piecewise', (0.004,), knots=(10.0,))
 CHUNKED = Law(
-    'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05), (2048.0, 64.0, 0.0, 16.0, 512.0, 2048.0))
-ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT, SPLIT)
+    'prefill', 'chunked', (1e-9, 2e-7, 0.01, 0.01, 0.05),
+    (2048.0, 64.0, 256.0, 0.0, 16.0, 512.0, 2048.0))
+ALL = (QUADRATIC, AFFINE, CONSTANT, FLOOR, ONE_KNOT)
 
 
 @pytest.mark.parametrize('law', ALL, ids=lambda law: law.form)
@@ -67,15 +67,14 @@ def test_a_piecewise_law_is_flat_before_its_first_knot_and_goes_on_after_its_las
     (('prefill', 'piecewise', (1.0, 1.0), (3.0, 3.0)), 'ascending'),
     (('prefill', 'piecewise', (2.0, 1.0), (3.0, 4.0)), 'decrease'),
     (('prefill', 'piecewise', ()), 'coefficients'),
-    (('evict', 'split', (1.0, 1.0), (9.0,)), 'coefficients'),
-    (('evict', 'split', (1.0, 1.0, 0.0, -1.0), (9.0,)), '>= 0'),
-    (('evict', 'split', (1.0, 1.0, 1.0, 1.0)), 'knots'),
-    (('evict', 'split', (1.0, 1.0, 1.0, 1.0), (math.nan,)), 'ascending'),
-    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0, 0.0)), 'coefficients'),
-    (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0, 0.0)), 'coefficients'),
-    (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 9.0)), 'chunk'),
-    (('prefill', 'chunked', (0.0, 0.0, 2.0, 1.0), (256.0, 1.0, 0.0, 9.0, 10.0)), 'decrease'),
-    (('prefill', 'chunked', (0.0, 0.0, 1.0, 2.0), (256.0, 1.0, 11.0, 9.0, 10.0)), 'padded'),
+    (('evict', 'split', (1.0, 1.0, 1.0, 1.0), (9.0,)), 'split'),
+    (('evict', 'piecewise', (1.0, 1.0), (9.0, math.nan)), 'ascending'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0, 1.0, 0.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0), (256.0, 1.0, 1.0, 0.0)), 'coefficients'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (0.0, 1.0, 1.0, 0.0, 9.0)), 'chunk'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0), (256.0, 1.0, 0.0, 0.0, 9.0)), 'stairs'),
+    (('prefill', 'chunked', (0.0, 0.0, 2.0, 1.0), (256.0, 1.0, 1.0, 0.0, 9.0, 10.0)), 'decrease'),
+    (('prefill', 'chunked', (0.0, 0.0, 1.0, 2.0), (256.0, 1.0, 1.0, 11.0, 9.0, 10.0)), 'padded'),
     (('prefill', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 2), 'width'),
     (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 0), 'width'),
     (('decode_step', 'affine', (1.0, 1.0), (), '', 1.0, 0.0, 1, 1, 1.5), 'correlation'),
@@ -92,7 +91,8 @@ def test_a_chunked_law_is_the_sum_of_its_chunks() -> None:
     def chunk_s(m: int, d: int) -> float:
         stairs = math.ceil(m / 64) * 64
         flat = 0.01 if stairs <= 512 else 0.01 + 0.04 * (stairs - 512) / 1536
-        return flat + 1e-9 * stairs * (2 * d + stairs) + 2e-7 * d
+        attended = math.ceil(m / 256) * 256
+        return flat + 1e-9 * attended * (2 * d + attended) + 2e-7 * d
 
     for done in (0, 100, 2048, 5000):
         for n in (1, 500, 2048, 2049, 4096, 9001):
@@ -110,7 +110,7 @@ def test_a_chunked_law_is_the_sum_of_its_chunks() -> None:
 
 def test_short_prompts_that_are_padded_take_what_their_padded_length_takes() -> None:
     law = Law('prefill', 'chunked', (0.0, 0.0, 0.01, 0.02, 0.03, 0.05),
-              (4096.0, 1.0, 128.0, 64.0, 128.0, 129.0, 4096.0))
+              (4096.0, 1.0, 1.0, 128.0, 64.0, 128.0, 129.0, 4096.0))
     found = [law.seconds(n) for n in (1, 64, 65, 128, 129)]
     assert found == pytest.approx([0.01, 0.01, 0.02, 0.02, 0.03])
     assert law.seconds(2112) == pytest.approx(0.04, rel=0.01)

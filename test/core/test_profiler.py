@@ -23,7 +23,7 @@ class Machine:
 
     chunk_tokens = 256
     padded_lengths: list[int] = []
-    scored_from = 8193
+    attention_stair = 1
 
     def __init__(self, slowness: float = 1.0, spread: float = 0.01) -> None:
         self.info = INFO

@@ -13,8 +13,7 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   its points explains, and another form has less than SHAPE_GAIN of it: a floor that ends in a
   slope (launch-bound, then bandwidth-bound), straight lines between knots, or for the prefill the
   sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
-  short prompts are known to be padded, or work to be done in another way from a length on, the form
-  that says so is taken.
+  short prompts are known to be padded the form that says so is taken.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
 - worst_ratio: the upper quantile of measured / law over the samples that stayed.
 - correlation: the share of their variance that lies between runs of samples and not within them.
@@ -31,7 +30,7 @@ import numpy as np
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.forms import KNOTS_HEAD, rounded_up
 from timebill_ros.time_estimator.laws import (
-    AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC, SPLIT)
+    AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
 from timebill_ros.time_estimator.least_squares import (
     Array, Mask, SIGMA_OF_MAD, Solution, solve_robustly)
 
@@ -94,8 +93,8 @@ class _Shape:
     floor: bool = False     # flat, then a slope
     chunk: int = 0          # CHUNKED only
     stair: int = 1
+    attention_stair: int = 1
     padded: tuple[int, ...] = ()    # lengths that short prompts are padded to
-    split: int = 0          # SPLIT only: the knot
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,14 @@ class _Fit:
 
 def fit_law(
         name: str, samples: Sequence[Sample], tier: str = '', width: int = 1,
-        chunk_tokens: int = 0, padded: Sequence[int] = (), split: int = 0) -> Law:
+        chunk_tokens: int = 0, padded: Sequence[int] = (), attention_stair: int = 1) -> Law:
     """
     Fit one law to its samples; those of other laws, tiers and widths are passed over.
 
     ``chunk_tokens``: of a prefill that is done in chunks; ``padded``: the lengths, ascending, to
-    which its short prompts are filled up; ``split``: the length from which on what is measured is
-    done in another way, 0 = none. Raises ValueError if there are no samples, or a time is not a
-    positive number. Of a single measuring point comes a constant.
+    which its short prompts are filled up; ``attention_stair``: of longer ones attention is done for
+    a multiple of so many. Raises ValueError if there are no samples, or a time is not a positive
+    number. Of a single measuring point comes a constant.
     """
     chosen = [each for each in samples if (each.law, each.tier, each.width) == (name, tier, width)]
     data = _Data(*(np.array([getattr(sample, column) for sample in chosen], float)
@@ -130,13 +129,8 @@ def fit_law(
     data = replace(data, point=np.where(data.point > 0.0, data.point, data.n))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    points = np.unique(data.point)
-    if min((points < split).sum(), (points >= split).sum()) > 1:
-        shape = _Shape(SPLIT, split=split)
-        mape = _unseen_error(name, shape, data)
-    else:
-        shape, mape = _choose_shape(
-            name, data, chunk_tokens, tuple(each for each in padded if each <= points.max()))
+    padded = tuple(each for each in padded if each <= data.point.max())
+    shape, mape = _choose_shape(name, data, chunk_tokens, padded, attention_stair)
     fit = _fit(shape, data)
     law, kept = fit.law(name), data.where(fit.solution.kept)
     ratios = kept.t / _seconds(law, kept)
@@ -146,17 +140,18 @@ def fit_law(
 
 
 def _choose_shape(
-        name: str, data: _Data, chunk: int, padded: tuple[int, ...]) -> tuple[_Shape, float]:
+        name: str, data: _Data, chunk: int, padded: tuple[int, ...], attention_stair: int,
+        ) -> tuple[_Shape, float]:
     """Return the form of a law, and its error on points that it has not seen."""
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
     mape = _unseen_error(name, shape, data)
     padded = padded if name == laws.PREFILL and shape.form != CONSTANT else ()
     if padded:
         # that prompts are padded is known, and not to be proved by the samples
-        others = [_Shape(CHUNKED, chunk=chunk, stair=stair, padded=padded)
+        others = [_Shape(CHUNKED, False, chunk, stair, attention_stair, padded)
                   for stair in STAIRS_BEYOND]
     elif mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
-        others = _other_shapes(name, chunk)
+        others = _other_shapes(name, chunk, attention_stair)
     else:
         return shape, mape
     errors = [_unseen_error(name, each, data) for each in others]
@@ -252,26 +247,24 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
     return float(np.mean(errors)) if errors else nan
 
 
-def _other_shapes(name: str, chunk: int) -> list[_Shape]:
+def _other_shapes(name: str, chunk: int, attention_stair: int) -> list[_Shape]:
     """Return what to try where the paper's form does not hold."""
     found = [_Shape(PIECEWISE, floor=True), _Shape(PIECEWISE)]
     if name == laws.PREFILL and chunk:
         for stair in STAIRS:
-            found += [_Shape(CHUNKED, floor=True, chunk=chunk, stair=stair),
-                      _Shape(CHUNKED, chunk=chunk, stair=stair)]
+            found += [_Shape(CHUNKED, floor, chunk, stair, max(stair, attention_stair))
+                      for floor in (True, False)]
     return found
 
 
 def _fit(shape: _Shape, data: _Data) -> _Fit:
-    if shape.form == SPLIT:
-        return _fit_form(SPLIT, data, np.array([shape.split], float))
     if shape.form not in (PIECEWISE, CHUNKED):
         return _fit_form(shape.form, data, np.empty(0))
     places, head = data.n, np.empty(0)
     if shape.form == CHUNKED:
         places = np.minimum(shape.chunk, data.n - data.done)
         reach = max(shape.padded, default=0)
-        head = np.array([shape.chunk, shape.stair, reach], float)
+        head = np.array([shape.chunk, shape.stair, shape.attention_stair, reach], float)
         if shape.padded:
             # beyond, the quadratic bends and g needs a few knots only: as many as points would fit
             # them exactly, and leave the quadratic undetermined
@@ -315,9 +308,6 @@ def _knots(n: Array, most: int = MAX_KNOTS) -> Array:
 
 def _basis(form: str, n: Array, knots: Array) -> Array:
     """Return a column per coefficient; of PIECEWISE: the first value, and the rise to each knot."""
-    if form == SPLIT:
-        below = n < knots[0]
-        return np.stack([n * below, below, n * ~below, ~below], axis=1).astype(float)
     if form != PIECEWISE:
         return np.stack([n ** power for power in _POWERS[form]], axis=1)
     rises = [np.clip((n - low) / (high - low), 0.0, 1.0) for low, high in zip(knots, knots[1:])]
@@ -327,12 +317,12 @@ def _basis(form: str, n: Array, knots: Array) -> Array:
 def _chunked_basis(data: _Data, knots: Array) -> Array:
     """Return the columns of CHUNKED, as ``Law`` sums its chunks: a, e, and those of g."""
     chunk = knots[0]
-    up = np.vectorize(lambda count: rounded_up(tuple(knots), count), otypes=[float])
+    up = np.vectorize(lambda count: rounded_up(tuple(knots), count), otypes=[float, float])
     length = data.n - data.done
     full = np.maximum(0.0, np.ceil(length / chunk) - 1.0)
-    last, whole = up(length - full * chunk), up(np.array([chunk]))
+    (products, attention), (whole, _) = up(length - full * chunk), up(np.array([chunk]))
     fetched = (full + 1.0) * data.done + chunk * full * (full + 1.0) / 2.0
     lines = full[:, None] * _basis(PIECEWISE, whole, knots[KNOTS_HEAD:]) + _basis(
-        PIECEWISE, last, knots[KNOTS_HEAD:])
-    computed = data.done + full * chunk + last
+        PIECEWISE, products, knots[KNOTS_HEAD:])
+    computed = data.done + full * chunk + attention
     return np.column_stack([computed ** 2 - data.done ** 2, fetched, lines])

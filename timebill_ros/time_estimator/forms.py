@@ -8,17 +8,16 @@ The forms that a timing law may have, each as polynomials of degree two or less 
     constant    [c]                  c
     piecewise   values at the knots  straight between them; flat before the first, the last slope
                                      goes on
-    split       [p, q, r, s]         p*n + q below the one knot, r*n + s from there on: what is
-                                     done in another way there, and may take less
     chunked     [a, e, g_1 .. g_k]   a prompt is prefilled in chunks of knots[0] tokens, the last
                                      one shorter. A chunk of m tokens behind d others takes
                                      g(m) + a*m*(2*d + m) + e*d: its share of the quadratic, what
                                      fetching the d tokens costs once, and g, piecewise with the
-                                     values g_i at the knots from knots[3] on. m is rounded up: to
-                                     the next of these knots where it is at most knots[2] (short
-                                     prompts that are padded), else to a multiple of knots[1]
-                                     (matrix products work in tiles). g carries the floor of
-                                     launch-bound chunks as well.
+                                     values g_i at the knots from knots[4] on. m is rounded up: to
+                                     the next of these knots where it is at most knots[3] (short
+                                     prompts that are padded), else in g to a multiple of knots[1]
+                                     (matrix products work in tiles), in the quadratic to one of
+                                     knots[2] (attention is done for few lengths). g carries the
+                                     floor of launch-bound chunks as well.
 """
 
 from math import ceil, inf, isfinite
@@ -27,13 +26,12 @@ QUADRATIC = 'quadratic'
 AFFINE = 'affine'
 CONSTANT = 'constant'
 PIECEWISE = 'piecewise'
-SPLIT = 'split'
 CHUNKED = 'chunked'
-N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1, SPLIT: 4}
+N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
 N_HEAD = 2          # coefficients of CHUNKED before those of g
 MOST = 1e6          # seconds of a coefficient, or times the law: sums of more could overflow
 MOST_TOKENS = 2**31 - 1
-KNOTS_HEAD = 3      # and knots: tokens of a chunk, of a stair, and up to which prompts are padded
+KNOTS_HEAD = 4      # and knots: tokens of a chunk, of a stair, of one of attention, padded up to
 
 Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
 Numbers = tuple[float, ...]
@@ -53,17 +51,16 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'coefficients {coefficients} are not all finite and >= 0'
     if max(coefficients) > MOST:
         return f'coefficient {max(coefficients):g} exceeds {MOST:g} s'
-    needed = int(form == SPLIT)
-    if form in N_COEFFICIENTS and len(knots) != needed:
-        return f'{len(knots)} knots, {form} needs {needed}'
+    if form in N_COEFFICIENTS and knots:
+        return f'{len(knots)} knots, {form} needs none'
     if not all(abs(knot) <= MOST_TOKENS for knot in knots) or not _ascending(places, by=1.0):
         return f'knots {knots} are not ascending, each by a token at least'
     if form in N_COEFFICIENTS:
         return ''
-    if form == CHUNKED and min(knots[:2]) < 1.0:
-        return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g}'
-    if form == CHUNKED and knots[2] > places[-1]:
-        return f'prompts are padded up to {knots[2]:g} tokens, the last knot is {places[-1]:g}'
+    if form == CHUNKED and min(knots[:3]) < 1.0:
+        return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g} and {knots[2]:g}'
+    if form == CHUNKED and knots[3] > places[-1]:
+        return f'prompts are padded up to {knots[3]:g} tokens, the last knot is {places[-1]:g}'
     return '' if _ascending(values) else 'values at the knots decrease'
 
 
@@ -73,9 +70,6 @@ def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece
         return _lines(knots[KNOTS_HEAD:], coefficients[N_HEAD:])
     if form == PIECEWISE:
         return _lines(knots, coefficients)
-    if form == SPLIT:
-        p, q, r, s = coefficients
-        return ((-inf, 0.0, p, q), (knots[0], 0.0, r, s))
     a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]
     return ((-inf, a, b, c),)
 
@@ -94,11 +88,12 @@ def value_at(pieces: tuple[Piece, ...], n_tokens: float) -> float:
     return (a * n_tokens + b) * n_tokens + c
 
 
-def rounded_up(knots: Numbers, n_tokens: float) -> float:
-    """Return the tokens that a chunk of ``n_tokens`` computes, by the knots of CHUNKED."""
-    if n_tokens <= knots[2]:
-        return next(knot for knot in knots[KNOTS_HEAD:] if knot >= n_tokens)
-    return ceil(n_tokens / knots[1]) * knots[1]
+def rounded_up(knots: Numbers, n_tokens: float) -> tuple[float, float]:
+    """Return what a chunk of ``n_tokens`` computes by the knots of CHUNKED: products, attention."""
+    if n_tokens <= knots[3]:
+        padded = next(knot for knot in knots[KNOTS_HEAD:] if knot >= n_tokens)
+        return padded, padded
+    return ceil(n_tokens / knots[1]) * knots[1], ceil(n_tokens / knots[2]) * knots[2]
 
 
 def full_chunks(chunk: float, n_tokens: float) -> int:

@@ -22,11 +22,11 @@ from typing import Any
 
 from timebill_ros.time_estimator.forms import (
     AFFINE, CHUNKED, CONSTANT, fault, full_chunks, MOST, N_HEAD, Piece, piece_at, PIECEWISE,
-    polynomials, QUADRATIC, rounded_up, SPLIT, value_at)
+    polynomials, QUADRATIC, rounded_up, value_at)
 
 __all__ = [
     'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
-    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT', 'SPLIT']
+    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
 
 PREFILL = 'prefill'            # of the prompt's length
 DECODE_STEP = 'decode_step'    # of the mean tokens in the KV cache per sequence, before the step
@@ -42,16 +42,12 @@ Name = tuple[str, str, int]    # law, tier, width
 
 @dataclass(frozen=True)
 class Law:
-    """
-    One fitted law (``msg/TimingLaw``): seconds as a function of tokens.
-
-    It never decreases, but that SPLIT may fall at its knot.
-    """
+    """One fitted law (``msg/TimingLaw``): seconds as a function of tokens; it never decreases."""
 
     law: str                             # one of NAMES
     form: str                            # one of those in ``forms``
     coefficients: tuple[float, ...]      # in the order of the form, none negative
-    knots: tuple[float, ...] = ()        # tokens, ascending; of PIECEWISE, SPLIT and CHUNKED
+    knots: tuple[float, ...] = ()        # tokens, ascending; of PIECEWISE and CHUNKED
     tier: str = ''                       # precision tier it holds for; '' = every tier
     worst_ratio: float = 1.0             # upper quantile of measured / law of single samples
     mape: float = nan                    # mean absolute error / measured, held out; NaN = none
@@ -118,7 +114,7 @@ class Law:
         if self.form == CHUNKED:
             before = full_chunks(self.knots[0], n_tokens) * self.knots[0]
             return 2.0 * self.coefficients[0] * n_tokens + piece_at(
-                self.pieces, rounded_up(self.knots, n_tokens - before))[2]
+                self.pieces, rounded_up(self.knots, n_tokens - before)[0])[2]
         _, a, b, _ = piece_at(self.pieces, n_tokens)
         return 2.0 * a * n_tokens + b
 
@@ -181,12 +177,12 @@ class Law:
         chunk, (a, e) = self.knots[0], self.coefficients[:N_HEAD]
         full = full_chunks(chunk, n_tokens - n_done)
         before = n_done + full * chunk
-        last = rounded_up(self.knots, n_tokens - before)
+        products, attention = rounded_up(self.knots, n_tokens - before)
         fetched = (full + 1) * n_done + chunk * full * (full + 1) / 2.0     # tokens, all chunks
-        seconds = a * ((before + last) ** 2 - n_done ** 2) + e * fetched + value_at(
-            self.pieces, last)
+        seconds = a * ((before + attention) ** 2 - n_done ** 2) + e * fetched + value_at(
+            self.pieces, products)
         if full:
-            seconds += full * value_at(self.pieces, rounded_up(self.knots, chunk))
+            seconds += full * value_at(self.pieces, rounded_up(self.knots, chunk)[0])
         return seconds
 
 

@@ -33,7 +33,7 @@ class Target(Protocol):
     info: ModelInfo
     chunk_tokens: int               # that a prefill computes at once
     padded_lengths: list[int]       # to which short prompts are filled up; [] = they are not
-    scored_from: int                # tokens of a prompt whose prefill leaves less to an eviction
+    attention_stair: int            # attention of longer ones is done for a multiple of so many
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time to prefill the tokens from ``n_done`` on of a prompt of ``n_tokens``."""
@@ -216,7 +216,7 @@ def _fit(target: Target, samples: list[Sample]) -> TimingCoefficients:
     order = {tier: index for index, tier in enumerate(info.tiers)}
     fitted = [
         fit_law(law, samples, tier, width, target.chunk_tokens, target.padded_lengths,
-                target.scored_from if law == laws.EVICT else 0)
+                target.attention_stair)
         for law, tier, width in sorted(names, key=lambda name: (
             laws.NAMES.index(name[0]), order.get(name[1], 0), name[2]))
         if law != laws.COLD]

@@ -32,6 +32,7 @@ from timebill_ros.engine.cuda.nvrtc import compile_cubin
 from timebill_ros.engine.cuda.program import EPILOGUES
 from timebill_ros.engine.cuda.quantize import dequantize
 from timebill_ros.engine.cuda.runner import StepRunner
+from timebill_ros.engine.cuda.step_graphs import StepGraphs
 from timebill_ros.engine.cuda.tiers import build_tier, int4_group, Tier
 from timebill_ros.engine.cuda.tuning import DEFAULT, Limits, Tuning
 from timebill_ros.engine.cuda.variants import sources, Step
@@ -135,7 +136,7 @@ class Bench:
         step = DecodeStep(self.config, self.weights.embed, self.rope, self.cache,
                           self.kernels, tuning, self.limits, **options)
         self.step = step
-        return StepRunner(step, self.tiers, self.cache)
+        return StepRunner(step, StepGraphs(step, self.tiers), self.cache)
 
     def place(self, runner: StepRunner, lengths: Sequence[int],
               sampling: Sampling = Sampling()) -> List[int]:
@@ -382,14 +383,14 @@ def step_table(bench: Bench, tuning: Tuning) -> List[Dict[str, Any]]:
     return table
 
 
-class TimedRunner(StepRunner):
-    """A runner whose graphs hold two events, so that the device's share of a step is known."""
+class TimedGraphs(StepGraphs):
+    """Graphs that hold two events, so that the device's share of a step is known."""
 
-    def __init__(self, *parts: Any, wait: str) -> None:
+    def __init__(self, *parts: Any, how: str) -> None:
         super().__init__(*parts)
         self.marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
-        self.wait = wait
-        self._done = torch.cuda.Event(blocking=wait == 'asleep')
+        self.how = how
+        self._done = torch.cuda.Event(blocking=how == 'asleep')
 
     def _graph(self, tier: str, width: int) -> torch.cuda.CUDAGraph:
         if (tier, width) not in self._graphs:
@@ -408,9 +409,9 @@ class TimedRunner(StepRunner):
             self._step.launch = launch
         return self._graphs[tier, width]
 
-    def _wait(self) -> None:
-        if self.wait == 'as the engine':
-            super()._wait()
+    def wait(self) -> None:
+        if self.how == 'as the engine':
+            super().wait()
         else:
             self._done.synchronize()
 
@@ -436,7 +437,8 @@ def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict
     step = DecodeStep(bench.config, bench.weights.embed, bench.rope, bench.cache, bench.kernels,
                       tuning, bench.limits)
     bench.step = step
-    runner = TimedRunner(step, bench.tiers, bench.cache, wait=wait)
+    graphs = TimedGraphs(step, bench.tiers, how=wait)
+    runner = StepRunner(step, graphs, bench.cache)
     slots, state, times = bench.place(runner, [2048]), step.state, []
     gc.collect()
     gc.disable()
@@ -447,7 +449,7 @@ def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict
         runner.collect()
         ended_ns = time.perf_counter_ns()
         if number >= 0:
-            device_ms = runner.marks[0].elapsed_time(runner.marks[1])
+            device_ms = graphs.marks[0].elapsed_time(graphs.marks[1])
             times.append(((ended_ns - began_ns) / 1e6, device_ms, (launched_ns - began_ns) / 1e6))
         bench.cache.length[0] = bench.cache.position[0] = 2048
         state.lengths[0] = 2048

@@ -77,7 +77,8 @@ def play(rng: random.Random) -> tuple[VirtualServer, list[Ask]]:
     slow = rng.choice((1.0, WORST))
     server = VirtualServer(
         rng.choice(PLANNINGS), n_slots=rng.choice((1, 2, 4)), chunk_tokens=128,
-        factor=lambda law, width: WORST if slow > 1.0 else rng.uniform(0.2, WORST))
+        factor=lambda law, width: WORST if slow > 1.0 else rng.uniform(0.2, WORST),
+        beside=rng.choice((0.0, 0.5, 0.9)))
     asks = list(scenario(rng))
     for ask in asks:
         server.clock.at(

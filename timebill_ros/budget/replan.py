@@ -132,8 +132,8 @@ def _situation(state: RunState, factor: float, window: int) -> Situation:
     return Situation(
         inputs.n_prompt, state.n_kept, done, n_worst, inputs.cap, inputs.budget_left_s,
         inputs.alpha_max, given_longer_than(inputs.quantiles, done), inputs.may_trade,
-        inputs.may_cap, evicted=True, n_paid=done, slowdown=state.slowdown, width=inputs.width,
-        window=window)
+        inputs.may_cap, evicted=state.n_kept < inputs.n_prompt, n_paid=done,
+        slowdown=state.slowdown, width=inputs.width, window=window)
 
 
 def _better_tier(at: Situation, state: RunState, planning: Planning) -> Replanned | None:

@@ -28,9 +28,9 @@ class PlanWatch:
         self.beyond_worst = max(1.0, self._pace.slowest * expected_s / worst_s)
 
     def is_due(self, n_generated: int, cap: int, late: bool) -> bool:
-        """Tell whether to look again: every few steps, once late, and before the last token."""
+        """Tell whether to look again: every few steps, once late, and near the cap."""
         turned, self._was_late = late and not self._was_late, late
-        return turned or n_generated % REPLAN_STEPS == 0 or n_generated == cap - 1
+        return turned or n_generated % REPLAN_STEPS == 0 or n_generated >= cap - 1
 
     def tokens_left(
             self, inputs: PlanInputs, plan: Plan, n_generated: int, n_kept: int) -> int:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: a loaded model that prefills, evicts and decodes sequences, for one thread."""
 
+from array import array
 from dataclasses import replace
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -50,7 +51,6 @@ class Engine:
         self._codec = model.codec
         self._scale = float(config.head_dim ** -0.5)
         self._tapped = load.tap_layer > 0
-        self.scored_from = model.max_context + 1
         self.chunk_tokens = prefill_chunk(load.prefill_chunk, device)
         if not 0 <= load.tap_layer <= config.n_layers:
             raise ModelError(f'tap_layer {load.tap_layer} is not one of the {config.n_layers} '
@@ -76,6 +76,8 @@ class Engine:
             if device.type == 'cuda' and capacity > SNAPKV_WINDOW:
                 # takes the memory that scores of any prompt are made in
                 prompt_scores(self._windows[0], self._cache.k[:, 0], self._scale)
+        self._ids = torch.zeros(
+            (slots, capacity), dtype=torch.long, pin_memory=device.type == 'cuda')
         self._free_slots = list(range(slots))[::-1]
         self._newest_slots: List[int] = []          # of the newest decode step, by row
         self.notes = [*model.notes, *notes]
@@ -134,8 +136,14 @@ class Engine:
         return torch.cuda.memory_reserved(self.device) if self.device.type == 'cuda' else 0
 
     def check_device(self) -> None:
-        """Raise if the accelerator is out of order: a failed kernel leaves it useless."""
-        if self.device.type == 'cuda':
+        """
+        Raise if the accelerator is out of order: a failed kernel leaves it useless.
+
+        What is under way is waited for, but a step that went ahead is not.
+        """
+        if self.ahead:
+            torch.cuda.current_stream(self.device).query()
+        elif self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
     def tokenize(self, messages: List[Turn], limit: int = 0) -> List[int]:
@@ -180,7 +188,8 @@ class Engine:
         if len(ids) + 1 > limit:
             raise PromptTooLong(f'the prompt has {len(ids)} tokens; with one token of answer it '
                                 f'exceeds the context of {limit} tokens')
-        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
+        prompt = torch.frombuffer(array('q', ids), dtype=torch.long)
+        if int(prompt.min()) < 0 or int(prompt.max()) >= self.info.vocab_size:
             raise EngineError(f'the prompt has a token that the model has no embedding for: it '
                               f'knows {self.info.vocab_size}')
         capacity = max(len(ids) + 1, min(capacity, limit))
@@ -193,11 +202,21 @@ class Engine:
         self._memory.hold(slot, capacity)
         self._free_slots.remove(slot)
         self._cache.reset(slot)
-        return Sequence(slot, list(ids), capacity, sampler, self._windows[slot])
+        return Sequence(
+            slot, list(ids), capacity, sampler, self._windows[slot],
+            self._ids[slot, :len(ids)].copy_(prompt), choose_first=self._choose_first)
 
-    def settle(self) -> None:
-        """Wait for what is on its way to the device ahead of the call that takes its result."""
-        self._prefill.settle()
+    @torch.inference_mode()
+    def begin_prefill(self, seq: Sequence) -> None:
+        """Let a GPU begin with a prompt that ``prefill_chunk`` is called for next, if it can."""
+        with out_of_memory_as_ours('prefill', self.device):
+            if self._is_alone:
+                self._prefill.begin(seq)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Tell whether one sequence is open, so that nothing comes between its calls."""
+        return len(self._free_slots) == self._cache.n_slots - 1
 
     @torch.inference_mode()
     def prefill_chunk(self, seq: Sequence) -> bool:
@@ -210,8 +229,7 @@ class Engine:
         if seq.prefill_done:
             return True
         with out_of_memory_as_ours('prefill', self.device):
-            alone = len(self._free_slots) == self._cache.n_slots - 1
-            seq.n_prefilled += self._prefill.advance(seq, alone)
+            seq.n_prefilled += self._prefill.advance(seq, self._is_alone)
             seq.kept = seq.n_prefilled
             self._memory.wrote(seq.slot, seq.n_prefilled)
         return seq.prefill_done
@@ -247,8 +265,16 @@ class Engine:
         token = seq.sampler.choose(seq.logits)
         seq.logits = None
         seq.tokens.append(token)
-        self._steps.begin(seq)
+        if not seq.begun:
+            self._steps.begin(seq)
         return token
+
+    def _choose_first(self, seq: Sequence) -> None:
+        """Have the device choose the first token and prepare for the next, if nothing must wait."""
+        assert seq.logits is not None
+        token = seq.sampler.begin(seq.logits, seq.ids.to(self.device, non_blocking=True))
+        if token is not None:
+            self._steps.begin(seq, token)
 
     def prompt_state(self, seq: Sequence) -> Optional[Tensor]:
         """
@@ -261,6 +287,7 @@ class Engine:
 
     def newest_state(self, seq: Sequence) -> Optional[Tensor]:
         """Return the same at the token that the newest decode step took in, if it took ``seq``."""
+        self._check_newest()
         tap = self._steps.tap
         if not self._tapped or tap is None or seq.slot not in self._newest_slots:
             return None
@@ -272,11 +299,13 @@ class Engine:
 
         On CUDA the repetition penalty is in them, so that a measurement switches it off.
         """
+        self._check_newest()
         return self._steps.logits[self._newest_slots.index(seq.slot)]
 
     def rewind(self, seq: Sequence) -> None:
         """Forget the response in the cache; evictions stay. ``force`` says how it goes on."""
         _check_open(seq)
+        self.settle()
         self._cache.length[seq.slot] = seq.kept
         self._cache.position[seq.slot] = seq.n_prompt
         self._steps.moved(seq.slot)
@@ -284,6 +313,7 @@ class Engine:
     def force(self, seq: Sequence, token: int) -> None:
         """Have the next step take in ``token``, whatever was chosen; for measuring."""
         _check_open(seq)
+        self.settle()
         seq.tokens[:] = [token]
         seq.begun = False
 
@@ -302,6 +332,7 @@ class Engine:
         n_kept = kept_tokens(seq.n_prompt, alpha)
         if n_kept >= seq.kept:
             return seq.kept
+        self.settle()
         with out_of_memory_as_ours('eviction', self.device):
             scores = self._prompt_scores(seq)
             seq.scores = self._prefill.eviction.keep(self._cache, seq.slot, scores, n_kept)
@@ -318,11 +349,15 @@ class Engine:
         return seq.scores
 
     @torch.inference_mode()
-    def decode_step(self, seqs: List[Sequence], tier: str = '') -> List[int]:
+    def decode_step(self, seqs: List[Sequence], tier: str = '',
+                    goes_on: Callable[[], bool] = lambda: False) -> List[int]:
         """
         Run the newest token of each sequence in one forward pass and choose the next ones.
 
-        ``tier`` is one of ``info.tiers`` ('' = the first) and may be another one at every step.
+        ``tier`` is one of ``info.tiers`` ('' = the first) and may be another one at every step. If
+        the same step is likely to be asked for next, as ``goes_on`` says when this one's tokens are
+        there, a device that works by itself begins with it at once, while the caller looks at the
+        tokens (``ahead``). Any other call for these sequences has that undone first.
         """
         for seq in seqs:
             _check_open(seq)
@@ -330,13 +365,42 @@ class Engine:
                 raise EngineError('decode_step comes after next_token')
             if seq.n_prompt + len(seq.tokens) >= seq.capacity:
                 raise EngineError(f'the sequence is at its capacity of {seq.capacity} tokens')
+        if not self.is_ahead(seqs, tier):
+            self.settle()
         with out_of_memory_as_ours('decode step', self.device):
             chosen = self._steps.step(seqs, tier)
+            if not any(token in self._end_ids for token in chosen) and all(
+                    seq.n_prompt + len(seq.tokens) + 1 < seq.capacity for seq in seqs
+            ) and goes_on():
+                self._steps.go_ahead(seqs, tier)
         self._newest_slots = [seq.slot for seq in seqs]
         for seq, token in zip(seqs, chosen):
             seq.tokens.append(token)
             self._memory.wrote(seq.slot, self._cache.length[seq.slot])
         return chosen
+
+    @property
+    def ahead(self) -> bool:
+        """Tell whether a decode step is under way that nobody has asked for yet."""
+        return self._steps.ahead
+
+    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+        """Tell whether that is this step."""
+        return self._steps.is_ahead(seqs, tier)
+
+    def settle(self) -> None:
+        """
+        Wait for what went ahead of the call that takes its result: other work comes first.
+
+        A decode step is undone, since the next one will not be the same.
+        """
+        self._prefill.settle()
+        self._steps.settle()
+
+    def _check_newest(self) -> None:
+        """Raise if a step that went ahead writes where the newest one has left its results."""
+        if self.ahead:
+            raise EngineError('the newest step has been overtaken by one that went ahead')
 
     def close(self, seq: Sequence) -> None:
         """Give the sequence's slot back; may be called twice, and after any error."""

@@ -10,6 +10,7 @@ from typing import List, Optional, TYPE_CHECKING
 from timebill_ros.budget.quantiles import PROBABILITIES, Quantiles
 from timebill_ros.length_predictor.device_probe import DeviceProbe, Pending
 from timebill_ros.length_predictor.shortening import prompt_tokens_that_fit, shorten
+from timebill_ros.query import NS_PER_S
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from timebill_ros.time_estimator.estimator import TimeEstimator
 
 REFINE_STEPS = 16       # decode steps between two refinements
-_NS = 1_000_000_000
 
 
 class LengthForecast:
@@ -96,7 +96,7 @@ class LengthForecast:
             state = self._engine.prompt_state(sequence) if predictor.state_layer else None
             self._take(
                 predictor.predict(self._given, None if state is None else state.cpu().numpy()))
-        self.seconds = (time.perf_counter_ns() - began_ns) / _NS
+        self.seconds = (time.perf_counter_ns() - began_ns) / NS_PER_S
 
     def _take(self, said: 'LengthDistribution') -> None:
         self._predicted = True
@@ -114,8 +114,12 @@ class LengthForecast:
             return
         if self.n_left > 1:
             self.n_left -= 1
-        if n_generated > 1 and (n_generated - 1) % REFINE_STEPS == 0:
+        if self.is_due(n_generated):
             self.look_again(sequence, n_generated)
+
+    def is_due(self, n_generated: int) -> bool:
+        """Tell whether it is time to look again, with so many tokens generated."""
+        return self._refines and n_generated > 1 and (n_generated - 1) % REFINE_STEPS == 0
 
     def look_again(self, sequence: 'Sequence', n_generated: int) -> None:
         """

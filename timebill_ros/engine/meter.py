@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the profiler measures with: queries and the engine's calls, timed, on made-up prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import time
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.sequence import Sequence
+from timebill_ros.engine.shared_step import StepClock
 from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.messages import ModelInfo
 from timebill_ros.query import Sampling, Turn
@@ -37,7 +38,7 @@ class EngineMeter:
         self.info = engine.info
         self.chunk_tokens = engine.prefill_tokens
         self.padded_lengths = engine.padded_lengths
-        self.scored_from = engine.scored_from
+        self.attention_stair = engine.attention_stair
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = _any_planning(engine.info, engine.info.tiers)
@@ -143,11 +144,15 @@ class _Assumed:
     def __init__(self, engine: Engine) -> None:
         """Hand everything else on to ``engine``."""
         self._engine = engine
+        self._clock = StepClock(time.perf_counter_ns)
         self.step_s: dict[int, list[float]] = {}    # by number of sequences
 
     def __getattr__(self, name: str) -> Any:
         """Return what the engine has of this name."""
         return getattr(self._engine, name)
+
+    def begin_prefill(self, sequence: Sequence) -> None:
+        """Begin with nothing."""
 
     def prefill_chunk(self, sequence: Sequence) -> bool:
         """Take the whole prompt as prefilled."""
@@ -160,12 +165,11 @@ class _Assumed:
         sequence.tokens.append(sequence.prompt[-1])
         return sequence.prompt[-1]
 
-    def decode_step(self, sequences: list[Sequence], tier: str) -> list[int]:
+    def decode_step(
+            self, sequences: list[Sequence], tier: str, goes_on: Callable[[], bool]) -> list[int]:
         """Take a step, and note its time."""
-        began_s = time.perf_counter()
-        tokens = self._engine.decode_step(sequences, tier)
-        took_s = time.perf_counter() - began_s
-        self.step_s.setdefault(len(sequences), []).append(took_s)
+        tokens, step_s = self._clock.step(self._engine, sequences, tier, goes_on)
+        self.step_s.setdefault(len(sequences), []).append(step_s)
         return tokens
 
 

@@ -16,18 +16,17 @@ from timebill_ros.engine import endings
 from timebill_ros.engine.errors import OutOfMemory
 from timebill_ros.engine.length_forecast import LengthForecast
 from timebill_ros.engine.response import Response
-from timebill_ros.engine.shared_step import decode_together
+from timebill_ros.engine.shared_step import decode_together, StepClock
 from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
-    Admission, Ending, FinishReason, Overrun, Query, QueryTiming, Stage)
+    Admission, Ending, FinishReason, NS_PER_S, Overrun, Query, QueryTiming, Stage)
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
     from timebill_ros.engine.sequence import Sequence
 
 Message = Union[Progress, Planned, Finished]
-_NS = 1_000_000_000
 # A query at risk is so until it is predicted to leave this share of the time left over.
 _RISK_CLEARS = 0.05
 _LOG = logging.getLogger(__name__)
@@ -82,6 +81,7 @@ class QueryRun:
         self._cap = cap
         self._planning = planning
         self.clock = clock
+        self.step_clock = StepClock(clock)
         self._room = room or self._all_room
         self._tiers = tiers_to_plan(planning, engine.info.tiers, query.min_tier)
         self._record = TimingRecord(query, len(prompt_ids), cap, tokenize_s, planning)
@@ -91,6 +91,7 @@ class QueryRun:
         self._width = 1                                 # of its latest decode step
         self._tier = ''                                 # likewise
         self._prefill_s = 0.0
+        self._hidden_s = 0.0    # beside the model, while a step that went ahead was under way
         self._dropped = False
         self._watch = PlanWatch(planning)
         self._forecast = LengthForecast(engine, prompt_ids, cap, planning.estimator)
@@ -146,12 +147,31 @@ class QueryRun:
         """
         Count what it took to send its messages and to choose its turn.
 
-        Until the first token that is the prefill's: it grows with the number of its slices.
+        Until the first token that is the prefill's: it grows with the number of its slices. While a
+        decode step that went ahead is under way it takes no time, unless that step is undone.
         """
         if self.plan is None:
             self._prefill_s += seconds
+        elif self.engine.ahead:
+            self._hidden_s += seconds
         else:
             self._record.beside_the_model(seconds)
+
+    def settled(self, waited_s: float) -> None:
+        """Count what a step has hidden that was undone, and how long that took."""
+        self.told(self._hidden_s + waited_s)
+        self._hidden_s = 0.0
+
+    @property
+    def steps_again(self) -> bool:
+        """
+        Tell whether, as it looks, another decode step follows the one that is being done.
+
+        Not before the state that this one leaves behind was looked at.
+        """
+        n_generated = self.timing.n_generated + 1
+        return not (self._dropped or n_generated >= self.made.cap
+                    or self._forecast.is_due(n_generated))
 
     def drop(self) -> None:
         """Have the query ended before its next unit: the node has ended it."""
@@ -163,26 +183,20 @@ class QueryRun:
             return []
         return [self._end(endings.DROPPED)] if self._dropped else self._missed()
 
-    def end_in_time(self, unit_ns: int) -> list[Message]:
+    def end_in_time(self, unit_ns: int, is_step: bool) -> list[Message]:
         """
         End what we may cut short if there is no more time for that after another unit of work.
 
         A soft landing, or the planned cap of ``joint``: its last word on how much fits is the
-        clock's. ``unit_ns`` is the unit's worst case by the laws; it counts as longer where the
-        newest steps were. Returns what to send.
+        clock's. ``unit_ns`` is the unit's worst case by the laws; that of a step counts as longer
+        where the newest steps were. Returns what to send.
         """
-        ahead_ns = 0        # what was promised by the laws may be whole at the last moment
-        if not self._keeps_promise:
+        if is_step and not self._keeps_promise:
             unit_ns = round(self._watch.beyond_worst * unit_ns)
-            ahead_ns = self.query.handover_ns
-        if self.done or self.clock() + unit_ns + ahead_ns <= self.query.plan_deadline_ns:
+        if self.done or self.clock() + unit_ns + self._ahead_ns <= self.query.plan_deadline_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
-            now_ns = self.clock()
-            if now_ns >= self.query.plan_deadline_ns:
-                return []
-            self._response.finish()
-            return [self._end(endings.answered(self.query, FinishReason.PLANNED_CAP, now_ns))]
+            return self._end_capped()
         return self._land(0)
 
     def advance(self) -> list[Message]:
@@ -217,7 +231,7 @@ class QueryRun:
             messages = self._prefill_chunk(self._sequence)
         else:
             messages = self._evict()
-        self.told((self.clock() - began_ns) / _NS - (self._model_s - before_s))
+        self.told((self.clock() - began_ns) / NS_PER_S - (self._model_s - before_s))
         return messages
 
     @property
@@ -232,7 +246,8 @@ class QueryRun:
         self._sequence = self.engine.open_sequence(
             self._prompt_ids, len(self._prompt_ids) + self._cap, self.query.sampling)
         self._forecast.begin(self._sequence)
-        self._prefill_s += (self.clock() - now_ns) / _NS       # it grows with the prompt
+        self.engine.begin_prefill(self._sequence)       # while its turn is reported
+        self._prefill_s += (self.clock() - now_ns) / NS_PER_S       # it grows with the prompt
         self.next_unit = Unit.PREFILL
         return [self._progress(Stage.PREFILL, '', self._rest_in_prefill_s())]
 
@@ -241,7 +256,7 @@ class QueryRun:
         done = self.engine.prefill_chunk(sequence)
         token = self.engine.next_token(sequence) if done else -1
         now_ns = self.clock()
-        took_s = (now_ns - began_ns) / _NS
+        took_s = (now_ns - began_ns) / NS_PER_S
         whole = sequence.n_prefilled > self.n_prefilled     # a chunk can take several calls
         self.chunk_spent_s = 0.0 if whole else self.chunk_spent_s + took_s
         self.n_prefilled = sequence.n_prefilled
@@ -249,7 +264,7 @@ class QueryRun:
         if not done:
             # within a chunk nothing new is known, and there may be fifty slices
             rest_s = self._rest_in_prefill_s() if whole else max(
-                0.0, (self.latest_end_ns - now_ns) / _NS)
+                0.0, (self.latest_end_ns - now_ns) / NS_PER_S)
             return [self._progress(Stage.PREFILL, '', rest_s)]
         self._record.prefilled(self._prefill_s)
         if self._forecast.name:
@@ -263,12 +278,13 @@ class QueryRun:
         self._record.planned(made, now_ns)
         self._n_promised = made.n_worst
         self._hopeless = not made.feasible
-        return [Planned(self.query_id, self._record.timing), *self._take(token)]
+        return [Planned(self.query_id, self._record.timing), *self._take(token),
+                *self._end_at_cap()]
 
     def _evict(self) -> list[Message]:
         began_ns = self.clock()
         n_kept = self.engine.evict(self.sequence, self.made.alpha)
-        self._record.evicted(n_kept, (self.clock() - began_ns) / _NS)
+        self._record.evicted(n_kept, (self.clock() - began_ns) / NS_PER_S)
         self.next_unit = Unit.STEP
         return [self._progress(Stage.DECODE, '', self._rest_in_decode_s())]
 
@@ -282,13 +298,14 @@ class QueryRun:
         """
         if self._tier and tier not in (self._tier, self.made.tier):
             self._record.changed(self.clock(), 'tier', self._tier, tier, 'shared step')
-        self._tier, self._width = tier, width
+        self._tier, self._width, self._hidden_s = tier, width, 0.0
         self._record.step(step_s, tier, width, n_cached)
         self._watch.stepped(step_s, tier, width, n_cached)
         messages = self._take(token) + self._missed()
         if not self.done:
             self._forecast.refine(self.sequence, self.timing.n_generated)
             self._replan()
+            messages += self._end_at_cap()
         return messages
 
     def _replan(self) -> None:
@@ -328,7 +345,7 @@ class QueryRun:
         """Take a token that came out; the query ends with it or goes on."""
         self._last_token_ns = self.clock()
         self._record.token(self._last_token_ns)
-        text, reason = self._response.take(token, self.made.cap)
+        text, reason = self._response.take(token)
         if reason is FinishReason.NONE:
             return [self._progress(Stage.DECODE, text, self._rest_in_decode_s()),
                     *self._land_if_wise()]
@@ -340,13 +357,27 @@ class QueryRun:
             self._progress(Stage.DECODE, text, 0.0),
             self._end(endings.answered(self.query, reason, now_ns))]
 
+    def _end_at_cap(self) -> list[Message]:
+        """End an answer that is as long as planned, now that it was looked at once more."""
+        if self.done or not self.timing.n_generated >= self.made.cap < self._cap:
+            return []
+        return self._end_capped()
+
+    def _end_capped(self) -> list[Message]:
+        now_ns = self.clock()
+        if now_ns >= self.query.plan_deadline_ns:
+            return []       # what is reported is the miss
+        text = self._response.finish()
+        return [
+            self._progress(Stage.DECODE, text, 0.0),
+            self._end(endings.answered(self.query, FinishReason.PLANNED_CAP, now_ns))]
+
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
         if (self.query.overrun != Overrun.SOFT_LANDING or self._keeps_promise
-                or self.latest_end_ns <= self.query.plan_deadline_ns - self.query.handover_ns):
+                or self.latest_end_ns <= self.query.plan_deadline_ns - self._ahead_ns):
             return []
-        timing = self.timing
-        inputs = self._plan_inputs(self.clock() + self.query.handover_ns)
+        timing, inputs = self.timing, self._plan_inputs(self.clock())
         return self._land(self._watch.tokens_left(
             inputs, self.made, timing.n_generated, timing.n_kept))
 
@@ -378,8 +409,8 @@ class QueryRun:
 
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
         now_ns = self.clock()
-        self.latest_end_ns = now_ns + round(rest_s * _NS)
-        self._at_risk = self._is_at_risk(rest_s, (self.query.plan_deadline_ns - now_ns) / _NS)
+        self.latest_end_ns = now_ns + round(rest_s * NS_PER_S)
+        self._at_risk = self._is_at_risk(rest_s, (self.query.plan_deadline_ns - now_ns) / NS_PER_S)
         if self._at_risk:
             self._record.at_risk()
         if self.query.overrun_ns and now_ns >= self.query.plan_deadline_ns:
@@ -398,7 +429,7 @@ class QueryRun:
         return rest_s > room_s
 
     def _rest_in_prefill_s(self) -> float:
-        chunk_began_ns = self.clock() - round(self.chunk_spent_s * _NS)
+        chunk_began_ns = self.clock() - round(self.chunk_spent_s * NS_PER_S)
         rest_s = rest_in_prefill_s(
             self._planning, self._plan_inputs(chunk_began_ns), self.n_prefilled)
         return max(0.0, rest_s - self.chunk_spent_s)
@@ -425,6 +456,12 @@ class QueryRun:
         return self.query.admission == Admission.GUARANTEED
 
     @property
+    def _ahead_ns(self) -> int:
+        """How long before the deadline it has to have ended, for its way to the client."""
+        # what was promised by the laws may be whole at the last moment
+        return 0 if self._keeps_promise else self.query.handover_ns
+
+    @property
     def _keeps_promise(self) -> bool:
         """Tell whether it was promised whole, and is no longer than that was counted with."""
         return self._promised and not self.outgrown
@@ -433,12 +470,13 @@ class QueryRun:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
-            budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
+            budget_left_s=room.budget_s - self._ahead_ns / NS_PER_S, width=room.width,
+            tiers=self._tiers,
             may_trade=not self._promised, may_cap=self._may_cap,
             n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 
     def _all_room(self, now_ns: int) -> Room:
-        return Room((self.query.plan_deadline_ns - now_ns) / _NS, 1)
+        return Room((self.query.plan_deadline_ns - now_ns) / NS_PER_S, 1)
 
 
 def tiers_to_plan(planning: Planning, tiers: list[str], min_tier: str) -> tuple[str, ...]:

@@ -26,6 +26,9 @@ class Prefill(Protocol):
     padded_lengths: List[int]       # to which short prompts are filled up, ascending
     attention_stair: int            # attention of longer ones is done for a multiple of so many
 
+    def begin(self, seq: Sequence) -> None:
+        """Put a first piece of work on its way where that needs no waiting; ``advance`` follows."""
+
     def advance(self, seq: Sequence, alone: bool = False) -> int:
         """
         Do a piece of work that may not be interrupted, and wait for it.
@@ -53,6 +56,9 @@ class PlainPrefill:
         self._device = device
         self.eviction: Eviction = PlainEviction()
 
+    def begin(self, seq: Sequence) -> None:
+        """Nothing can be on its way between two calls."""
+
     def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next chunk, as ``Prefill`` says."""
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
@@ -66,7 +72,7 @@ class PlainPrefill:
         return len(ids)
 
     def settle(self) -> None:
-        """Nothing is on its way between two calls."""
+        """Nothing can be on its way between two calls."""
 
 
 class PrefillRoom(NamedTuple):

@@ -28,18 +28,20 @@ class Response:
         """The whole of it so far."""
         return self._stream.text if self._landed is None else self._landed
 
-    def take(self, token: int, planned_cap: int) -> tuple[str, FinishReason]:
-        """Take a token; returns the text that it adds, and why the response ends (NONE = not)."""
+    def take(self, token: int) -> tuple[str, FinishReason]:
+        """
+        Take a token; returns the text that it adds, and why the response ends (NONE = not).
+
+        What was planned plays no part: that an answer is cut short is for the clock to say.
+        """
         self._n_tokens += 1
         if token in self._end_ids:
             return '', FinishReason.END_TOKEN
         text = self._stream.push(token)
         if self._stream.stopped:
             return text, FinishReason.STOP_STRING
-        if self._n_tokens < planned_cap:
+        if self._n_tokens < self._cap:
             return text, FinishReason.NONE
-        if planned_cap < self._cap:
-            return text, FinishReason.PLANNED_CAP
         clients = self._query.cap_is_clients and self._cap == self._query.max_new_tokens
         return text, FinishReason.CLIENT_CAP if clients else FinishReason.SERVER_CAP
 

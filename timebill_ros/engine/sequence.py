@@ -20,6 +20,7 @@ class Sequence:
     capacity: int                            # tokens it may reach, prompt and response
     sampler: Sampler
     window: QueryWindow                      # queries for SnapKV
+    ids: Tensor                              # the prompt again, int64 on the host, pinned for CUDA
     n_prefilled: int = 0                     # prompt tokens done
     under_way: Any = None                    # of a chunk that takes several calls; the prefill's
     kept: int = 0                            # prompt positions in the cache
@@ -28,10 +29,11 @@ class Sequence:
     scores: Optional[Tensor] = None
     logits: Optional[Tensor] = None          # after the prefill, until the first token is chosen
     prompt_state: Optional[Tensor] = None    # float32 [d_model], see ``Engine.prompt_state``
-    # On CUDA: what to do when ``prompt_state``, and when all of the prompt, is on its way to the
-    # device, before the wait for it.
+    # On CUDA: what to do when ``prompt_state``, and when ``logits``, are on their way on the
+    # device, before the wait for them. First of all the first token is chosen.
     state_submitted: Callable[['Sequence'], None] = lambda seq: None
     submitted: Callable[['Sequence'], None] = lambda seq: None
+    choose_first: Callable[['Sequence'], None] = lambda seq: None
     tokens: List[int] = field(default_factory=list)    # the response so far
     begun: bool = False                      # a device that keeps its own state knows of it
     closed: bool = False

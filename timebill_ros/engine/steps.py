@@ -51,14 +51,47 @@ class Steps(Protocol):
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
 
-    def begin(self, seq: Sequence) -> None:
-        """Take note that the first token of a response was chosen; part of the prefill's time."""
+    def begin(self, seq: Sequence, token: Optional[Tensor] = None) -> None:
+        """
+        Take note that the first token of a response was chosen; part of the prefill's time.
+
+        It is the newest of ``seq``, or a ``token`` that is still on its way on the device.
+        """
 
     def moved(self, slot: int) -> None:
         """Take note that a slot's entries have changed: some were evicted."""
 
+    @property
+    def ahead(self) -> bool:
+        """Tell whether a step is under way that nobody has asked for yet."""
 
-class PlainSteps:
+    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+        """Tell whether that is this step."""
+
+    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+        """Start a step like the newest one, for when it is asked for; where that is possible."""
+
+    def settle(self) -> None:
+        """Undo a step that went ahead, as if it had never begun."""
+
+
+class StepsOnDemand:
+    """What steps have in common that only begin when they are asked for."""
+
+    ahead = False
+
+    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+        """Return False: there is none."""
+        return False
+
+    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+        """Start nothing."""
+
+    def settle(self) -> None:
+        """Nothing to do: there is no step that went ahead."""
+
+
+class PlainSteps(StepsOnDemand):
     """Steps through the decoder's tensor code, in the precision that the weights are in."""
 
     packed_bytes: Dict[str, int] = {}
@@ -75,7 +108,7 @@ class PlainSteps:
         """Return the tap, as ``Steps`` says."""
         return self._decoder.tap
 
-    def begin(self, seq: Sequence) -> None:
+    def begin(self, seq: Sequence, token: Optional[Tensor] = None) -> None:
         """Nothing to do: the first token is read from the sequence."""
 
     def moved(self, slot: int) -> None:
@@ -97,6 +130,7 @@ class GraphSteps:
         """Take the runner of the graphs."""
         self.tiers = runner.tiers
         self._runner = runner
+        self._ahead: Optional[Tuple[List[Sequence], str]] = None
 
     @property
     def tap(self) -> Optional[Tensor]:
@@ -108,9 +142,10 @@ class GraphSteps:
         """Return the logits, as ``Steps`` says."""
         return self._runner.logits
 
-    def begin(self, seq: Sequence) -> None:
+    def begin(self, seq: Sequence, token: Optional[Tensor] = None) -> None:
         """Tell the device where the response starts, and what it has seen: its whole prompt."""
-        self._runner.start(seq.slot, seq.tokens[0], seq.sampler.sampling, seq.prompt)
+        self._runner.start(seq.slot, seq.tokens[0] if token is None else token,
+                           seq.sampler.sampling, seq.ids)
         seq.begun = True
 
     def moved(self, slot: int) -> None:
@@ -119,13 +154,40 @@ class GraphSteps:
 
     def step(self, seqs: List[Sequence], tier: str) -> List[int]:
         """Run a step, as ``Steps`` says."""
-        for seq in seqs:
-            if not seq.begun:
-                self.begin(seq)
-        chosen = self._runner.step(tier or self.tiers[0], [seq.slot for seq in seqs])
+        if not self.is_ahead(seqs, tier):
+            self.settle()
+            for seq in seqs:
+                if not seq.begun:
+                    self.begin(seq)
+            self._runner.enqueue(tier or self.tiers[0], [seq.slot for seq in seqs])
+        self._ahead = None
+        chosen = self._runner.collect()
         if min(chosen) < 0:
             raise NotFinite
         return chosen
+
+    @property
+    def ahead(self) -> bool:
+        """Tell whether a step went ahead, as ``Steps`` says."""
+        return self._ahead is not None
+
+    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+        """Tell whether this step did; a slot may have another sequence by now."""
+        return self._ahead is not None and self._ahead[1] == tier and (
+            [*map(id, self._ahead[0])] == [*map(id, seqs)])
+
+    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+        """Start a step; the device has all that it takes."""
+        self._runner.enqueue(tier or self.tiers[0], [seq.slot for seq in seqs])
+        self._ahead = list(seqs), tier
+
+    def settle(self) -> None:
+        """Wait for a step that went ahead and undo it, for the sequences that are still open."""
+        if self._ahead is not None:
+            seqs, _ = self._ahead
+            self._ahead = None
+            self._runner.take_back({
+                seq.slot: seq.tokens[-1] for seq in seqs if not seq.closed})
 
 
 def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:

@@ -14,12 +14,10 @@ from timebill_ros.executor.demand import demand_of_running
 from timebill_ros.executor.job import Act, Job, Turn
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Scheduler
-from timebill_ros.query import Ending
+from timebill_ros.query import Ending, NS_PER_S
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
-
-_NS = 1_000_000_000
 
 
 class Dispatcher:
@@ -40,7 +38,7 @@ class Dispatcher:
         self._runs: dict[str, QueryRun] = {}
         self._jobs: dict[str, Job] = {}
         self._worked: list[QueryRun] = []       # in the latest turn
-        self._choosing_s = 0.0                  # what it took to find out whose turn that was
+        self._noting_s = 0.0                    # what it took to note how far they are
 
     def work(self) -> list[Message] | None:
         """
@@ -59,18 +57,38 @@ class Dispatcher:
                 self._worked = []
                 return messages or None
             self._scheduler.begin(turn, self._clock())
-        chosen_ns = self._clock()
+        self._worked = self._runs_of(turn)
+        self._tell((self._clock() - began_ns) / NS_PER_S)
+        self._make_way(turn)
         messages = self._do(turn)
         done_ns = self._clock()
         self._note(turn.jobs)
-        self._choosing_s = (self._clock() - done_ns + chosen_ns - began_ns) / _NS
-        self._worked = [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs]
+        self._worked = self._runs_of(turn)
+        self._noting_s = (self._clock() - done_ns) / NS_PER_S
         return messages
 
     def told(self, seconds: float) -> None:
-        """Count what it took to send what the latest ``work`` returned, and to choose its turn."""
+        """Count what it took to send what the latest ``work`` returned, and to note it."""
+        self._tell(seconds + self._noting_s)
+
+    def _tell(self, seconds: float) -> None:
         for run in self._worked:
-            run.told((seconds + self._choosing_s) / len(self._worked))
+            run.told(seconds / len(self._worked))
+
+    def _runs_of(self, turn: Turn) -> list[QueryRun]:
+        return [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs]
+
+    def _make_way(self, turn: Turn) -> None:
+        """Wait for what went ahead of its turn, which this one is not; a step is undone."""
+        step = self._engine.ahead
+        if self._scheduler.is_under_way(turn) if step else turn.act is not Act.BEGIN:
+            return
+        began_ns = self._clock()
+        self._engine.settle()
+        waited_s = (self._clock() - began_ns) / NS_PER_S
+        for run in self._runs.values():     # to others it is somebody else's turn by now
+            own = run in self._worked if step else run.plan is None
+            run.settled(waited_s if own else 0.0)
 
     def drop(self, query_id: str) -> None:
         """Have a query that runs end before its next unit."""
@@ -107,8 +125,11 @@ class Dispatcher:
 
     def _end_before(self, turn: Turn) -> list[Message]:
         """End those that we cut short in time and could not after this turn's worst case."""
+        now_ns = self._clock()
+        worst_ns = self._scheduler.starts_ns(turn, now_ns) - now_ns + turn.worst_ns
         messages = [
-            each for run in self._runs.values() for each in run.end_in_time(turn.worst_ns)]
+            each for run in self._runs.values()
+            for each in run.end_in_time(worst_ns, turn.act is Act.STEP)]
         if messages:
             self._note(tuple(self._jobs[run.query_id] for run in self._runs.values() if run.done))
         return messages
@@ -116,19 +137,22 @@ class Dispatcher:
     def _do(self, turn: Turn) -> list[Message]:
         if turn.act is Act.STEP:
             return decode_together(
-                [self._runs[job.query_id] for job in turn.jobs if job.query_id in self._runs],
-                turn.tier)
+                self._worked, turn.tier, lambda: self._goes_ahead(turn))
         job, = turn.jobs
         if turn.act is Act.BEGIN:
             self._begin(job)
         run = self._runs.get(job.query_id)      # it may have landed
         return [] if run is None else run.advance()
 
+    def _goes_ahead(self, turn: Turn) -> bool:
+        with self._lock:
+            return self._scheduler.goes_ahead(turn, self._clock())
+
     def _begin(self, job: Job) -> None:
         def room(now_ns: int) -> Room:
             with self._lock:
                 room_ns, width = self._scheduler.room_ns(job, now_ns)
-            return Room(room_ns / _NS, width)
+            return Room(room_ns / NS_PER_S, width)
 
         self._jobs[job.query_id] = job
         run = QueryRun(
@@ -142,6 +166,7 @@ class Dispatcher:
         """Tell the scheduler how far these are."""
         ended = False
         with self._lock:
+            self._scheduler.ended(self._engine.ahead)
             for job in jobs:
                 run = self._runs.get(job.query_id)
                 if run is None:

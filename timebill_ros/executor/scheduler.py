@@ -11,9 +11,9 @@ Pure: the clock is passed in. The rules, in the order of their weight:
 2. *What has begun and still makes it is not made to miss*: a prefill waits, and a query stays out
    of a shared decode step, if one that decodes would likely miss because of it and would not
    without.
-3. *Earliest deadline first* among the rest; who is not likely to make it comes after who is, but
-   for every eighth query that begins. A query that waits is not overtaken by a later deadline
-   because it would harm somebody now.
+3. *Earliest deadline first* among the rest; who is not likely to make it, or gives way so that more
+   others do (``overload``), comes after them, but for every eighth query that begins. A query that
+   waits is not overtaken by a later deadline because it would harm somebody now.
 4. *Prefill before decoding*, so that as many queries as possible share the steps.
 5. *Work conservation*: as long as a query waits or runs the engine is not idle. So nobody starves:
    later arrivals have later deadlines, and the turn of every query comes, or its deadline does.
@@ -24,16 +24,16 @@ from dataclasses import replace
 
 from timebill_ros.executor.demand import Demand, Pace
 from timebill_ros.executor.job import Act, infeasible, Job, missed_while_waiting, Turn
+from timebill_ros.executor.overload import giving_way
 from timebill_ros.executor.promises import (
     Certificate, deadline, NO_PROMISES, Promises, Way)
-from timebill_ros.query import Ending, ErrorCode, Outcome
+from timebill_ros.query import Ending, ErrorCode, NS_PER_S, Outcome
 
-_NS = 1_000_000_000
 # A shared step is repeated without a second thought for so long, if nothing happens meanwhile.
 _REPEAT_NS = 10_000_000
 # Every so many queries that begin the earliest deadline does, however unlikely it is to be met.
 _FAIR_EVERY = 8
-_FAR_NS = 100_000 * _NS
+_FAR_NS = 100_000 * NS_PER_S
 
 
 class Scheduler:
@@ -54,9 +54,11 @@ class Scheduler:
         self._running: dict[str, Job] = {}
         self._way = Way.IN_TURN
         self._begun = 0                     # queries so far
-        self._busy_until_ns = 0             # worst case of the unit that is being done
+        self._busy_until_ns = 0             # worst case of what is being done
+        self._under_way: Turn | None = None     # of a step that went ahead of its turn
         self._repeat: Turn | None = None
         self._repeat_until_ns = 0
+        self._ahead_until_ns = 0
 
     # --- the queue
 
@@ -144,13 +146,44 @@ class Scheduler:
 
     def begin(self, turn: Turn, now_ns: int) -> None:
         """Say that the turn that was chosen last begins now."""
-        self._busy_until_ns = now_ns + turn.worst_ns
+        self._busy_until_ns = self.starts_ns(turn, now_ns) + turn.worst_ns
         if turn.act is Act.BEGIN:
             job, = turn.jobs
             del self._waiting[job.query_id]
             self._running[job.query_id] = job
             job.running = True
             self._begun += 1
+
+    def goes_ahead(self, turn: Turn, now_ns: int) -> bool:
+        """
+        Tell whether the step of this turn, which is over, may be begun again before the next turn.
+
+        That will hardly be another one. If it is, the step was done in vain; what the promises
+        leave has room for that, and the step counts as being done from now on.
+        """
+        until_ns = now_ns + turn.worst_ns
+        if (self._repeat is not turn or now_ns >= self._ahead_until_ns
+                or any(job.query.stop_ns < until_ns for job in turn.jobs)):
+            return False
+        self._under_way, self._busy_until_ns = turn, until_ns
+        return True
+
+    def ended(self, ahead: bool) -> None:
+        """Say that a turn is over; ``ahead``: its step has indeed begun again."""
+        if not ahead:
+            self._under_way = None
+
+    def is_under_way(self, turn: Turn) -> bool:
+        """Tell whether the step of this turn went ahead of it."""
+        other = self._under_way
+        return other is not None and turn.act is Act.STEP and (
+            turn is other or (turn.jobs, turn.tier) == (other.jobs, other.tier))
+
+    def starts_ns(self, turn: Turn, now_ns: int) -> int:
+        """Return when a turn can begin at the latest: after a step under way, if not its own."""
+        if self._under_way is None or self.is_under_way(turn):
+            return now_ns
+        return max(now_ns, self._busy_until_ns)
 
     def _decide(self, now_ns: int) -> Turn | None:
         self._repeat = None
@@ -161,7 +194,8 @@ class Scheduler:
                 self._way = certificate.way
                 if turn.act is Act.STEP:
                     self._repeat = turn
-                    self._repeat_until_ns = now_ns + min(_REPEAT_NS, certificate.slack_ns)
+                    self._ahead_until_ns = now_ns + certificate.slack_ns
+                    self._repeat_until_ns = min(now_ns + _REPEAT_NS, self._ahead_until_ns)
                 return turn
         return self._fall_back(promises)
 
@@ -169,13 +203,14 @@ class Scheduler:
         """Return what holds after a turn, should it take its worst case."""
         if not promises.kept:
             return NO_PROMISES
+        ends_ns = self.starts_ns(turn, now_ns) + turn.worst_ns
         after = {job.query_id: job.demand.after_unit() for job in turn.jobs}
         if turn.act is not Act.BEGIN:
-            return promises.check(now_ns + turn.worst_ns, after)
+            return promises.check(ends_ns, after)
         job, = turn.jobs
         job.running = True      # as it would be then
         try:
-            return self._promises().check(now_ns + turn.worst_ns, after)
+            return self._promises().check(ends_ns, after)
         finally:
             job.running = False
 
@@ -220,16 +255,21 @@ class Scheduler:
             return jobs
         if self._begun % _FAIR_EVERY == _FAIR_EVERY - 1:
             return sorted(jobs, key=deadline)
-        return sorted(jobs, key=lambda job: (not self._makes_it(job, now_ns, 1), deadline(job)))
+        later = set[str]()
+        if any(not job.running for job in jobs):
+            everybody = [*self._waiting.values(), *self._running.values()]
+            later = giving_way(everybody, self.n_slots, self.pace, now_ns)
+        return sorted(jobs, key=lambda job: (
+            job.query_id in later or not self._makes_it(job, now_ns, 1), deadline(job)))
 
     def _makes_it(self, job: Job, now_ns: int, width: int, tier: str = '') -> bool:
         likely_ns = self.pace.likely_ns(job.demand, tier or job.demand.tier, width)
-        return now_ns + likely_ns <= job.query.plan_deadline_ns
+        return now_ns + likely_ns <= job.due_ns
 
     def _harms(self, job: Job, decoding: list[Job], now_ns: int) -> bool:
         """Tell whether a decoding query likely misses if ``job`` is prefilled now, and joins."""
         width = len(decoding)
-        later_ns = now_ns + round(job.demand.likely_before_s * _NS)
+        later_ns = now_ns + round(job.demand.likely_before_s * NS_PER_S)
         return any(
             self._makes_it(each, now_ns, width) and not self._makes_it(each, later_ns, width + 1)
             for each in decoding)
@@ -254,10 +294,10 @@ class Scheduler:
 
     def _unit_of(self, job: Job) -> Turn:
         if not job.running:
-            return Turn(Act.BEGIN, (job,), '', round(job.demand.unit_s * _NS))
+            return Turn(Act.BEGIN, (job,), '', round(job.demand.unit_s * NS_PER_S))
         if job.demand.decodes:
             return self._step_of([job])
-        return Turn(Act.ADVANCE, (job,), '', round(job.demand.unit_s * _NS))
+        return Turn(Act.ADVANCE, (job,), '', round(job.demand.unit_s * NS_PER_S))
 
     def _fastest(self, jobs: list[Job]) -> str:
         tiers = self.pace.planning.estimator.tiers
@@ -304,7 +344,7 @@ class Scheduler:
             other = replace(job, query=query)
             return promises.check(start_ns, extra=other).holds
 
-        low, step = job.query.plan_deadline_ns, _NS     # low does not hold
+        low, step = job.query.plan_deadline_ns, NS_PER_S     # low does not hold
         while not holds(low + step):
             step *= 2
             if step > _FAR_NS:
@@ -317,7 +357,7 @@ class Scheduler:
 
     def _hopeless(self, job: Job, now_ns: int) -> Ending | None:
         """Return the ending of a best-effort query for which not even a token fits; else None."""
-        least_ns = round(job.needs.least_s * _NS)
+        least_ns = round(job.needs.least_s * NS_PER_S)
         if job.promised or now_ns + least_ns <= job.query.plan_deadline_ns:
             return None
         return infeasible(job, waiting_ns=now_ns - job.query.arrival_ns)

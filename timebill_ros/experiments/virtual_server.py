@@ -24,11 +24,11 @@ from timebill_ros.executor.dispatcher import Dispatcher
 from timebill_ros.executor.job import Job
 from timebill_ros.executor.messages import Finished
 from timebill_ros.executor.scheduler import Scheduler
-from timebill_ros.query import Query, QueryTiming, Sampling
+from timebill_ros.query import NS_PER_S, Query, QueryTiming, Sampling
 from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import EVICT, REEVICT
 
 END, WORD = 0, 1                    # the tokens that a virtual model knows
-_NS = 1_000_000_000
 Factor = Callable[[str, int], float]    # (law's name, batch width) -> measured / law
 
 
@@ -77,7 +77,7 @@ class _Info:
     max_batch: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
     slot: int
     n_prompt: int
@@ -85,6 +85,7 @@ class _Sequence:
     n_prefilled: int = 0
     n_cached: int = 0
     n_generated: int = 0
+    evicted: bool = False
     closed: bool = False
 
 
@@ -115,10 +116,13 @@ class VirtualEngine:
         self.info = _Info(list(estimator.tiers), n_slots)
         self.chunk_tokens = chunk_tokens
         self.busy_ns = 0
+        self.beside_s = 0.0     # what the newest step has the host do beside the model
         self._clock = clock
         self._estimator = estimator
         self._factor = factor
         self._free = list(range(n_slots))
+        self._ahead: tuple[list[_Sequence], str] | None = None
+        self._ahead_until_ns, self._step_factor = 0, 1.0
 
     @property
     def n_open(self) -> int:
@@ -136,10 +140,14 @@ class VirtualEngine:
         """Take a slot; the first of ``ids`` is the length of the response."""
         return _Sequence(self._free.pop(), len(ids), ids[0])
 
+    def begin_prefill(self, seq: _Sequence) -> None:
+        """Begin when asked to."""
+
     def prefill_chunk(self, seq: _Sequence) -> bool:
         """Let a chunk's time pass."""
         until = min(seq.n_prompt, seq.n_prefilled + self.chunk_tokens)
-        self._pass('prefill', self._estimator.prefill_s(until, False, seq.n_prefilled), 1)
+        seconds = self._estimator.prefill_s(until, False, seq.n_prefilled)
+        self._pass(self._factor('prefill', 1) * seconds)
         seq.n_prefilled = seq.n_cached = until
         return until == seq.n_prompt
 
@@ -152,20 +160,59 @@ class VirtualEngine:
 
     def evict(self, seq: _Sequence, alpha: float) -> int:
         """Let an eviction's time pass."""
-        self._pass('evict', self._estimator.evict_s(seq.n_prompt), 1)
+        law = self._estimator.law(REEVICT if seq.evicted else EVICT)
+        if seq.evicted and law.samples == 0:    # of later ones nothing is known
+            law = self._estimator.law(EVICT)
+        self._pass(self._factor('evict', 1) * law.seconds(seq.n_prompt))
+        seq.evicted = True
         seq.n_cached = kept_tokens(seq.n_prompt, alpha)
         return seq.n_cached
 
-    def decode_step(self, seqs: list[_Sequence], tier: str = '') -> list[int]:
-        """Let a step's time pass, with what is beside the model."""
-        n_cached = sum(seq.n_cached for seq in seqs) / len(seqs)
-        estimator, width = self._estimator, len(seqs)
-        seconds = estimator.decode_s(n_cached, 1, False, tier, width)
-        seconds += width * (estimator.overhead_s(2) - estimator.overhead_s(1))
-        self._pass('decode_step', seconds, width)
+    def decode_step(self, seqs: list[_Sequence], tier: str = '',
+                    goes_on: Callable[[], bool] = lambda: False) -> list[int]:
+        """Let a step's time pass, or what is left of it, and begin with the next if it goes on."""
+        if not self.is_ahead(seqs, tier):
+            self.settle()
+            self._begin(seqs, tier)
+        self.settle()
         for seq in seqs:
             seq.n_cached += 1
-        return [self._token(seq) for seq in seqs]
+        tokens = [self._token(seq) for seq in seqs]
+        estimator, width = self._estimator, len(seqs)
+        self.beside_s = self._step_factor * width * (
+            estimator.overhead_s(2) - estimator.overhead_s(1))
+        if END not in tokens and goes_on():
+            self._begin(seqs, tier)
+        return tokens
+
+    @property
+    def ahead(self) -> bool:
+        """Tell whether a step is under way that nobody has asked for yet."""
+        return self._ahead is not None
+
+    def is_ahead(self, seqs: list[_Sequence], tier: str) -> bool:
+        """Tell whether that is this step."""
+        return self._ahead == (seqs, tier)
+
+    @property
+    def ahead_ns(self) -> int:
+        """How long that one still takes."""
+        return max(0, self._ahead_until_ns - self._clock()) if self.ahead else 0
+
+    def settle(self) -> None:
+        """Let that one come to its end, for nothing."""
+        left_ns, self._ahead = self.ahead_ns, None
+        self._clock.advance(left_ns)
+
+    def _begin(self, seqs: list[_Sequence], tier: str) -> None:
+        """Have a step under way."""
+        n_cached, width = sum(seq.n_cached for seq in seqs) / len(seqs), len(seqs)
+        self._step_factor = self._factor('decode_step', width)
+        seconds = self._estimator.decode_s(n_cached, 1, False, tier, width)
+        self._ahead = list(seqs), tier
+        span_ns = int(self._step_factor * seconds * NS_PER_S)
+        self.busy_ns += span_ns
+        self._ahead_until_ns = self._clock() + span_ns
 
     def close(self, seq: _Sequence) -> None:
         """Give the slot back."""
@@ -177,8 +224,8 @@ class VirtualEngine:
         seq.n_generated += 1
         return END if seq.n_generated >= seq.n_response else WORD
 
-    def _pass(self, law: str, seconds: float, width: int) -> None:
-        span_ns = int(seconds * self._factor(law, width) * _NS)
+    def _pass(self, seconds: float) -> None:
+        span_ns = int(seconds * NS_PER_S)
         self.busy_ns += span_ns
         self._clock.advance(span_ns)
 
@@ -191,6 +238,7 @@ class VirtualServer:
     n_slots: int
     chunk_tokens: int
     factor: Factor = as_the_laws_say
+    beside: float = 0.0         # of a step that went ahead passes while the host is at work
     scheduler_class: type[Any] = Scheduler
     clock: VirtualClock = field(default_factory=VirtualClock)
     ended: dict[str, Finished] = field(default_factory=dict)
@@ -230,10 +278,17 @@ class VirtualServer:
             messages = self.dispatcher.work()
             if messages is not None:
                 self._take(messages)
+                self._work_beside()
             elif self.scheduler.n_waiting or self.scheduler.n_running:
                 raise AssertionError('the engine is idle although somebody waits or runs')
             elif not self.clock.skip():
                 return
+
+    def _work_beside(self) -> None:
+        """Let the host's time pass, which a step that went ahead hides."""
+        beside_s, self.engine.beside_s = self.engine.beside_s, 0.0
+        self.clock.advance(max(
+            round(beside_s * NS_PER_S), round(self.beside * self.engine.ahead_ns)))
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:

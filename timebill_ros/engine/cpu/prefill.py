@@ -31,6 +31,9 @@ class CompiledPrefill:
         self._chunk_tokens = chunk_tokens
         self._queries = torch.zeros((config.n_layers, config.n_heads, WINDOW, config.head_dim))
 
+    def begin(self, seq: Sequence) -> None:
+        """Nothing can be on its way between two calls."""
+
     def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next chunk, as ``Prefill`` says."""
         ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + self._chunk_tokens]
@@ -47,4 +50,4 @@ class CompiledPrefill:
         return len(ids)
 
     def settle(self) -> None:
-        """Nothing is on its way between two calls."""
+        """Nothing can be on its way between two calls."""

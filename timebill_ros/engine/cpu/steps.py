@@ -16,12 +16,13 @@ from timebill_ros.engine.errors import EngineError
 from timebill_ros.engine.kv_cache import KVCache
 from timebill_ros.engine.rope import RopeTable, sign_sin
 from timebill_ros.engine.sequence import Sequence
+from timebill_ros.engine.steps import StepsOnDemand
 from timebill_ros.engine.weights import Weights
 
 INT16 = 'int16'      # prefill alone: the matrices of fp32, activations rounded to 16 bits
 
 
-class CompiledSteps:
+class CompiledSteps(StepsOnDemand):
     """
     Steps of 1 to 8 sequences of any lengths (``engine.steps.Steps``).
 
@@ -103,7 +104,7 @@ class CompiledSteps:
         """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
         return self._logits[:self._count]
 
-    def begin(self, seq: Sequence) -> None:
+    def begin(self, seq: Sequence, token: Optional[Tensor] = None) -> None:
         """Nothing to do: the first token is read from the sequence."""
 
     def moved(self, slot: int) -> None:

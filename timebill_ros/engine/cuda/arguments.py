@@ -38,9 +38,9 @@ class StepArgs(ctypes.Structure):
         ('positions', _POINTER), ('cos', _POINTER), ('sin', _POINTER), ('partial', _POINTER),
         ('finished', _POINTER), ('logits', _POINTER), ('seen', _POINTER), ('penalty', _POINTER),
         ('best_value', _POINTER), ('best_index', _POINTER), ('slot_stride', ctypes.c_ulonglong),
-        ('n_phases', _INT), ('width', _INT), ('capacity', _INT), ('heads', _INT),
-        ('kv_heads', _INT), ('splits', _INT), ('least_tiles', _INT), ('norm_eps', _FLOAT),
-        ('scale', _FLOAT), ('x_at', _INT), ('work_at', _INT),
+        ('n_phases', _INT), ('width', _INT), ('vocabulary', _INT), ('capacity', _INT),
+        ('heads', _INT), ('kv_heads', _INT), ('splits', _INT), ('least_tiles', _INT),
+        ('norm_eps', _FLOAT), ('scale', _FLOAT), ('x_at', _INT), ('work_at', _INT),
         ('carry_at', _INT), ('phases_at', _INT), ('rows_at', _INT)]
 
 
@@ -50,6 +50,6 @@ class SampleArgs(ctypes.Structure):
     _fields_ = [
         ('logits', _POINTER), ('best_value', _POINTER), ('best_index', _POINTER),
         ('slot_of_row', _POINTER), ('temperature', _POINTER), ('top_k', _POINTER),
-        ('top_p', _POINTER), ('seed', _POINTER), ('seen', _POINTER), ('lengths', _POINTER),
+        ('top_p', _POINTER), ('seed', _POINTER), ('lengths', _POINTER),
         ('positions', _POINTER), ('tokens', _POINTER), ('chosen', _POINTER), ('counters', _POINTER),
         ('vocabulary', _INT), ('n_best', _INT), ('n_counters', _INT)]

@@ -43,7 +43,8 @@ def step(kernels: Launcher, kernel: Step, layout: Layout, blocks: int, phases: T
     arguments = StepArgs(
         phases=pointer(phases), n_phases=n_phases(phases), barrier=pointer(state.counters),
         table=pointer(table), tokens=pointer(state.tokens), hidden=pointer(hidden),
-        width=0 if table is None else table.shape[1], slot_of_row=pointer(state.slot_of_row),
+        width=0 if table is None else table.shape[1], vocabulary=state.seen.shape[1],
+        slot_of_row=pointer(state.slot_of_row),
         lengths=pointer(state.lengths), positions=pointer(state.positions), cos=pointer(cos),
         sin=pointer(sin), partial=pointer(state.partial), finished=pointer(state.counters[1:]),
         logits=pointer(state.logits), seen=pointer(state.seen), penalty=pointer(state.penalty),
@@ -58,12 +59,12 @@ def step(kernels: Launcher, kernel: Step, layout: Layout, blocks: int, phases: T
 
 
 def sample(kernels: Launcher, batch: int, n_best: int, state: BatchState) -> None:
-    """Launch the choice of each row's next token; counts it in lengths, positions and seen."""
+    """Launch the choice of each row's next token; counts it in lengths and positions."""
     arguments = SampleArgs(
         logits=pointer(state.logits), best_value=pointer(state.best_value),
         best_index=pointer(state.best_index), slot_of_row=pointer(state.slot_of_row),
         temperature=pointer(state.temperature), top_k=pointer(state.top_k),
-        top_p=pointer(state.top_p), seed=pointer(state.seed), seen=pointer(state.seen),
+        top_p=pointer(state.top_p), seed=pointer(state.seed),
         lengths=pointer(state.lengths), positions=pointer(state.positions),
         tokens=pointer(state.tokens), chosen=pointer(state.chosen),
         counters=pointer(state.counters), vocabulary=state.logits.shape[1], n_best=n_best,

@@ -23,12 +23,12 @@ class LayeredChunk:
                  chunk_tokens: int) -> None:
         """Begin with the prompt's next ``chunk_tokens``, or what is left of it."""
         self._layers, self._cache, self._tap_layer, self._seq = layers, cache, tap_layer, seq
-        ids = seq.prompt[seq.n_prefilled:seq.n_prefilled + chunk_tokens]
+        ids = seq.ids[seq.n_prefilled:seq.n_prefilled + chunk_tokens]
         embed = layers.weights.embed
         self.count = len(ids)
         self._left = seq.n_prompt - seq.n_prefilled       # tokens of the prompt, these included
         self._start = cache.length[seq.slot]
-        self._x = F.embedding(torch.tensor(ids, device=embed.device), embed)
+        self._x = F.embedding(ids.to(embed.device, non_blocking=True), embed)
         self._rows = self._x.split(ROWS)
         self._layer, self._part = 0, 0
 
@@ -68,9 +68,11 @@ class LayeredChunk:
 
     def _layer_done(self) -> None:
         """Take what is wanted of the prompt's last token, and its scores."""
+        seq = self._seq
+        if self._layer == self._layers.config.n_layers:
+            self._cache.advance(seq.slot, self.count)
         if self.count < self._left:
             return
-        seq = self._seq
         if self._layer == self._tap_layer:
             seq.prompt_state = self._x[-1].to(torch.float32, copy=True)
             seq.state_submitted(seq)
@@ -79,4 +81,5 @@ class LayeredChunk:
             if seq.n_prompt > SNAPKV_WINDOW:
                 keys = self._cache.k[:, seq.slot, :, :seq.n_prompt]
                 seq.scores = prompt_scores(seq.window, keys, self._layers.scale)
+            seq.choose_first(seq)
             seq.submitted(seq)

@@ -68,8 +68,8 @@ class PrefillGraphs:
         self.hidden = buffer(longest, c.d_model)
         self.logits = buffer(c.vocab_size)
         self.state = buffer(c.d_model, dtype=torch.float32)
-        # the place of the last token, then those of the window, then the prompt's ids
-        self.inputs = buffer(1 + SNAPKV_WINDOW + longest, dtype=torch.long)
+        self.ids = buffer(longest, dtype=torch.long)
+        self.last = buffer(1 + SNAPKV_WINDOW, dtype=torch.long)     # places: last token, window
         self._places = torch.arange(longest, device=embed.device)
         self.graphs: Dict[int, List[Graph]] = {
             length: [Graph(piece, self._work(length, piece), partial(self._compute, length, piece))
@@ -118,13 +118,11 @@ class PrefillGraphs:
     def _compute(self, length: int, piece: range) -> None:
         """Take ``length`` tokens through the layers of a piece, all on the current stream."""
         layers = self.layers
-        last, window = self.inputs[:1], self.inputs[1:1 + SNAPKV_WINDOW]
+        last, window = self.last[:1], self.last[1:]
         keys, values, scores = self.buffers(length, len(piece))
         x = self.hidden[:length]
         if piece.start == 0:
-            first = 1 + SNAPKV_WINDOW
-            torch.index_select(
-                layers.weights.embed, 0, self.inputs[first:first + length], out=x)
+            torch.index_select(layers.weights.embed, 0, self.ids[:length], out=x)
         for place, index in enumerate(piece):
             queries = layers.attend(index, x, keys[place], values[place], 0)
             torch.index_select(queries.flatten(1), 0, window, out=self._queries[place].flatten(1))
@@ -149,8 +147,7 @@ class GraphedPrompt:
         self._length = graphs.lengths[bisect.bisect_left(graphs.lengths, self.count)]
         self._left = graphs.graphs[self._length]
         window = [max(0, place) for place in range(self.count - SNAPKV_WINDOW, self.count)]
-        self._inputs = torch.tensor([self.count - 1, *window, *seq.prompt],
-                                    pin_memory=graphs.hidden.is_cuda)
+        self._last = torch.tensor([self.count - 1, *window], pin_memory=graphs.hidden.is_cuda)
         # between two slices another prompt may use the buffers
         self._hidden = graphs.hidden[:0]
         if self.count > SNAPKV_WINDOW:
@@ -166,7 +163,8 @@ class GraphedPrompt:
     def resume(self) -> None:
         """Bring into the graphs' buffers what the next piece takes in."""
         graphs = self._graphs
-        graphs.inputs[:len(self._inputs)].copy_(self._inputs, non_blocking=True)
+        graphs.last.copy_(self._last, non_blocking=True)
+        graphs.ids[:self.count].copy_(self._seq.ids, non_blocking=True)
         graphs.hidden[:len(self._hidden)].copy_(self._hidden)
 
     def run(self) -> None:
@@ -184,7 +182,9 @@ class GraphedPrompt:
             seq.prompt_state = graphs.state.clone()
             seq.state_submitted(seq)
         if not self._left:
+            self._cache.advance(seq.slot, self.count)
             seq.logits = graphs.logits.clone()
+            seq.choose_first(seq)
             seq.submitted(seq)
 
     def pause(self) -> None:

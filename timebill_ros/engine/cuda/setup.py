@@ -22,6 +22,7 @@ from timebill_ros.engine.cuda.prompt_kernels import source as prompt_source
 from timebill_ros.engine.cuda.runner import StepRunner
 from timebill_ros.engine.cuda.sliced_prefill import (
     GRAPH_S, prepare_attention, SlicedPrefill, warm_up)
+from timebill_ros.engine.cuda.step_graphs import StepGraphs
 from timebill_ros.engine.cuda.tiers import (
     BITS, build_tier, int4_group, Tier, tier_bytes, unsupported)
 from timebill_ros.engine.cuda.tuning import DEFAULT
@@ -139,9 +140,9 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
     code = sources(kernels_needed(config, [t.name for t in tiers], DEFAULT, limits, widths))
     kernels = Kernels(compile_cubins(code, f'sm_{major}{minor}', cubins), device)
     step = DecodeStep(config, weights.embed, rope, cache, kernels, DEFAULT, limits, tap_layer)
-    runner = StepRunner(step, tiers, cache)
-    runner.warm_up(widths)
-    return runner
+    graphs = StepGraphs(step, tiers)
+    graphs.warm_up(widths)
+    return StepRunner(step, graphs, cache)
 
 
 def make_prompt_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype,

@@ -31,7 +31,11 @@ GRAPH_S = SLICE_S / 2       # of a graph, of which a slice has several
 
 
 class Pieces(Protocol):
-    """A chunk of a prompt on its way through the layers; the last piece leaves the results."""
+    """
+    A chunk of a prompt on its way through the layers.
+
+    The last piece counts its tokens in the cache and, of a prompt's last chunk, leaves the results.
+    """
 
     count: int              # tokens
 
@@ -94,10 +98,15 @@ class SlicedPrefill:
         """Return the lengths to which short prompts are filled up, ascending."""
         return self.graphs.lengths
 
+    def begin(self, seq: Sequence) -> None:
+        """Put the first slice on its way, as ``Prefill`` says."""
+        seq.under_way = _Chunk(self._pieces(seq))
+        seq.under_way.slices.append(self._submit(seq.under_way.pieces))
+
     def advance(self, seq: Sequence, alone: bool = False) -> int:
         """Run the next slice, as ``Prefill`` says."""
         if seq.under_way is None:
-            seq.under_way = _Chunk(self._begin(seq))
+            self.begin(seq)
         chunk: _Chunk = seq.under_way
         if not chunk.slices:
             chunk.slices.append(self._submit(chunk.pieces))
@@ -107,7 +116,6 @@ class SlicedPrefill:
         if chunk.slices or chunk.pieces.next_work:
             return 0
         seq.under_way = None
-        self._cache.advance(seq.slot, chunk.pieces.count)
         return chunk.pieces.count
 
     def settle(self) -> None:
@@ -115,7 +123,7 @@ class SlicedPrefill:
         if self._ahead is not None:
             self._ahead.wait()
 
-    def _begin(self, seq: Sequence) -> Pieces:
+    def _pieces(self, seq: Sequence) -> Pieces:
         if seq.n_prefilled == 0 and self.graphs.take(seq.n_prompt):
             return GraphedPrompt(self.graphs, self._cache, seq)
         return LayeredChunk(

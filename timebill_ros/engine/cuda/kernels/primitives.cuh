@@ -73,6 +73,13 @@ DEVICE Vector16 load_fresh_16(const void * address)
   return v;
 }
 
+DEVICE u32 load_fresh(const u8 * address)
+{
+  u32 v;
+  asm volatile("ld.global.cg.u8 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+  return v;
+}
+
 DEVICE u16 load_fresh(const u16 * address)
 {
   u16 v;

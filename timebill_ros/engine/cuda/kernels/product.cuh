@@ -112,7 +112,7 @@ DEVICE void finish(const StepArgs & args, const Phase & phase, const Row * rows,
   if (phase.epilogue == LOGITS) {
     float logit = round_to_bf16(sum);
     const int slot = rows[b].slot;
-    if (slot >= 0 && args.seen[(u64)slot * phase.n_rows + row]) {
+    if (slot >= 0 && load_fresh(args.seen + (u64)slot * args.vocabulary + row)) {
       const float penalty = args.penalty[slot];
       logit = logit < 0.0f ? logit * penalty : logit / penalty;
     }

@@ -48,13 +48,14 @@ struct StepArgs
   float * partial;           // [batch, kv_heads]: sums [splits, 8, D], (maximum, weight) [splits, 8]
   u32 * finished;            // [batch, kv_heads] stretches of attention, zero at the start
   float * logits;            // [batch, n_rows], LOGITS
-  const u8 * seen;           // [slots, n_rows]: tokens that the penalty applies to
+  u8 * seen;                 // [slots, vocabulary]: tokens that the penalty applies to
   const float * penalty;     // [slots]
   float * best_value;        // [batch, blocks]: the block's largest logit and where it is
   int * best_index;
   u64 slot_stride;           // elements from one slot of the cache to the next
   int n_phases;
   int width;
+  int vocabulary;
   int capacity;
   int heads;
   int kv_heads;

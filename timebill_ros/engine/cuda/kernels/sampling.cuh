@@ -21,7 +21,6 @@ struct SampleArgs
   const int * top_k;         // [slots], 0: off
   const float * top_p;       // [slots], 1: off
   const u64 * seed;          // [slots]
-  u8 * seen;                 // [slots, vocabulary]
   int * lengths;             // [slots]
   int * positions;           // [slots]
   int * tokens;              // [slots]
@@ -221,7 +220,6 @@ DEVICE void sample(const SampleArgs & args)
   if (threadIdx.x == 0) {
     args.tokens[slot] = token;
     args.chosen[row] = token;
-    args.seen[(u64)slot * args.vocabulary + token] = 1;
     args.lengths[slot] += 1;
     args.positions[slot] += 1;
   }

@@ -55,6 +55,7 @@ DEVICE void step(const StepArgs & args)
     if ((int)blockIdx.x < BATCH) {
       const int slot = rows[blockIdx.x].slot;
       const int token = slot < 0 ? 0 : args.tokens[slot];
+      if (slot >= 0 && threadIdx.x == 0) {args.seen[(u64)slot * args.vocabulary + token] = 1;}
       const Vector16 * const from = (const Vector16 *)(args.table + (u64)token * args.width);
       for (int e = threadIdx.x; e < args.width / 8; e += THREADS) {
         ((Vector16 *)(args.hidden + (u64)blockIdx.x * args.width))[e] = from[e];

@@ -1,0 +1,256 @@
+# Copyright 2026 timebill_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Decode steps that go ahead: the same tokens, what they save, and nothing left after a storm.
+
+    python3 benchmarks/steps_ahead.py --out tables [--shape smollm2-135m] [--tokens 400]
+
+Random weights in the shape of a model. Queries are answered as in the server, without a node, with
+steps that go ahead and with steps that begin when they are asked for, in turns.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import random
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any, Callable, Dict, List
+
+import torch
+
+from timebill_ros.budget.admission import needs
+from timebill_ros.budget.planner import PlanInputs
+from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.meter import EngineMeter
+from timebill_ros.engine.shared_step import StepClock
+from timebill_ros.engine.unattended import answer, question
+from timebill_ros.executor.demand import Pace
+from timebill_ros.executor.dispatcher import Dispatcher
+from timebill_ros.executor.messages import Load
+from timebill_ros.executor.scheduler import Job, Scheduler
+from timebill_ros.experiments.random_model import random_model
+from timebill_ros.query import Sampling
+
+
+class Watched:
+    """An engine whose answers have no end, with steps ahead or without, timed one by one."""
+
+    end_ids: tuple = ()
+    predictor = None
+
+    def __init__(self, engine: Engine, ahead: bool) -> None:
+        self._engine, self._ahead = engine, ahead
+        self._clock = StepClock(time.perf_counter_ns)
+        self.step_s: List[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def decode_step(self, seqs: List[Any], tier: str, goes_on: Callable[[], bool]) -> List[int]:
+        tokens, step_s = self._clock.step(
+            self._engine, seqs, tier, goes_on if self._ahead else lambda: False)
+        self.step_s.append(step_s)
+        return tokens
+
+
+def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> List[List[int]]:
+    """Return the tokens of sequences that join, leave, are evicted from and change tiers."""
+    rows: List[Any] = []
+    answers: List[List[int]] = []
+    at_once = min(4, engine.info.max_batch)
+    together, tier = at_once, engine.info.tiers[0]
+    for _ in range(calls):
+        while len(rows) < together:
+            ids = [rng.randrange(3, 900) for _ in range(rng.choice((40, 200, 400)))]
+            sampling = rng.choice((Sampling(), Sampling(0.8, 0.9, 50, 1.2, 7), Sampling(
+                repetition_penalty=1.3)))
+            seq = engine.open_sequence(ids, 600, sampling)
+            while not engine.prefill_chunk(seq):
+                pass
+            engine.next_token(seq)
+            rows.append(seq)
+            answers.append(seq.tokens)
+        event = rng.random()
+        if event < 0.06:
+            engine.close(rows.pop(rng.randrange(len(rows))))
+            together = rng.randint(1, at_once)
+        elif event < 0.10:
+            engine.evict(rng.choice(rows), rng.choice((0.3, 0.6, 0.9)))
+        elif event < 0.16:
+            tier = rng.choice(engine.info.tiers)
+        elif event < 0.20:
+            rng.shuffle(rows)
+        elif event < 0.24:
+            engine.settle()
+        if rows:
+            engine.decode_step(rows, tier, lambda: ahead)
+        for seq in [seq for seq in rows if len(seq.tokens) > 150]:
+            rows.remove(seq)
+            engine.close(seq)
+    for seq in rows:
+        engine.close(seq)
+    return answers
+
+
+def same_tokens(engine: Engine, scenarios: int) -> Dict[str, Any]:
+    """Compare the tokens of random scenarios with and without steps that go ahead."""
+    result: Dict[str, Any] = {'scenarios': scenarios, 'tokens': 0, 'different': []}
+    for number in range(scenarios):
+        with_, without = (chosen(engine, random.Random(number), ahead, 120)
+                          for ahead in (True, False))
+        result['tokens'] += sum(len(tokens) for tokens in with_)
+        if with_ != without:
+            at = [(index, next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), -1))
+                  for index, (x, y) in enumerate(zip(with_, without)) if x != y]
+            result['different'].append([number, at[:3]])
+    return result
+
+
+def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
+          repeats: int) -> Dict[str, Any]:
+    """Return what a token takes, with steps that go ahead and without."""
+    planning = EngineMeter(engine)._planning
+    estimator = planning.estimator
+    planning = type(planning)(type(estimator)(type(estimator.coefficients)(
+        **{**vars(estimator.coefficients), 'laws': tuple(
+            law for law in estimator.coefficients.laws if law.tier in ('', tier))}), tier),
+        planning.config, '')
+    row: Dict[str, Any] = {'tier': tier, 'width': width, 'n_prompt': n_prompt, 'tokens': tokens}
+    sums: Dict[str, List[float]] = {}
+    for _ in range(repeats):
+        for name, ahead in (('ahead', True), ('asked', False)):
+            watched: Any = Watched(engine, ahead)
+            began_s = time.perf_counter()
+            timings = answer(watched, planning, [
+                (question(number, tokens, Sampling()), [3 + number] * n_prompt)
+                for number in range(width)])
+            whole_s = time.perf_counter() - began_s
+            last = timings[-1]
+            steps = sorted(watched.step_s[2:])
+            for key, value in (
+                    ('token', (last.decode + last.overhead) / tokens),
+                    ('wall', (whole_s - sum(each.prefill for each in timings)) / tokens),
+                    ('step', steps[len(steps) // 2]), ('p99', steps[len(steps) * 99 // 100]),
+                    ('overhead', last.overhead / tokens)):
+                sums.setdefault(f'{name}_{key}_ms', []).append(1e3 * value)
+    return {**row, **{key: round(sorted(values)[len(values) // 2], 4)
+                      for key, values in sums.items()}}
+
+
+def storm(engine: Engine, queries: int) -> Dict[str, Any]:
+    """Drop queries at random moments; what is left on the device afterwards?"""
+    planning, rng = EngineMeter(engine)._planning, random.Random(3)
+    before = engine.device_memory_bytes
+    scheduler = Scheduler(Pace(planning), engine.info.max_batch)
+    lock = threading.RLock()
+    dispatcher = Dispatcher(engine, scheduler, lock)
+    waits: List[float] = []
+    ended, number = 0, 0
+    while ended < queries:
+        while number < queries and scheduler.n_waiting < 4:
+            ids = [rng.randrange(3, 900) for _ in range(rng.choice((30, 300)))]
+            query = question(number, 100, Sampling())
+            inputs = PlanInputs(len(ids), 100, budget_left_s=0.0, alpha_max=0.0,
+                                tiers=tuple(engine.info.tiers))
+            need = needs(inputs, planning.estimator, planning.config, engine.chunk_tokens)
+            with lock:
+                scheduler.submit(Job(query, need, ids, 100), time.monotonic_ns())
+            number += 1
+        if rng.random() < 0.2:
+            query_id = f'{rng.randrange(number):032x}'
+            with lock:
+                ended += scheduler.drop(query_id) is not None
+                dispatcher.drop(query_id)
+        began_s = time.perf_counter()
+        messages = dispatcher.work()
+        waits.append(time.perf_counter() - began_s)
+        ended += sum(type(each).__name__ == 'Finished' for each in messages or ())
+    engine.settle()
+    engine.check_device()
+    return {'queries': queries, 'longest_unit_ms': round(1e3 * max(waits), 2),
+            'slots_left': len(engine._free_slots), 'of': engine.info.max_batch,
+            'bytes_more': engine.device_memory_bytes - before}
+
+
+def launch_share(engine: Engine, tier: str, n_prompt: int, steps: int) -> Dict[str, Any]:
+    """Return what a step takes launched when the one before was collected, and before that."""
+    runner = engine._steps._runner
+    seq = engine.open_sequence([5] * n_prompt, n_prompt + 2 * steps + 10, Sampling())
+    while not engine.prefill_chunk(seq):
+        pass
+    engine.next_token(seq)
+    result = {}
+    for name in ('behind', 'before'):
+        for _ in range(20):
+            runner.step(tier, [seq.slot])
+        began_s = time.perf_counter()
+        if name == 'before':
+            runner.enqueue(tier, [seq.slot])
+            for _ in range(steps):
+                event = runner._launches._done
+                runner._launches._done = torch.cuda.Event()
+                runner.enqueue(tier, [seq.slot])
+                event.synchronize()
+            runner.collect()
+        else:
+            for _ in range(steps):
+                runner.step(tier, [seq.slot])
+        result[f'{name}_ms'] = round(1e3 * (time.perf_counter() - began_s) / steps, 4)
+    engine.check_device()
+    engine.close(seq)
+    return {'tier': tier, **result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--shape', default='qwen2.5-7b')
+    parser.add_argument('--device', default='cuda')
+    parser.add_argument('--tiers', nargs='+', default=['bf16', 'int4'])
+    parser.add_argument('--prompt', type=int, default=2048)
+    parser.add_argument('--tokens', type=int, default=400)
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--scenarios', type=int, default=20)
+    parser.add_argument('--storm', type=int, default=150, help='queries')
+    arguments = parser.parse_args()
+    began_s = time.monotonic()
+    device = torch.device(arguments.device)
+    dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
+    with torch.inference_mode():
+        model = random_model(Path(tempfile.mkdtemp()), arguments.shape, device, dtype, 4096)
+    engine = Engine(model, Load(
+        arguments.shape, arguments.device, tiers=arguments.tiers, max_batch=4))
+    result: Dict[str, Any] = {
+        'device': engine.info.device, 'torch': torch.__version__, 'shape': arguments.shape,
+        'date': time.strftime('%Y-%m-%d')}
+
+    def part(name: str, do: Callable[[], Any]) -> None:
+        try:
+            result[name] = do()
+        except Exception as error:
+            traceback.print_exc()
+            result[name] = repr(error)
+        print(f'[{time.monotonic() - began_s:5.1f} s] {name} {json.dumps(result[name])}',
+              flush=True)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        file = arguments.out / f'steps-ahead-{arguments.shape}.json'
+        file.write_text(json.dumps(result, indent=1))
+
+    part('notes', lambda: engine.notes)
+    part('same', lambda: same_tokens(engine, arguments.scenarios))
+    for tier in engine.info.tiers:
+        part(f'timed {tier}', lambda: timed(
+            engine, tier, 1, arguments.prompt, arguments.tokens, arguments.repeats))
+    part('timed 4', lambda: timed(engine, engine.info.tiers[-1], 4, arguments.prompt,
+                                  arguments.tokens, arguments.repeats))
+    part('storm', lambda: storm(engine, arguments.storm))
+    if device.type == 'cuda':
+        for tier in engine.info.tiers:
+            part(f'launch {tier}', lambda: launch_share(engine, tier, 2048, 400))
+
+
+if __name__ == '__main__':
+    main()

@@ -6,8 +6,8 @@ Writes tables into the docs, from the JSON of their measurements.
     python benchmarks/tables.py [--check]
 
 Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of
-docs/measurements without its ending, or FILE:PART, a part of it. A table whose file is not there
-stays as it is.
+docs/measurements without its ending, or FILE:PART, a part of it, or quality/FILE, one of config.
+A table whose file is not there stays as it is.
 """
 
 import json
@@ -18,24 +18,25 @@ import sys
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from timebill_ros.experiments import (  # noqa: E402, I100
-    accuracy_report, bench_length, bench_plan, cpu_report, drift_report, gpu_report, load_report,
-    node_report)
+    accuracy_report, bench_length, bench_plan, budget_report, cpu_report, drift_report, gpu_report,
+    load_report, node_report)
 
-MEASUREMENTS = ROOT / 'docs' / 'measurements'
+MEASUREMENTS, CONFIG = ROOT / 'docs' / 'measurements', ROOT / 'config'
 PAGES = ('docs/estimator.md', 'docs/calibration.md', 'docs/cpu-engine.md',
          'docs/gpu-engine.md', 'docs/gpu-prefill.md', 'docs/planner.md', 'docs/executor.md',
          'docs/length-predictor.md', 'docs/node.md')
 MAKERS = {
     'accuracy': accuracy_report.table, 'clients': node_report.clients, 'cpu': cpu_report.table,
     'drift': drift_report.table, 'length': bench_length.markdown, 'load': load_report.table,
-    'node': node_report.table, 'plan': bench_plan.markdown}
+    'node': node_report.table, 'pessimism': budget_report.pessimism, 'plan': bench_plan.markdown,
+    'quality': budget_report.quality}
 _TABLE = re.compile(
-    r'(<!-- table (?P<name>[\w.-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
+    r'(<!-- table (?P<name>[\w./-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
 
 
 def table(match: re.Match[str]) -> str:
     """Return a table made anew, with its marks; as it was where there is no measurement."""
-    path = MEASUREMENTS / f'{match["name"]}.json'
+    path = (CONFIG if '/' in match['name'] else MEASUREMENTS) / f'{match["name"]}.json'
     if not path.is_file():
         print(f'{path} is not there: its table stays as it is', file=sys.stderr)
         return match[0]
@@ -45,7 +46,7 @@ def table(match: re.Match[str]) -> str:
         print(f'{path} has no {part}: its table stays as it is', file=sys.stderr)
         return match[0]
     made = (gpu_report.table(result, part) if part
-            else MAKERS[match['name'].split('-')[0]](result))
+            else MAKERS[re.split('[/-]', match['name'])[0]](result))
     return f'{match[1]}{made}{match["end"]}'
 
 

@@ -174,6 +174,55 @@ def test_a_dropped_query_holds_the_engine_for_one_unit_more() -> None:
     assert scheduler.submit(job('next', 2.1, worst_s=1, guaranteed=True), S) is None
 
 
+def decoding(scheduler: Scheduler, *jobs: Job) -> Turn:
+    """Have jobs begin, and return the step that they share."""
+    for each in jobs:
+        assert scheduler.submit(each, 0) is None
+        begin(scheduler)
+    turn = turn_begins(scheduler, 0)
+    assert turn.act is Act.STEP
+    return turn
+
+
+def test_a_step_goes_ahead_if_the_next_turn_is_the_same() -> None:
+    scheduler = Scheduler(pace(), n_slots=3)
+    turn = decoding(scheduler, job('a', 100, worst_s=50))
+    assert scheduler.goes_ahead(turn, S) and scheduler.is_under_way(turn)
+    scheduler.ended(ahead=True)
+    assert scheduler.starts_ns(turn, S) == S
+    assert scheduler.submit(job('b', 100), S) is None
+    other = scheduler.next_turn(S)
+    assert other is not None and names(other) == ['b']
+    assert scheduler.starts_ns(other, S) == S + turn.worst_ns    # behind the step under way
+    scheduler.begin(other, S)
+    assert not scheduler.goes_ahead(turn, S)
+    scheduler.ended(ahead=False)
+    assert scheduler.starts_ns(other, S) == S
+
+
+def test_no_step_goes_ahead_that_would_end_behind_a_deadline() -> None:
+    scheduler = Scheduler(pace())
+    turn = decoding(scheduler, job('a', 3, worst_s=2))
+    assert scheduler.goes_ahead(turn, 3 * S - turn.worst_ns)
+    assert not scheduler.goes_ahead(turn, 3 * S - turn.worst_ns + 1)
+
+
+def test_a_step_under_way_counts_where_something_is_promised() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    turn = decoding(scheduler, job('runs', 100, worst_s=50))
+    assert scheduler.goes_ahead(turn, S)
+    scheduler.ended(ahead=True)
+    assert scheduler.submit(job('next', 2.09, worst_s=1, guaranteed=True), S) is not None
+    assert scheduler.submit(job('next', 2.1, worst_s=1, guaranteed=True), S) is None
+
+
+def test_no_step_in_vain_beyond_the_slack_of_a_promise() -> None:
+    scheduler = Scheduler(pace(), n_slots=2)
+    turn = decoding(scheduler, job('runs', 4, worst_s=1), job('kept', 2.3, 2.0, guaranteed=True))
+    assert scheduler.goes_ahead(turn, 0)
+    assert not scheduler.goes_ahead(turn, S)
+
+
 def test_best_effort_waits_if_it_would_endanger_a_promise() -> None:
     scheduler = Scheduler(pace(), n_slots=2)
     scheduler.submit(job('promised', 3.02, worst_s=3, guaranteed=True), 0)

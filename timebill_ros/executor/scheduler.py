@@ -171,7 +171,7 @@ class Scheduler:
     def ended(self, ahead: bool) -> None:
         """Say that a turn is over; ``ahead``: its step has indeed begun again."""
         if not ahead:
-            self._under_way = None
+            self._under_way, self._busy_until_ns = None, 0
 
     def is_under_way(self, turn: Turn) -> bool:
         """Tell whether the step of this turn went ahead of it."""

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from timebill_ros.experiments import (  # noqa: E402, I100
     accuracy_report, bench_length, bench_plan, budget_report, cpu_report, drift_report, gpu_report,
     load_report, node_report)
+from timebill_ros.length_predictor import tables_markdown  # noqa: E402
 
 MEASUREMENTS, CONFIG = ROOT / 'docs' / 'measurements', ROOT / 'config'
 PAGES = ('docs/estimator.md', 'docs/calibration.md', 'docs/cpu-engine.md',
@@ -30,8 +31,9 @@ MAKERS = {
     'drift': drift_report.table, 'length': bench_length.markdown, 'load': load_report.table,
     'node': node_report.table, 'pessimism': budget_report.pessimism, 'plan': bench_plan.markdown,
     'quality': budget_report.quality}
+PART_MAKERS = {'length': tables_markdown.table}     # all others are of the CUDA engine
 _TABLE = re.compile(
-    r'(<!-- table (?P<name>[\w./-]+)(:(?P<part>\w+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
+    r'(<!-- table (?P<name>[\w./-]+)(:(?P<part>[\w ]+))? -->\n).*?(?P<end><!-- end -->)', re.DOTALL)
 
 
 def table(match: re.Match[str]) -> str:
@@ -45,8 +47,8 @@ def table(match: re.Match[str]) -> str:
     if part and part not in result:
         print(f'{path} has no {part}: its table stays as it is', file=sys.stderr)
         return match[0]
-    made = (gpu_report.table(result, part) if part
-            else MAKERS[re.split('[/-]', match['name'])[0]](result))
+    kind = re.split('[/-]', match['name'])[0]
+    made = PART_MAKERS.get(kind, gpu_report.table)(result, part) if part else MAKERS[kind](result)
     return f'{match[1]}{made}{match["end"]}'
 
 

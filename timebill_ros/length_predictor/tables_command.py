@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import json
 from pathlib import Path
 import platform
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List
 
 from timebill_ros.length_predictor import command_inputs as inputs
 from timebill_ros.length_predictor import tables, training_tables
@@ -20,8 +20,8 @@ from timebill_ros.length_predictor.predictor import load_predictor
 from timebill_ros.length_predictor.real_lengths import read_real_lengths, real_length_table
 from timebill_ros.length_predictor.split import split_prompts
 from timebill_ros.length_predictor.states_file import StatesFile
+from timebill_ros.length_predictor.tables_markdown import markdown
 from timebill_ros.length_predictor.train import HeadTraining
-from timebill_ros.markdown import markdown_table, percent
 
 _DECIMALS = 4
 
@@ -33,21 +33,6 @@ MAKERS: Dict[str, Callable[[Material], Table]] = {
     'leave one out': training_tables.leave_one_out,
     'bucket widths': training_tables.bucket_widths,
     'layers': training_tables.layers,
-}
-
-# What a table shows, in order: heading and where it is in a row.
-_COLUMNS: Dict[str, Sequence[str]] = {
-    'comparison': ('predictor', 'n', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95', 'ms'),
-    'sources': ('predictor', 'source', 'pit_below_0.95'),
-    'bucket widths': ('B', 'mae', 'mae_upper_edge', 'r2', 'spearman', 'pit_below_0.95'),
-    'layers': ('layer', 'mae', 'rmse', 'r2', 'spearman'),
-    'training prompts': (
-        'prompts', 'variations', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95'),
-    'shortened': ('predictor', 'N_p', 'mae', 'rmse', 'r2', 'spearman'),
-    'refinement': ('generated', 'n', 'mae_from_prompt', 'mae', 'rmse_from_prompt', 'rmse', 'r2'),
-    'leave one out': (
-        'source', 'trained on', 'rows', 'mae', 'coverage 0.95', 'beyond_n_hat', 'pit_below_0.95'),
-    'real lengths': ('target', 'features', 'examples', 'spearman', 'r2_log', 'mae'),
 }
 
 
@@ -126,29 +111,6 @@ def _write(made: Dict[str, Any], out: Path) -> None:
 
 def _markdown_beside(out: Path) -> Path:
     return out.with_suffix('.md')
-
-
-def markdown(made: Dict[str, Any]) -> str:
-    """Return the tables as Markdown."""
-    return '\n'.join(
-        f'### {name}\n\n' + markdown_table(
-            columns, ([_cell(row, column) for column in columns] for row in made[name])) + '\n'
-        for name, columns in _COLUMNS.items() if made.get(name))
-
-
-def _cell(row: Dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if column.startswith('coverage '):
-        value = row.get('coverage', {}).get(column.split()[1])
-    if value is None:
-        return ''
-    if not isinstance(value, float):
-        return f'{value:,}' if isinstance(value, int) else str(value)
-    if column.startswith(('mae', 'rmse')):
-        return f'{value:.1f}'
-    if column.startswith(('pit', 'coverage', 'beyond')):
-        return percent(value, 1)
-    return f'{value:.3f}'
 
 
 def _rounded(value: Any) -> Any:

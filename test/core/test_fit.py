@@ -184,3 +184,16 @@ def test_padded_prompts_get_the_stairs_that_they_are_padded_to() -> None:
         assert law.seconds(n) == pytest.approx(true_s(n), rel=0.01)
     steps = [Sample('decode_step', n, 2e-8 * n + 0.004) for n in lengths for _ in range(4)]
     assert fit_law('decode_step', steps, chunk_tokens=40960, padded=padded).is_affine
+
+
+@pytest.mark.parametrize('slow_share', [0.2, 0.35, 0.65, 0.8])
+def test_on_a_machine_of_two_speeds_the_law_is_that_of_the_more_frequent_one(
+        slow_share: float) -> None:
+    rng = np.random.default_rng(8)
+    taken = [
+        Sample('decode_step', n, (1e-6 * n + 0.006) * speed * (1.0 + 0.02 * rng.normal()), run=run)
+        for run, n in enumerate(LENGTHS * 12)
+        for speed in [1.5 if rng.random() < slow_share else 1.0] for _ in range(8)]
+    law = fit_law('decode_step', taken)
+    ratio = np.median([each.seconds / law.seconds(each.n_tokens) for each in taken])
+    assert ratio == pytest.approx(1.0, abs=0.05)

@@ -141,7 +141,7 @@ def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
 
 
 def storm(engine: Engine, queries: int) -> Dict[str, Any]:
-    """Drop queries at random moments; what is left on the device afterwards?"""
+    """Drop queries at random moments; return what is left on the device afterwards."""
     planning, rng = EngineMeter(engine)._planning, random.Random(3)
     before = engine.device_memory_bytes
     scheduler = Scheduler(Pace(planning), engine.info.max_batch)

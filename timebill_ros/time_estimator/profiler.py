@@ -74,7 +74,7 @@ START_UP = Effort(
     every_width=False)
 THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
 # steps of a GPU take milliseconds, and those right behind a prefill other ones than those after them
-THOROUGH_GPU = replace(THOROUGH, budget_s=50.0, steps=32)
+THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=50.0, steps=32)
 
 
 @dataclass(frozen=True)

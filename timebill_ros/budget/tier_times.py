@@ -11,6 +11,9 @@ from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
 from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, REEVICT
 
 _LEAST_S = 1e-12    # of decoding: a law may be zero
+# Steps to a length; what their expected time may be, without an eviction and with one; and what it
+# is, with nothing evicted and with all that is allowed.
+_Room = tuple[int, float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class TierTimes:
             evict = estimator.law(EVICT, tier)
         self._evict_s = evict.seconds(at.n_prompt) * self._of_one(worst_factor(evict, 1))
         self._overhead_factor = self._of_one(worst_factor(self._overhead, 1))
-        self._asked: dict[int, tuple[int, float, float]] = {}
+        self._until: dict[int, tuple[int, float, float]] = {}
+        self._rooms: dict[int, _Room] = {}
         self.fewest = min(at.n_kept, kept_tokens(at.n_prompt, at.alpha_max, at.window))
         # expected seconds of steps, by the tokens cached before the first; with nothing more, and
         # with all that is allowed, evicted
@@ -72,16 +76,14 @@ class TierTimes:
 
     def needed_s(self, n_kept: int, n_total: int) -> float:
         """Return the seconds until the response has ``n_total`` tokens, eviction included."""
-        steps, factor, overhead_s = self._until(n_total)
+        steps, factor, overhead_s = self._until.get(n_total) or self._look(n_total)
         evict_s = self._evict_s if n_kept < self._at.n_kept else 0.0
         return self._sum(n_kept + self._cached, steps) * factor + evict_s + overhead_s
 
     def fits(self, n_total: int) -> bool:
         """Tell whether ``n_total`` tokens fit, with as much eviction as is allowed or with none."""
-        steps, whole_s, evicted_s = self._room_s(n_total)
-        least_s = self._sum(self._least, steps)
-        return least_s <= evicted_s or (
-            least_s <= whole_s and self._sum(self._whole, steps) <= whole_s)
+        _, whole_s, evicted_s, most_s, least_s = self._rooms.get(n_total) or self._room(n_total)
+        return least_s <= evicted_s or most_s <= whole_s
 
     def reach(self, n_total: int) -> float:
         """
@@ -89,9 +91,9 @@ class TierTimes:
 
         It is at least ``n_total`` if those fit.
         """
-        steps, whole_s, evicted_s = self._room_s(n_total)
-        share = max(whole_s / max(_LEAST_S, self._sum(self._whole, steps)),
-                    evicted_s / max(_LEAST_S, self._sum(self._least, steps)))
+        steps, whole_s, evicted_s, most_s, least_s = (
+            self._rooms.get(n_total) or self._room(n_total))
+        share = max(whole_s / max(_LEAST_S, most_s), evicted_s / max(_LEAST_S, least_s))
         return self._at.n_generated + share * steps
 
     def most_kept(self, n_total: int) -> int | None:
@@ -102,11 +104,10 @@ class TierTimes:
         is the closed form of alpha (``alpha``).
         """
         n_kept, fewest = self._at.n_kept, self.fewest
-        steps, whole_s, evicted_s = self._room_s(n_total)
-        most_s = self._sum(self._whole, steps)
+        steps, whole_s, evicted_s, most_s, least_s = (
+            self._rooms.get(n_total) or self._room(n_total))
         if most_s <= whole_s:
             return n_kept
-        least_s = self._sum(self._least, steps)
         if fewest >= n_kept or least_s > evicted_s:
             return None
         return last_within(
@@ -132,27 +133,20 @@ class TierTimes:
         """Return the seconds around the model's work until then."""
         return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
 
-    def _room_s(self, n_total: int) -> tuple[int, float, float]:
-        """
-        Return the steps to ``n_total`` tokens, and what their expected time may be.
-
-        Without an eviction, and with one.
-        """
-        steps, factor, overhead_s = self._until(n_total)
+    def _room(self, n_total: int) -> '_Room':
+        """Return what is asked of ``n_total`` tokens several times."""
+        steps, factor, overhead_s = self._until.get(n_total) or self._look(n_total)
         left_s = self._at.budget_left_s - overhead_s
-        return steps, left_s / factor, (left_s - self._evict_s) / factor
+        found = self._rooms[n_total] = (
+            steps, left_s / factor, (left_s - self._evict_s) / factor,
+            self._sum(self._whole, steps), self._sum(self._least, steps))
+        return found
 
-    def _until(self, n_total: int) -> tuple[int, float, float]:
-        """
-        Return the steps to ``n_total`` tokens, worst over expected time of them, and the overhead.
-
-        Several questions ask for the same.
-        """
-        found = self._asked.get(n_total)
-        if found is None:
-            steps = max(0, n_total - self._at.n_generated)
-            found = self._asked[n_total] = (
-                steps, self._decode_factor(steps), self.overhead_s(n_total))
+    def _look(self, n_total: int) -> tuple[int, float, float]:
+        """Return the steps to ``n_total`` tokens, worst over expected time, and the overhead."""
+        steps = max(0, n_total - self._at.n_generated)
+        found = self._until[n_total] = (
+            steps, self._decode_factor(steps), self.overhead_s(n_total))
         return found
 
     def _decode_factor(self, steps: int) -> float:

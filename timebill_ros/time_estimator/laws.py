@@ -125,15 +125,17 @@ class Law:
         With the decode-step law, ``n_first`` = tokens cached before the first step and ``steps`` =
         N - 1 this is the paper's decode time (N-1) * [p * (n_first + (N-2)/2) + q].
         """
-        if self.form == CHUNKED:
-            return sum(self._chunks(n_first + step, 0) for step in range(steps))
         if steps <= 0:
             return 0.0
+        if self.form == CHUNKED:
+            return sum(self._chunks(n_first + step, 0) for step in range(steps))
         starts, pieces = self._starts, self.pieces
-        piece = bisect_right(starts, n_first) - 1
         last = len(pieces) - 1
+        piece = bisect_right(starts, n_first) - 1 if last else 0
         if piece == last or n_first + steps <= starts[piece + 1]:
-            _, a, b, c = pieces[piece]      # most sums lie in one piece; the planner makes many
+            _, a, b, c = pieces[piece]
+            if a == 0.0:        # most sums are of one straight piece, and the planner makes many
+                return steps * (b * (n_first + (steps - 1) / 2.0) + c)
             return _sum_polynomial(a, b, c, n_first, steps)
         total, done = 0.0, 0
         for index in range(piece, last + 1):

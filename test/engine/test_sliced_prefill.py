@@ -142,10 +142,18 @@ def test_a_slice_ends_after_a_piece_when_time_is_up(
 def test_stairs_end_where_launching_takes_no_time(engine: Engine) -> None:
     config = engine._decoder._config
     assert stairs(config, 300) == [64, 128, 192, 256]
-    assert stairs(config, 1 << 20)[-1] == 16384
+    assert stairs(config, 1 << 20)[-1] == MAX_CHUNK
     large = replace(config, n_layers=400_000)
-    assert stairs(large, 1 << 20)[-1] < 16384
-    assert 4 * stairs(large, 1 << 20)[-1] * large.n_parameters > 32e12
+    assert 512 < stairs(large, 1 << 20)[-1] < 8192
+    assert 2 * stairs(large, 1 << 20)[-1] * large.n_parameters > 32e12
+
+
+def test_a_length_that_takes_longer_than_the_next_is_left_out(engine: Engine) -> None:
+    graphs = sliced(engine, 512, [64, 128, 192, 256, 384, 512]).graphs
+    graphs._leave_out({64: 9.0, 128: 2.0, 192: 3.0, 256: 2.5, 384: 6.0, 512: 5.0})
+    assert graphs.lengths == [64, 128, 256, 512]
+    graphs._leave_out({64: 9.0, 128: 8.0, 256: 7.0, 512: 5.0})
+    assert graphs.lengths == [64, 128, 256, 512]    # a prompt has more than half of its length
 
 
 def test_a_chunk_is_as_long_as_memory_allows(engine: Engine) -> None:

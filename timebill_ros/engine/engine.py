@@ -66,10 +66,11 @@ class Engine:
             self._cache = allocate(config, slots, capacity, dtype, device)
             rope = rope_table(config, model.max_context, device)
             self._decoder = Decoder(config, model.weights, rope, self._cache, load.tap_layer)
-            self._prefill = make_prefill(model, load, room, rope, self._cache, self._decoder)
+            # the prefill second: it keeps the memory that it takes for long prompts
             self._steps = make_steps(model, load, tiers, rope, self._cache, self._decoder)
             self._prefill = beside_steps(
-                self._prefill, self._steps, model, room.chunk_tokens, load.prefill_tier)
+                make_prefill(model, load, room, rope, self._cache, self._decoder),
+                self._steps, model, room.chunk_tokens, load.prefill_tier)
             self._windows = [
                 QueryWindow(config.n_layers, config.n_heads, config.head_dim, dtype, device)
                 for _ in range(slots)]
@@ -350,14 +351,15 @@ class Engine:
 
     @torch.inference_mode()
     def decode_step(self, seqs: List[Sequence], tier: str = '',
-                    goes_on: Callable[[], bool] = lambda: False) -> List[int]:
+                    goes_on: Callable[[bool], bool] = lambda over: False) -> List[int]:
         """
         Run the newest token of each sequence in one forward pass and choose the next ones.
 
         ``tier`` is one of ``info.tiers`` ('' = the first) and may be another one at every step. If
-        the same step is likely to be asked for next, as ``goes_on`` says when this one's tokens are
-        there, a device that works by itself begins with it at once, while the caller looks at the
-        tokens (``ahead``). Any other call for these sequences has that undone first.
+        the same step is likely to be asked for next, a device that works by itself begins with it
+        at once, while the caller looks at the tokens (``ahead``): ``goes_on(over)`` says so, asked
+        while this one is under way, and when it is ``over`` and nobody ends with it. Any other call
+        for these sequences has that step undone first.
         """
         for seq in seqs:
             _check_open(seq)
@@ -367,11 +369,15 @@ class Engine:
                 raise EngineError(f'the sequence is at its capacity of {seq.capacity} tokens')
         if not self.is_ahead(seqs, tier):
             self.settle()
+
+        def may_go_on(over: bool) -> bool:
+            return all(seq.n_prompt + len(seq.tokens) + 1 < seq.capacity for seq in seqs) and (
+                goes_on(over))
+
         with out_of_memory_as_ours('decode step', self.device):
-            chosen = self._steps.step(seqs, tier)
-            if not any(token in self._end_ids for token in chosen) and all(
-                    seq.n_prompt + len(seq.tokens) + 1 < seq.capacity for seq in seqs
-            ) and goes_on():
+            chosen = self._steps.step(seqs, tier, may_go_on)
+            if not self.ahead and not any(token in self._end_ids for token in chosen) and (
+                    may_go_on(True)):
                 self._steps.go_ahead(seqs, tier)
         self._newest_slots = [seq.slot for seq in seqs]
         for seq, token in zip(seqs, chosen):

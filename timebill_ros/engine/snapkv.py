@@ -18,7 +18,8 @@ from timebill_ros.budget.kept import SNAPKV_WINDOW
 
 POOL = 5
 _BYTES_PER_LOGIT = 8                        # logit and weight, while a layer is scored
-_SCORED_AT_ONCE_BYTES = {'cpu': 8 * 1024 ** 2, 'cuda': 256 * 1024 ** 2}    # cpu: fits in caches
+SCORED_ON_CUDA_BYTES = 64 * 1024 ** 2
+_SCORED_AT_ONCE_BYTES = {'cpu': 8 * 1024 ** 2, 'cuda': SCORED_ON_CUDA_BYTES}    # cpu: in caches
 
 
 class QueryWindow:

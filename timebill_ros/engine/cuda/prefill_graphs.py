@@ -18,13 +18,13 @@ from torch import Tensor
 
 from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.engine.config import ModelConfig
-from timebill_ros.engine.cuda.chunk_layers import ChunkLayers
+from timebill_ros.engine.cuda.chunk_layers import ChunkLayers, MAX_CHUNK, ROWS
 from timebill_ros.engine.kv_cache import KVCache, wide
 from timebill_ros.engine.sequence import Sequence
 from timebill_ros.engine.snapkv import padded_scores
 
 _STAIRS = (*range(64, 256, 64), *range(256, 2048, 128), *range(2048, 4096, 256),
-           *range(4096, 8192, 512), *range(8192, 16385, 1024))
+           *range(4096, 8192, 512), *range(8192, MAX_CHUNK + 1, 1024))
 # Parameters times tokens: what is longer keeps a GPU busy for much longer than launching takes.
 # Not measured at the start, so that a stored profile holds at the next one.
 _MOST_WORK = 32e12
@@ -76,7 +76,11 @@ class PrefillGraphs:
                      for piece in cut] for length, cut in self._cuts.items()}
 
     def capture(self) -> None:
-        """Replace the plain code by graphs of it, and run each once: that loads it to the GPU."""
+        """
+        Replace the plain code by graphs of it, and run each once: that loads it to the GPU.
+
+        A length that takes longer than the next one is left out: of some the products are slow.
+        """
         longest_first = [self.graphs[length] for length in reversed(self.lengths)]
         for graphs in longest_first:                # libraries set themselves up
             for graph in {len(graph.layers): graph for graph in graphs}.values():
@@ -86,10 +90,16 @@ class PrefillGraphs:
         with torch.cuda.stream(torch.cuda.Stream()):
             for graph in (graph for graphs in longest_first for graph in graphs):
                 graph.run = _recorded(graph.run, pool)
-        for graphs in longest_first:
-            for graph in graphs:
-                graph.run()
-        torch.cuda.synchronize()
+        self._leave_out({length: _seconds(self.graphs[length]) for length in self.lengths[::-1]})
+
+    def _leave_out(self, seconds: Dict[int, float]) -> None:
+        """Forget the lengths that take no less than the next; prompts stay longer than half."""
+        kept = self.lengths[-1:]
+        for length, below in zip(self.lengths[-2::-1], [*self.lengths[-3::-1], 0]):
+            if seconds[length] < seconds[kept[0]] or 2 * below < kept[0]:
+                kept.insert(0, length)
+        self.lengths = kept
+        self.graphs = {length: self.graphs[length] for length in kept}
 
     def take(self, n_prompt: int) -> bool:
         """Tell whether a prompt of this length is run here."""
@@ -126,13 +136,13 @@ class PrefillGraphs:
         for place, index in enumerate(piece):
             queries = layers.attend(index, x, keys[place], values[place], 0)
             torch.index_select(queries.flatten(1), 0, window, out=self._queries[place].flatten(1))
-            layers.feed_forward(index, x)
+            for rows in x.split(ROWS):
+                layers.feed_forward(index, rows)
             if index + 1 == self.tap_layer:
                 self.state.copy_(x.index_select(0, last)[0])
-        shorter = self.lengths[:self.lengths.index(length)]
         scores.copy_(padded_scores(
             self._queries[:len(piece)].transpose(1, 2), keys, window, self._places[:length],
-            shorter[-1] + 1 if shorter else 1, layers.scale))
+            length // 2 + 1, layers.scale))
         if piece.stop == layers.config.n_layers:
             self.logits.copy_(layers.logits(x.index_select(0, last)))
 
@@ -191,6 +201,17 @@ class GraphedPrompt:
         """Save what the next slice goes on with."""
         if self._left:
             self._hidden = self._graphs.hidden[:self._length].clone()
+
+
+def _seconds(graphs: List[Graph]) -> float:
+    """Return what graphs take on the GPU, one behind the other."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    for graph in graphs:
+        graph.run()
+    ended.record()
+    ended.synchronize()
+    return 1e-3 * began.elapsed_time(ended)
 
 
 def _recorded(run: Callable[[], None], pool: Tuple[int, int]) -> Callable[[], None]:

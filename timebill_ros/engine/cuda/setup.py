@@ -31,6 +31,7 @@ from timebill_ros.engine.errors import EngineError, OutOfMemory
 from timebill_ros.engine.kv_cache import kv_bytes_per_token, KVCache
 from timebill_ros.engine.memory import gibibytes
 from timebill_ros.engine.rope import RopeTable
+from timebill_ros.engine.snapkv import SCORED_ON_CUDA_BYTES
 from timebill_ros.engine.weights import Weights
 
 _GRAPHS_SHARE = 0.05     # of the free memory that the graphs of a prefill may take
@@ -187,6 +188,11 @@ def prefill_room(config: ModelConfig, itemsize: int, free_bytes: int,
     chunk, nbytes = choose_chunk(config, itemsize, free_bytes)
     chunk = min(chunk, most_chunk or chunk)
     graphed = max((length for length in stairs(config, chunk)
-                   if working_bytes(config, itemsize, length) <= _GRAPHS_SHARE * free_bytes),
+                   if _graph_bytes(config, itemsize, length) <= _GRAPHS_SHARE * free_bytes),
                   default=0)
-    return (chunk, graphed, nbytes + working_bytes(config, itemsize, graphed))
+    return chunk, graphed, nbytes + (_graph_bytes(config, itemsize, graphed) if graphed else 0)
+
+
+def _graph_bytes(config: ModelConfig, itemsize: int, length: int) -> int:
+    """Return the memory of the graphs of lengths up to this one; they share it."""
+    return working_bytes(config, itemsize, length) + SCORED_ON_CUDA_BYTES

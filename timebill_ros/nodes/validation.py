@@ -9,7 +9,7 @@ Pure: a goal is any object with the fields of ``Query.Goal``, so nothing here im
 from dataclasses import dataclass
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from timebill_ros.query import (
     Admission, ALPHA_MAX, ErrorCode, NS_PER_S, Overrun, Query, Sampling, Turn)
@@ -21,6 +21,8 @@ MAX_TEMPERATURE = 10.0
 MAX_REPETITION_PENALTY = 10.0
 ROLES = ('system', 'user', 'assistant')
 SHOWN_CHARACTERS = 40
+
+_ChoiceT = TypeVar('_ChoiceT', Admission, Overrun)
 
 
 class InvalidGoal(ValueError):
@@ -62,7 +64,7 @@ def resolve(
     messages = _messages(goal, defaults.max_prompt_bytes)
     waited_ns = _waited_ns(goal.sent_at, arrived_system_ns, budget_ns, defaults.max_clock_skew_s)
     deadline_ns = arrival_ns - waited_ns + budget_ns
-    overrun = _overrun(goal.overrun, defaults)
+    overrun = _choice(ErrorCode.INVALID_OVERRUN, 'overrun', goal.overrun, defaults.overrun)
     return Query(
         query_id=query_id,
         messages=messages,
@@ -71,7 +73,9 @@ def resolve(
         plan_deadline_ns=deadline_ns - round(defaults.delivery_margin_s * NS_PER_S),
         max_new_tokens=_max_new_tokens(goal.max_new_tokens, defaults),
         cap_is_clients=0 < goal.max_new_tokens <= defaults.n_max,
-        admission=_admission(goal.admission, defaults),
+        admission=_choice(
+            ErrorCode.INVALID_ADMISSION, 'admission', goal.admission, defaults.admission
+        ),
         overrun=overrun,
         alpha_max=_alpha_max(goal.alpha_max, defaults),
         min_tier=_min_tier(goal.min_tier, defaults.tiers),
@@ -224,26 +228,16 @@ def _max_new_tokens(asked: int, defaults: ServerDefaults) -> int:
     return min(asked, defaults.n_max) if asked else defaults.n_max
 
 
-def _admission(value: int, defaults: ServerDefaults) -> Admission:
-    if value not in set(Admission):
+def _choice(code: ErrorCode, field: str, value: int, default: _ChoiceT) -> _ChoiceT:
+    kind = type(default)
+    if value not in set(kind):
         _fail(
-            ErrorCode.INVALID_ADMISSION,
-            'admission',
+            code,
+            field,
             value,
-            f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Admission)}',
+            f'is not one of {", ".join(f"{each.name} = {each.value}" for each in kind)}',
         )
-    return defaults.admission if value == Admission.SERVER_DEFAULT else Admission(value)
-
-
-def _overrun(value: int, defaults: ServerDefaults) -> Overrun:
-    if value not in set(Overrun):
-        _fail(
-            ErrorCode.INVALID_OVERRUN,
-            'overrun',
-            value,
-            f'is not one of {", ".join(f"{each.name} = {each.value}" for each in Overrun)}',
-        )
-    return defaults.overrun if value == Overrun.SERVER_DEFAULT else Overrun(value)
+    return default if value == kind.SERVER_DEFAULT else kind(value)
 
 
 def _alpha_max(value: float, defaults: ServerDefaults) -> float:

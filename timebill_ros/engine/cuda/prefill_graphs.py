@@ -11,7 +11,7 @@ be left, and whoever waits for the tapped state can begin.
 
 import bisect
 from functools import partial
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -158,8 +158,7 @@ class GraphedPrompt:
         self._left = graphs.graphs[self._length]
         window = [max(0, place) for place in range(self.count - SNAPKV_WINDOW, self.count)]
         self._last = torch.tensor([self.count - 1, *window], pin_memory=graphs.hidden.is_cuda)
-        # between two slices another prompt may use the buffers
-        self._hidden = graphs.hidden[:0]
+        self._hidden: Optional[Tensor] = None       # between two slices others use the buffers
         if self.count > SNAPKV_WINDOW:
             c = graphs.layers.config
             seq.scores = torch.empty(c.n_layers, c.n_kv_heads, self.count - SNAPKV_WINDOW,
@@ -175,7 +174,8 @@ class GraphedPrompt:
         graphs = self._graphs
         graphs.last.copy_(self._last, non_blocking=True)
         graphs.ids[:self.count].copy_(self._seq.ids, non_blocking=True)
-        graphs.hidden[:len(self._hidden)].copy_(self._hidden)
+        if self._hidden is not None:
+            graphs.hidden[:self._length].copy_(self._hidden)
 
     def run(self) -> None:
         """Put the next piece on its way."""

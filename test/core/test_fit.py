@@ -186,6 +186,13 @@ def test_padded_prompts_get_the_stairs_that_they_are_padded_to() -> None:
     assert fit_law('decode_step', steps, chunk_tokens=40960, padded=padded).is_affine
 
 
+def test_the_last_padded_length_may_lie_beyond_what_was_measured() -> None:
+    lengths = {64: 0.005, 100: 0.006, 120: 0.006, 140: 0.009, 150: 0.0091}
+    law = fit_law('prefill', [Sample('prefill', n, t) for n, t in lengths.items()],
+                  chunk_tokens=4096, padded=(64, 128, 192, 256))
+    assert law.seconds(192) == law.seconds(130) == pytest.approx(0.009, rel=0.02)
+
+
 @pytest.mark.parametrize('slow_share', [0.2, 0.35, 0.65, 0.8])
 def test_on_a_machine_of_two_speeds_the_law_is_that_of_the_more_frequent_one(
         slow_share: float) -> None:

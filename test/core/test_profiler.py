@@ -24,6 +24,7 @@ class Machine:
     chunk_tokens = 256
     padded_lengths: list[int] = []
     attention_stair = 1
+    prefills_first = 0
 
     def __init__(self, slowness: float = 1.0, spread: float = 0.01) -> None:
         self.info = INFO

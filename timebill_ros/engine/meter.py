@@ -20,8 +20,8 @@ from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL
 
 _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
 _COLD_TOKENS = 64
+_LONGEST_REAL = 8192    # of a prompt that is prefilled before steps and evictions on a GPU
 _PAUSE_S = 0.01         # before a prompt: queries do not come back to back
-_WARM_TOKENS = 4096     # of a prompt that is prefilled before steps on a GPU are measured
 _LEAST_S = 1e-6     # what is shorter is noise
 
 
@@ -29,8 +29,10 @@ class EngineMeter:
     """
     The times of an engine that has nothing else to do, in seconds (``profiler.Target``).
 
-    Prefills, steps, evictions and overhead are those of queries (``unattended``). Long contexts are
-    not computed but assumed, and what is sampled is sampled as the server does by default.
+    Prefills, steps, evictions and overhead are those of queries (``unattended``), sampled as the
+    server does by default. Prompts are taken as prefilled, but on a GPU, where that lowers the clock
+    of what comes next: the only one is really prefilled there, up to _LONGEST_REAL tokens, and one
+    of so many before a longer one.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -39,6 +41,7 @@ class EngineMeter:
         self.chunk_tokens = engine.prefill_tokens
         self.padded_lengths = engine.padded_lengths
         self.attention_stair = engine.attention_stair
+        self.prefills_first = _LONGEST_REAL if engine.device.type == 'cuda' else 0
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = _any_planning(engine.info, engine.info.tiers)
@@ -52,8 +55,7 @@ class EngineMeter:
         that no first token is chosen.
         """
         if not n_done:
-            time.sleep(_PAUSE_S)
-            return self._whole_prefill(n_tokens)
+            return self._after_a_pause(n_tokens)
         goes_on = (n_tokens - n_done) % self.chunk_tokens == 0
         with self._sequence(n_tokens + goes_on, n_done) as sequence:
             began_s = time.perf_counter()
@@ -68,24 +70,21 @@ class EngineMeter:
         """
         Return the times of decode steps of ``width`` sequences at once.
 
-        Each has ``n_cached`` tokens cached, or a few more. On a GPU a prompt is really prefilled
-        just before, up to _WARM_TOKENS: that lowers the clock of the steps behind it.
+        Each has ``n_cached`` tokens cached, or a few more.
         """
-        if self._engine.device.type == 'cuda':
-            self._whole_prefill(min(n_cached, _WARM_TOKENS))
-        assumed: Any = _Assumed(self._engine)
+        noted = self._prepared(n_cached, width)
         ids = self._ids(n_cached)
-        answer(assumed, _any_planning(self.info, [tier or self.info.tiers[0]]), [
+        answer(noted, _any_planning(self.info, [tier or self.info.tiers[0]]), [
             (question(number, repeats + 2, self._sampling), ids) for number in range(width)])
-        times: list[float] = assumed.step_s[width]
+        times: list[float] = noted.step_s[width]
         return times[1:]            # a response's first step sets up
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
-        assumed: Any = _Assumed(self._engine)
+        noted = self._prepared(n_prompt)
         planning = _any_planning(
             self.info, self.info.tiers, PlannerConfig(policy='fixed', fixed_alpha=alpha))
-        timing, = answer(assumed, planning, [
+        timing, = answer(noted, planning, [
             (question(0, 2, self._sampling), self._ids(n_prompt))])
         return timing.evict
 
@@ -116,6 +115,19 @@ class EngineMeter:
         # should the model have ended its answer early, the rest would have cost the same again
         return timing.overhead * n_tokens / max(1, timing.n_generated)
 
+    def _prepared(self, n_prompt: int, width: int = 1) -> Any:
+        """Return the engine that answers ``width`` prompts, prefilled as far as the class says."""
+        if self.prefills_first >= n_prompt and width == 1:
+            time.sleep(_PAUSE_S)
+            return _Noted(self._engine)
+        if self.prefills_first:
+            self._after_a_pause(min(n_prompt, self.prefills_first))
+        return _Assumed(self._engine)
+
+    def _after_a_pause(self, n_tokens: int) -> float:
+        time.sleep(_PAUSE_S)
+        return self._whole_prefill(n_tokens)
+
     def _whole_prefill(self, n_tokens: int) -> float:
         query = question(0, 1, self._sampling)
         return answer(self._engine, self._planning, [(query, self._ids(n_tokens))])[0].prefill
@@ -135,11 +147,11 @@ class EngineMeter:
             self._engine.close(sequence)
 
 
-class _Assumed:
-    """An engine that takes prompts as prefilled, and notes what its decode steps take."""
+class _Noted:
+    """An engine that notes what its decode steps take."""
 
     end_ids: tuple[int, ...] = ()       # a response goes on for as long as is wanted
-    predictor = None                    # there is no state to predict from
+    predictor = None                    # nothing is predicted of it
 
     def __init__(self, engine: Engine) -> None:
         """Hand everything else on to ``engine``."""
@@ -150,6 +162,17 @@ class _Assumed:
     def __getattr__(self, name: str) -> Any:
         """Return what the engine has of this name."""
         return getattr(self._engine, name)
+
+    def decode_step(
+            self, sequences: list[Sequence], tier: str, goes_on: Callable[[bool], bool]) -> list[int]:
+        """Take a step, and note its time."""
+        tokens, step_s = self._clock.step(self._engine, sequences, tier, goes_on)
+        self.step_s.setdefault(len(sequences), []).append(step_s)
+        return tokens
+
+
+class _Assumed(_Noted):
+    """One that takes prompts as prefilled as well."""
 
     def begin_prefill(self, sequence: Sequence) -> None:
         """Begin with nothing."""
@@ -164,13 +187,6 @@ class _Assumed:
         """Begin the response with the prompt's last token."""
         sequence.tokens.append(sequence.prompt[-1])
         return sequence.prompt[-1]
-
-    def decode_step(
-            self, sequences: list[Sequence], tier: str, goes_on: Callable[[], bool]) -> list[int]:
-        """Take a step, and note its time."""
-        tokens, step_s = self._clock.step(self._engine, sequences, tier, goes_on)
-        self.step_s.setdefault(len(sequences), []).append(step_s)
-        return tokens
 
 
 def _any_planning(

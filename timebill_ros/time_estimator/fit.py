@@ -129,7 +129,7 @@ def fit_law(
     data = replace(data, point=np.where(data.point > 0.0, data.point, data.n))
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
-    padded = tuple(each for each in padded if each <= data.point.max())
+    padded = tuple(padded[:sum(each < data.n.max() for each in padded) + 1])
     shape, mape = _choose_shape(name, data, chunk_tokens, padded, attention_stair)
     fit = _fit(shape, data)
     law, kept = fit.law(name), data.where(fit.solution.kept)

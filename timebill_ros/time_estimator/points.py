@@ -23,7 +23,7 @@ LEAST_TOKENS = 2 * SNAPKV_WINDOW    # a shorter context has nothing to evict
 MOST_REPEATS = 1000
 LEAST_POINTS = 3            # of each law, before the budget may end a profile
 EVICT_ALPHAS = (0.25, 0.5, 0.9)
-_OVERHEAD_TOKENS = (1, 6, 24)
+_OVERHEAD_TOKENS = (2, 8, 32)
 _SHORTEST = 16
 _COLD_POINTS = 3
 _FRESH_SHARE = 0.03
@@ -74,7 +74,7 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
             found += [Point(laws.DECODE_STEP, n, tier=tier, width=width) for n in each]
     found += [
         Point(laws.EVICT, n, alpha=EVICT_ALPHAS[index % len(EVICT_ALPHAS)])
-        for index, n in enumerate(evenly(LEAST_TOKENS, longest, count))]
+        for index, n in enumerate(evenly(LEAST_TOKENS, longest, fewer))]
     found += [Point(laws.REEVICT, n, alpha=EVICT_ALPHAS[-1])
               for n in evenly(LEAST_TOKENS, longest, fewer)]
     found += [Point(laws.COLD, n) for n in range(1, _COLD_POINTS + 1)]
@@ -87,14 +87,16 @@ def _prefills(extent: Extent, chunk: int) -> list[tuple[int, int]]:
 
     Whole prompts of up to a chunk; behind more and more chunks a full one, and a third of one; and
     one prompt of three chunks, so that their sum is checked and not assumed. Where short prompts
-    are padded every one of their lengths, and those beyond.
+    are padded every one of their lengths, and those beyond; only the longest one of those that are
+    padded to more than that.
     """
     longest, count = extent.longest, extent.count
     padded = [n for n in extent.padded if n <= longest]
     if padded:
         fewer = max(LEAST_POINTS, 2 * count // 3)
-        beyond = evenly(padded[-1] + 1, longest, fewer) if longest > padded[-1] else []
-        return [(n, 0) for n in (*padded, *beyond)]
+        beyond = [longest] if longest <= extent.padded[-1] else evenly(
+            padded[-1] + 1, longest, fewer)
+        return [(n, 0) for n in sorted({*padded, *beyond})]
     if longest <= 2 * chunk:
         return [(n, 0) for n in evenly(_SHORTEST, longest, count)]
     found = {(n, 0) for n in evenly(_SHORTEST, chunk, count)}

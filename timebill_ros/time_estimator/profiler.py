@@ -24,6 +24,8 @@ from timebill_ros.time_estimator.points import (
     EVICT_ALPHAS, Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
+_CHEAP_S = 0.1              # a point of one sample that takes less is visited several times a round
+_CHEAP_VISITS = 3
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
 
 
@@ -34,6 +36,7 @@ class Target(Protocol):
     chunk_tokens: int               # that a prefill computes at once
     padded_lengths: list[int]       # to which short prompts are filled up; [] = they are not
     attention_stair: int            # attention of longer ones is done for a multiple of so many
+    prefills_first: int             # tokens, at most, that are prefilled before steps and evictions
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """Return the time to prefill the tokens from ``n_done`` on of a prompt of ``n_tokens``."""
@@ -74,7 +77,7 @@ START_UP = Effort(
     every_width=False)
 THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
 # steps of a GPU take milliseconds, and those right behind a prefill other ones than those after them
-THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=50.0, steps=32)
+THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=52.0, steps=32, idle_s=0.5)
 
 
 @dataclass(frozen=True)
@@ -175,20 +178,28 @@ class _Pilot:
             return self._effort.idle_s
         step_s = self._step_s[point.tier or self._target.info.tiers[0], point.width]
         steps = {laws.DECODE_STEP: self._effort.steps, laws.OVERHEAD: point.n_tokens}
-        return step_s * growth * steps.get(point.law, 1)
+        first = min(point.n_tokens, self._target.prefills_first)
+        return growth * (step_s * steps.get(point.law, 1) + first * self._token_s)
 
     def affordable_points(self) -> list[Point]:
-        """Return the points, with a longest context that leaves time for all rounds."""
+        """Return the visits of a round, with a longest context that leaves time for all rounds."""
         target, effort = self._target, self._effort
         longest = _longest(target, effort)
         while True:
             extent = Extent(
                 longest, effort.points, effort.every_width, tuple(target.padded_lengths))
-            found = points(target.info, extent, self._chunk)
+            found = [
+                point for point in points(target.info, extent, self._chunk)
+                for _ in range(self._visits(point))]
             cost_s = effort.rounds * sum(self.cost_s(point) for point in found)
             if cost_s <= effort.budget_s or longest <= 2 * self._chunk:
                 return found
             longest //= 2
+
+    def _visits(self, point: Point) -> int:
+        """Return how often to measure a point in a round."""
+        once = point.law in (laws.DECODE_STEP, laws.COLD) or self.cost_s(point) > _CHEAP_S
+        return 1 if once else _CHEAP_VISITS
 
 
 def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> list[Sample]:

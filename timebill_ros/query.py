@@ -154,8 +154,13 @@ class Query:
     sampling: Sampling = field(default_factory=Sampling)
     overrun_ns: int = 0                # how long beyond plan_deadline_ns it may run (SKIP_NEXT)
     waited_ns: int = 0                 # of the budget gone before arrival_ns (sent_at)
-    handover_ns: int = 0               # what we cut short ends so long before plan_deadline_ns
+    handover_ns: int = 0               # what the way from the engine to a result takes
     client_id: str = ''                # whose it is; '' = the pool of those who do not say
+
+    @property
+    def due_ns(self) -> int:
+        """When the engine has to have its answer, for a result at plan_deadline_ns."""
+        return self.plan_deadline_ns - self.handover_ns
 
     @property
     def stop_ns(self) -> int:

@@ -40,7 +40,7 @@ def in_time(jobs: tuple[Job, ...]) -> bool:
     end_ns = 0
     for each in sorted(jobs, key=deadline):
         end_ns += round(each.needs.least_s * NS_PER_S)
-        if end_ns > each.due_ns:
+        if end_ns > each.query.due_ns:
             return False
     return True
 

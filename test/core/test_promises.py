@@ -69,7 +69,8 @@ def scenario(rng: random.Random) -> Iterator[Ask]:
             str(number), [Turn('user', '')], at_ns, at_ns + budget_ns, at_ns + budget_ns,
             cap, True, rng.choice((Admission.GUARANTEED, Admission.BEST_EFFORT)), overrun,
             min_tier=rng.choice(('', '', 'bf16')),
-            overrun_ns=S // 5 if overrun is Overrun.SKIP_NEXT else 0)
+            overrun_ns=S // 5 if overrun is Overrun.SKIP_NEXT else 0,
+            handover_ns=rng.choice((0, 0, S // 200)))
         yield Ask(query, n_prompt, rng.choice((rng.randint(1, cap), cap, cap + 5)))
 
 
@@ -107,7 +108,9 @@ def test_no_promise_is_broken_and_every_query_ends_once(part: int) -> None:
                 assert server.ended_ns[ask.query.query_id] <= ask.query.plan_deadline_ns
             if ask.query.admission == Admission.GUARANTEED and not ask.canceled:
                 assert outcome in (Outcome.COMPLETED, Outcome.INFEASIBLE), (number, ask)
-                admitted += outcome != Outcome.INFEASIBLE
+                if outcome != Outcome.INFEASIBLE:
+                    admitted += 1
+                    assert server.ended_ns[ask.query.query_id] <= ask.query.due_ns
     assert admitted > SCENARIOS // PARTS
 
 

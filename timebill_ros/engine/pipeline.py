@@ -44,7 +44,7 @@ class Unit(Enum):
 class Room(NamedTuple):
     """What others leave a query."""
 
-    budget_s: float         # engine time until its plan deadline
+    budget_s: float         # engine time until its answer has to be whole
     width: int              # queries that are going to share a decode step
 
 
@@ -193,7 +193,9 @@ class QueryRun:
         """
         if is_step and not self._keeps_promise:
             unit_ns = round(self._watch.beyond_worst * unit_ns)
-        if self.done or self.clock() + unit_ns + self._ahead_ns <= self.query.plan_deadline_ns:
+        # what was promised by the laws may be whole at the last moment
+        end_ns = self.query.plan_deadline_ns if self._keeps_promise else self.query.due_ns
+        if self.done or self.clock() + unit_ns <= end_ns:
             return []
         if self._may_cap and self.timing.n_generated and self._planning.config.policy == 'joint':
             return self._end_capped()
@@ -311,7 +313,7 @@ class QueryRun:
     def _replan(self) -> None:
         """Look at the plan again if it is time to; a change holds from the next unit on."""
         timing, now_ns = self.timing, self.clock()
-        late = self.latest_end_ns > self.query.plan_deadline_ns
+        late = self.latest_end_ns > self.query.due_ns
         made = self.made
         if not self._watch.is_due(timing.n_generated, made.cap, late):
             return
@@ -375,7 +377,7 @@ class QueryRun:
     def _land_if_wise(self) -> list[Message]:
         """Land softly if the rest is predicted not to fit and this is a good place."""
         if (self.query.overrun != Overrun.SOFT_LANDING or self._keeps_promise
-                or self.latest_end_ns <= self.query.plan_deadline_ns - self._ahead_ns):
+                or self.latest_end_ns <= self.query.due_ns):
             return []
         timing, inputs = self.timing, self._plan_inputs(self.clock())
         return self._land(self._watch.tokens_left(
@@ -410,7 +412,7 @@ class QueryRun:
     def _progress(self, stage: Stage, text: str, rest_s: float) -> Progress:
         now_ns = self.clock()
         self.latest_end_ns = now_ns + round(rest_s * NS_PER_S)
-        self._at_risk = self._is_at_risk(rest_s, (self.query.plan_deadline_ns - now_ns) / NS_PER_S)
+        self._at_risk = self._is_at_risk(rest_s, (self.query.due_ns - now_ns) / NS_PER_S)
         if self._at_risk:
             self._record.at_risk()
         if self.query.overrun_ns and now_ns >= self.query.plan_deadline_ns:
@@ -456,12 +458,6 @@ class QueryRun:
         return self.query.admission == Admission.GUARANTEED
 
     @property
-    def _ahead_ns(self) -> int:
-        """How long before the deadline it has to have ended, for its way to the client."""
-        # what was promised by the laws may be whole at the last moment
-        return 0 if self._keeps_promise else self.query.handover_ns
-
-    @property
     def _keeps_promise(self) -> bool:
         """Tell whether it was promised whole, and is no longer than that was counted with."""
         return self._promised and not self.outgrown
@@ -470,13 +466,13 @@ class QueryRun:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
-            budget_left_s=room.budget_s - self._ahead_ns / NS_PER_S, width=room.width,
+            budget_left_s=room.budget_s, width=room.width,
             tiers=self._tiers,
             may_trade=not self._promised, may_cap=self._may_cap,
             n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 
     def _all_room(self, now_ns: int) -> Room:
-        return Room((self.query.plan_deadline_ns - now_ns) / NS_PER_S, 1)
+        return Room((self.query.due_ns - now_ns) / NS_PER_S, 1)
 
 
 def tiers_to_plan(planning: Planning, tiers: list[str], min_tier: str) -> tuple[str, ...]:

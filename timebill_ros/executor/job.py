@@ -39,12 +39,6 @@ class Job:
         """Tell whether it was admitted with a promise, and keeps to what that rests on."""
         return self.query.admission == Admission.GUARANTEED and not self.outgrown
 
-    @property
-    def due_ns(self) -> int:
-        """When its answer has to be whole, to be handed over in time."""
-        ahead_ns = 0 if self.promised else self.query.handover_ns
-        return self.query.plan_deadline_ns - ahead_ns
-
 
 class Act(Enum):
     """What is to be done."""

@@ -36,13 +36,13 @@ def giving_way(jobs: Iterable['Job'], n_slots: int, pace: Pace, now_ns: int) -> 
         alone_ns = round(demand.likely_before_s * NS_PER_S)
         cost_ns = alone_ns + (likely_ns - alone_ns) // width
         stays = job.running or job.promised
-        if now_ns + likely_ns > job.due_ns:
+        if now_ns + likely_ns > job.query.due_ns:
             gone |= set() if stays else {job.query_id}
             continue
         ends_ns += cost_ns
         if not stays:
             may_go.append((cost_ns, job.query_id))
-        if ends_ns > job.due_ns and may_go:
+        if ends_ns > job.query.due_ns and may_go:
             most = max(may_go)
             may_go.remove(most)
             ends_ns -= most[0]

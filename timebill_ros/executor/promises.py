@@ -57,8 +57,8 @@ NO_PROMISES = Certificate(1 << 62, Way.IN_TURN)
 
 
 def deadline(job: 'Job') -> tuple[int, int]:
-    """Return what jobs are ordered by: plan deadline, then arrival."""
-    return job.query.plan_deadline_ns, job.query.arrival_ns
+    """Return what jobs are ordered by: when they are due, then arrival."""
+    return job.query.due_ns, job.query.arrival_ns
 
 
 class Promises:
@@ -110,7 +110,7 @@ class Promises:
 
         With a plan whose worst case takes no longer a certificate goes on to hold.
         """
-        kept, own_ns = self.kept, job.query.plan_deadline_ns - now_ns
+        kept, own_ns = self.kept, job.query.due_ns - now_ns
         demands = {each.query_id: each.demand for each in kept}
         if job in kept and self._together(kept, demands, now_ns).holds:
             width, mine = len(kept), job.demand
@@ -156,7 +156,7 @@ class Promises:
                 done.add(job.query_id)
             counts = counts or since is None or since.query_id in done
             if counts:
-                slack_ns = min(slack_ns, job.query.plan_deadline_ns - end_ns)
+                slack_ns = min(slack_ns, job.query.due_ns - end_ns)
         return Certificate(slack_ns, Way.IN_TURN)
 
     def _together(self, kept: Sequence['Job'], demands: Mapping[str, Demand],
@@ -169,7 +169,7 @@ class Promises:
         start_ns += round(sum(each.before_s for each in mine) * NS_PER_S)
         n_cached = _longest(kept, demands)
         slack_ns = min(
-            job.query.plan_deadline_ns - start_ns
+            job.query.due_ns - start_ns
             - self._pace.steps_ns(each, n_cached, tier, len(kept))
             for job, each in zip(kept, mine))
         return Certificate(slack_ns, Way.TOGETHER)

@@ -264,7 +264,7 @@ class Scheduler:
 
     def _makes_it(self, job: Job, now_ns: int, width: int, tier: str = '') -> bool:
         likely_ns = self.pace.likely_ns(job.demand, tier or job.demand.tier, width)
-        return now_ns + likely_ns <= job.due_ns
+        return now_ns + likely_ns <= job.query.due_ns
 
     def _harms(self, job: Job, decoding: list[Job], now_ns: int) -> bool:
         """Tell whether a decoding query likely misses if ``job`` is prefilled now, and joins."""

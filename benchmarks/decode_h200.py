@@ -161,6 +161,7 @@ class Bench:
             # While the first step runs, the second is queued: its time holds no launch latency.
             runner.enqueue(tier, slots)
             times.append(median_ms(lambda: runner.enqueue(tier, slots), 1))
+            runner.collect(), runner.collect()
         return statistics.median(times)
 
     def floor_ms(self, tier: str, lengths: Sequence[int]) -> float:
@@ -390,7 +391,7 @@ class TimedGraphs(StepGraphs):
         super().__init__(*parts)
         self.marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
         self.how = how
-        self._done = torch.cuda.Event(blocking=how == 'asleep')
+        self._events = [torch.cuda.Event(blocking=how == 'asleep') for _ in range(2)]
 
     def _graph(self, tier: str, width: int) -> torch.cuda.CUDAGraph:
         if (tier, width) not in self._graphs:
@@ -409,11 +410,9 @@ class TimedGraphs(StepGraphs):
             self._step.launch = launch
         return self._graphs[tier, width]
 
-    def wait(self) -> None:
+    def sleep(self) -> None:
         if self.how == 'as the engine':
-            super().wait()
-        else:
-            self._done.synchronize()
+            super().sleep()
 
 
 def tail_rows(bench: Bench, tuning: Tuning, steps: int, beside: str,
@@ -446,6 +445,7 @@ def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict
         began_ns = time.perf_counter_ns()
         runner.enqueue(tier, slots)
         launched_ns = time.perf_counter_ns()
+        runner.sleep()
         runner.collect()
         ended_ns = time.perf_counter_ns()
         if number >= 0:

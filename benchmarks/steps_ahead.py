@@ -49,9 +49,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def decode_step(self, seqs: List[Any], tier: str, goes_on: Callable[[], bool]) -> List[int]:
+    def decode_step(self, seqs: List[Any], tier: str, goes_on: Callable[[bool], bool]) -> List[int]:
         tokens, step_s = self._clock.step(
-            self._engine, seqs, tier, goes_on if self._ahead else lambda: False)
+            self._engine, seqs, tier, goes_on if self._ahead else lambda over: False)
         self.step_s.append(step_s)
         return tokens
 
@@ -86,7 +86,7 @@ def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> List[
         elif event < 0.24:
             engine.settle()
         if rows:
-            engine.decode_step(rows, tier, lambda: ahead)
+            engine.decode_step(rows, tier, lambda over: ahead)
         for seq in [seq for seq in rows if len(seq.tokens) > 150]:
             rows.remove(seq)
             engine.close(seq)
@@ -190,10 +190,9 @@ def launch_share(engine: Engine, tier: str, n_prompt: int, steps: int) -> Dict[s
         if name == 'before':
             runner.enqueue(tier, [seq.slot])
             for _ in range(steps):
-                event = runner._launches._done
-                runner._launches._done = torch.cuda.Event()
+                runner.sleep()
                 runner.enqueue(tier, [seq.slot])
-                event.synchronize()
+                runner.collect()
             runner.collect()
         else:
             for _ in range(steps):

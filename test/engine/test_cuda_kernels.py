@@ -165,7 +165,7 @@ def test_head_penalises_seen_tokens_and_finds_the_best(kernels, device, kernel):
     expected = torch.where(torch.arange(rows, device=device) % 2 == 0, penalised, logits)
     close(state.logits[:kernel.batch], expected, 1e-2)
     best = state.logits[:kernel.batch].argmax(-1).int()
-    assert torch.equal(state.chosen[:kernel.batch], best)
+    assert torch.equal(state.chosen[:kernel.batch, 0], best)
     slots = state.slot_of_row[:kernel.batch].long()
     assert torch.equal(state.tokens[slots], best)
     assert not (state.seen[slots][:, 1::2]).any()
@@ -252,7 +252,7 @@ def test_sampling_draws_from_the_warped_distribution(kernels, device, temperatur
         state.seed[0] = seed
         state.positions[0] = 7
         launch.sample(kernels, 1, 1, state)
-        counts[int(state.chosen[0])] += 1
+        counts[int(state.chosen[0, 1])] += 1
     assert not counts[expected == 0].any(), 'drew a token that top-k or top-p had removed'
     likely = expected.argsort(descending=True)[:3]
     for token in likely.tolist():
@@ -271,8 +271,9 @@ def test_the_same_seed_and_position_draw_the_same_token(kernels, device):
     for position in range(6):
         state.positions[:] = position
         launch.sample(kernels, 2, 1, state)
-        assert int(state.chosen[0]) == int(state.chosen[1])
-        drawn.add(int(state.chosen[0]))
+        first, second = state.chosen[:2, position % 2].tolist()
+        assert first == second
+        drawn.add(first)
     assert len(drawn) > 2
 
 
@@ -285,7 +286,7 @@ def test_where_no_logit_is_a_number_nothing_is_chosen(kernels, device, temperatu
     state.slot_of_row[:2] = torch.tensor([0, 1], device=device)
     state.temperature[:] = temperature
     launch.sample(kernels, 2, 1, state)
-    assert int(state.chosen[0]) == -1 and 0 <= int(state.chosen[1]) < 256
+    assert int(state.chosen[0, 0]) == -1 and 0 <= int(state.chosen[1, 0]) < 256
     assert state.lengths[:2].tolist() == [0, 1]
 
 

@@ -45,6 +45,9 @@ class Emulated:
         self._step.state.slot_of_row.copy_(torch.tensor(rows, dtype=torch.int32))
         self._step.launch(self._tiers[tier], 1 if width == 1 else 4)
 
+    def sleep(self):
+        pass
+
     def wait(self):
         pass
 
@@ -88,8 +91,8 @@ class Decoding:
         self.steps.moved(seq.slot)
 
     def step(self, seqs, tier, ahead):
-        chosen = self.steps.step(seqs, tier)
-        if ahead:
+        chosen = self.steps.step(seqs, tier, lambda over: ahead)
+        if ahead and not self.steps.ahead:
             self.steps.go_ahead(seqs, tier)
         for seq, token in zip(seqs, chosen):
             seq.tokens.append(token)

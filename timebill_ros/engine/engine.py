@@ -224,7 +224,7 @@ class Engine:
         """
         Do the next piece of the prefill; returns whether the prompt is done.
 
-        On a CPU that is a chunk of the prompt, on CUDA a slice of about 20 ms of one.
+        On a CPU that is a chunk of the prompt, on CUDA a slice of about 16 ms of one.
         """
         _check_open(seq)
         if seq.prefill_done:

@@ -26,7 +26,7 @@ class StepClock:
         self._ended_ns = 0
 
     def step(self, engine: 'Engine', sequences: list[Any], tier: str,
-             goes_on: Callable[[], bool]) -> tuple[list[int], float]:
+             goes_on: Callable[[bool], bool]) -> tuple[list[int], float]:
         """Do a step, as of ``Engine.decode_step``; returns its tokens and seconds."""
         ahead = engine.is_ahead(sequences, tier)
         if not ahead:
@@ -38,14 +38,14 @@ class StepClock:
 
 
 def decode_together(
-        runs: 'list[QueryRun]', tier: str = '', may_go_ahead: Callable[[], bool] = lambda: False,
-        ) -> 'list[Message]':
+        runs: 'list[QueryRun]', tier: str = '',
+        may_go_ahead: Callable[[bool], bool] = lambda over: False) -> 'list[Message]':
     """
     Do one decode step of queries of one engine together and return what to send.
 
     ``tier`` '' = the fastest that any of their plans has. Who was dropped, or whose time is up,
-    ends without it; an error ends them all. If ``may_go_ahead`` says so when the tokens are
-    there, and no query is about to end, the engine begins with the same step again at once.
+    ends without it; an error ends them all. If ``may_go_ahead(over)`` says so, asked before or
+    when the step is over, and no query is about to end, the engine begins with the same step again.
     """
     messages = [each for run in runs for each in run.end_if_over()]
     runs = [run for run in runs if not run.done]
@@ -55,8 +55,8 @@ def decode_together(
     tier = tier or fastest(engine.info.tiers, [run.made.tier for run in runs])
     n_cached = sum(run.n_cached for run in runs) / len(runs)
 
-    def goes_on() -> bool:
-        return all(run.steps_again for run in runs) and may_go_ahead()
+    def goes_on(over: bool) -> bool:
+        return all(run.steps_again for run in runs) and may_go_ahead(over)
 
     try:
         tokens, step_s = runs[0].step_clock.step(

@@ -3,7 +3,7 @@
 """Decode steps behind one interface: compiled on CPU and CUDA, plain tensor code anywhere."""
 
 from pathlib import Path
-from typing import Dict, List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
+from typing import Callable, Dict, List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -48,8 +48,13 @@ class Steps(Protocol):
     def logits(self) -> Tensor:
         """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
 
-    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
-        """Run the newest token of each sequence and return the next ones; '' = the first tier."""
+    def step(self, seqs: List[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> List[int]:
+        """
+        Run the newest token of each sequence and return the next ones; '' = the first tier.
+
+        If it ``goes_on(False)`` the next step like it may begin already before this one is over.
+        """
 
     def begin(self, seq: Sequence, token: Optional[Tensor] = None) -> None:
         """
@@ -114,7 +119,8 @@ class PlainSteps(StepsOnDemand):
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
 
-    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+    def step(self, seqs: List[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> List[int]:
         """Run a step, as ``Steps`` says."""
         ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self._device)
         self.logits = self._decoder.step([seq.slot for seq in seqs], ids)
@@ -152,7 +158,8 @@ class GraphSteps:
         """Tell the device how long the slot is now."""
         self._runner.move(slot)
 
-    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+    def step(self, seqs: List[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> List[int]:
         """Run a step, as ``Steps`` says."""
         if not self.is_ahead(seqs, tier):
             self.settle()
@@ -161,6 +168,9 @@ class GraphSteps:
                     self.begin(seq)
             self._runner.enqueue(tier or self.tiers[0], [seq.slot for seq in seqs])
         self._ahead = None
+        self._runner.sleep()
+        if goes_on(False):
+            self.go_ahead(seqs, tier)
         chosen = self._runner.collect()
         if min(chosen) < 0:
             raise NotFinite

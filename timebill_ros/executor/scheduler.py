@@ -154,23 +154,29 @@ class Scheduler:
             job.running = True
             self._begun += 1
 
-    def goes_ahead(self, turn: Turn, now_ns: int) -> bool:
+    def goes_ahead(self, turn: Turn, over: bool, now_ns: int) -> bool:
         """
-        Tell whether the step of this turn, which is over, may be begun again before the next turn.
+        Tell whether the step of this turn may be begun again before the next turn, at its end.
 
         That will hardly be another one. If it is, the step was done in vain; what the promises
-        leave has room for that, and the step counts as being done from now on.
+        leave has room for that, and the step counts as being done from now on. Before it is
+        ``over`` its token may be the last: then only if that costs nobody else anything.
         """
-        until_ns = now_ns + turn.worst_ns
-        if (self._repeat is not turn or now_ns >= self._ahead_until_ns
+        if not over and (self._waiting or len(turn.jobs) > 1):
+            return False
+        start_ns = max(now_ns, self._busy_until_ns)
+        until_ns = start_ns + turn.worst_ns
+        if (self._repeat is not turn or start_ns >= self._ahead_until_ns
                 or any(job.query.stop_ns < until_ns for job in turn.jobs)):
             return False
         self._under_way, self._busy_until_ns = turn, until_ns
         return True
 
-    def ended(self, ahead: bool) -> None:
+    def ended(self, ahead: bool, now_ns: int) -> None:
         """Say that a turn is over; ``ahead``: its step has indeed begun again."""
-        if not ahead:
+        if self._under_way is not None and ahead:
+            self._busy_until_ns = min(self._busy_until_ns, now_ns + self._under_way.worst_ns)
+        else:
             self._under_way, self._busy_until_ns = None, 0
 
     def is_under_way(self, turn: Turn) -> bool:

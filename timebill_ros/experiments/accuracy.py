@@ -216,7 +216,7 @@ def _together(engine: Engine, lengths: list[int], steps: int, tier: str) -> floa
             engine.close(sequence)
 
 
-def _goes_on() -> bool:
+def _goes_on(over: bool) -> bool:
     """Tell the engine that the same step will be asked for next, as it is in a server."""
     return True
 

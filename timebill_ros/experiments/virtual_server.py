@@ -29,6 +29,7 @@ from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import EVICT, REEVICT
 
 END, WORD = 0, 1                    # the tokens that a virtual model knows
+_ASKED_NS = 2_000_000               # before a step's end, whether the next may go ahead (CUDA's)
 Factor = Callable[[str, int], float]    # (law's name, batch width) -> measured / law
 
 
@@ -169,11 +170,13 @@ class VirtualEngine:
         return seq.n_cached
 
     def decode_step(self, seqs: list[_Sequence], tier: str = '',
-                    goes_on: Callable[[], bool] = lambda: False) -> list[int]:
+                    goes_on: Callable[[bool], bool] = lambda over: False) -> list[int]:
         """Let a step's time pass, or what is left of it, and begin with the next if it goes on."""
         if not self.is_ahead(seqs, tier):
             self.settle()
             self._begin(seqs, tier)
+        self._clock.advance(max(0, self.ahead_ns - _ASKED_NS))
+        early = goes_on(False)
         self.settle()
         for seq in seqs:
             seq.n_cached += 1
@@ -181,7 +184,7 @@ class VirtualEngine:
         estimator, width = self._estimator, len(seqs)
         self.beside_s = self._step_factor * width * (
             estimator.overhead_s(2) - estimator.overhead_s(1))
-        if END not in tokens and goes_on():
+        if early or (END not in tokens and goes_on(True)):
             self._begin(seqs, tier)
         return tokens
 

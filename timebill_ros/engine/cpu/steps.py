@@ -3,7 +3,7 @@
 """Decode steps and prefill chunks, each one call into compiled code, over the KV cache."""
 
 import ctypes
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -110,7 +110,8 @@ class CompiledSteps(StepsOnDemand):
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
 
-    def step(self, seqs: List[Sequence], tier: str) -> List[int]:
+    def step(self, seqs: List[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> List[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
         logits = self.run([seq.slot for seq in seqs], [seq.tokens[-1] for seq in seqs], tier)
         return [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]

@@ -3,8 +3,9 @@
 """Decode steps of the sequences in the cache's slots, which the device keeps account of."""
 
 import bisect
+from collections import deque
 import secrets
-from typing import List, Mapping, Protocol, Sequence, Tuple, Union
+from typing import Deque, List, Mapping, Protocol, Sequence, Tuple, Union
 
 import torch
 
@@ -22,10 +23,13 @@ class Launches(Protocol):
         """Names of the tiers that are loaded."""
 
     def launch(self, tier: str, width: int, rows: Tuple[int, ...]) -> None:
-        """Start a step; ``rows`` [MAX_BATCH] are slots, -1: nobody. The one before is over."""
+        """Start a step of ``rows`` [MAX_BATCH], slots, -1: nobody; those before had the same."""
+
+    def sleep(self) -> None:
+        """Sleep while the oldest step that is under way has long to go."""
 
     def wait(self) -> None:
-        """Wait until the step is over."""
+        """Wait until that one is over."""
 
 
 class StepRunner:
@@ -34,14 +38,14 @@ class StepRunner:
 
     All tiers use one cache, so every step may name another tier. Lengths, positions, sampling
     parameters and tokens live on the device; a step costs one launch, its kernel writes the chosen
-    tokens to the host's memory, and at most one step is under way. So a step may be started before
-    anybody asks for it: what the host counts follows only with ``collect``.
+    tokens to the host's memory. So a step may be started before anybody asks for it, and before the
+    one before is over: what the host counts follows only with ``collect``.
     """
 
     def __init__(self, step: DecodeStep, launches: Launches, cache: KVCache) -> None:
         """Take the parts."""
         self._step, self._launches, self._cache = step, launches, cache
-        self._slots: Tuple[int, ...] = ()       # of the newest step, by row
+        self._under_way: Deque[Tuple[int, ...]] = deque()   # slots by row, of each step
 
     @property
     def tiers(self) -> List[str]:
@@ -87,21 +91,29 @@ class StepRunner:
     def step(self, tier: str, slots: Sequence[int]) -> List[int]:
         """Run one step for the sequences in ``slots``; returns their next tokens in that order."""
         self.enqueue(tier, slots)
+        self.sleep()
         return self.collect()
 
     @torch.inference_mode()
     def enqueue(self, tier: str, slots: Sequence[int]) -> None:
-        """Start a step without waiting for it; the one before was collected or taken back."""
-        self._slots = tuple(slots)
+        """Start a step without waiting for it; beside one under way, another of the same slots."""
+        self._under_way.append(tuple(slots))
         width = WIDTHS[bisect.bisect_left(WIDTHS, len(slots))]
-        self._launches.launch(tier, width, self._slots + (-1,) * (MAX_BATCH - len(slots)))
+        self._launches.launch(tier, width, (*slots, *(-1,) * (MAX_BATCH - len(slots))))
+
+    def sleep(self) -> None:
+        """Sleep while the oldest step that is under way has long to go."""
+        self._launches.sleep()
 
     def collect(self) -> List[int]:
-        """Wait for the step and return its tokens."""
+        """Wait for the oldest step that is under way and return its tokens."""
+        slots = self._under_way.popleft()
         self._launches.wait()
-        for slot in self._slots:
+        chosen = self._step.state.chosen[:len(slots)].tolist()
+        tokens = [row[self._cache.position[slot] % 2] for row, slot in zip(chosen, slots)]
+        for slot in slots:
             self._cache.advance(slot, 1)
-        return self._step.state.chosen[:len(self._slots)].tolist()
+        return tokens
 
     @torch.inference_mode()
     def take_back(self, tokens: Mapping[int, int]) -> None:
@@ -111,7 +123,9 @@ class StepRunner:
         ``tokens`` has by slot the token that it took in; other slots need not be as they were. What
         it wrote to the cache lies behind what is counted, and the next step draws the same again.
         """
-        self._launches.wait()
+        while self._under_way:
+            self._under_way.popleft()
+            self._launches.wait()
         for slot, token in tokens.items():
             self.move(slot)
             self._step.state.tokens[slot] = token

@@ -26,7 +26,8 @@ class BatchState:
     seen: Tensor            # uint8 [slots, vocabulary], tokens of prompt and response
     # Per row of the batch.
     slot_of_row: Tensor     # int32 [MAX_BATCH], -1: nobody
-    chosen: Tensor          # int32 [MAX_BATCH], the step's tokens; on a GPU in the host's memory
+    chosen: Tensor          # int32 [MAX_BATCH, 2], the step's tokens by row and position % 2; on
+                            # a GPU in the host's memory
     logits: Tensor          # float32 [MAX_BATCH, vocabulary], after the penalty
     # Scratch.
     best_value: Tensor      # float32 [MAX_BATCH * blocks]
@@ -48,7 +49,7 @@ def allocate_state(n_slots: int, vocabulary: int, kv_heads: int, head_dim: int, 
         seed=zeros(n_slots, dtype=torch.int64),
         seen=zeros(n_slots, vocabulary, dtype=torch.uint8),
         slot_of_row=torch.full((MAX_BATCH,), -1, dtype=torch.int32, device=device),
-        chosen=zeros(MAX_BATCH), logits=zeros(MAX_BATCH, vocabulary, dtype=torch.float32),
+        chosen=zeros(MAX_BATCH, 2), logits=zeros(MAX_BATCH, vocabulary, dtype=torch.float32),
         best_value=zeros(MAX_BATCH * blocks, dtype=torch.float32),
         best_index=zeros(MAX_BATCH * blocks),
         partial=zeros(kv_heads * splits * MAX_GROUP * (head_dim + 2),

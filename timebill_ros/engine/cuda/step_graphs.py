@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode steps as CUDA graphs, one per tier and batch width: captured, launched, waited for."""
 
+from collections import deque
 import time
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Deque, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -20,19 +21,27 @@ _LEAST_ASLEEP = 0.1
 _LONGER = 1.01          # the shortest time of a kind of step follows longer ones by so much a step
 
 
+class _Launched(NamedTuple):
+    """A step that is under way."""
+
+    kind: Tuple[str, int]       # tier and width
+    launched_s: float
+    done: torch.cuda.Event
+
+
 class StepGraphs:
-    """What a ``StepRunner`` launches with on a GPU; at most one step is under way."""
+    """What a ``StepRunner`` launches with on a GPU; at most two steps are under way."""
 
     def __init__(self, step: DecodeStep, tiers: Iterable[Tier]) -> None:
         """Take the parts; graphs are captured at first use or by ``warm_up``."""
         self._step = step
         self._tiers = {tier.name: tier for tier in tiers}
-        step.state.chosen = torch.zeros(MAX_BATCH, dtype=torch.int32).pin_memory()
+        step.state.chosen = torch.zeros_like(step.state.chosen, device='cpu').pin_memory()
         self._rows_host = torch.full((MAX_BATCH,), -1, dtype=torch.int32).pin_memory()
         self._rows: Tuple[int, ...] = ()
-        self._done = torch.cuda.Event()                     # waited for busily
-        self._kind: Tuple[str, int] = ('', 0)               # of the newest step: tier and width
-        self._began_s = 0.0
+        self._events = [torch.cuda.Event() for _ in range(2)]   # waited for busily, in turns
+        self._under_way: Deque[_Launched] = deque()
+        self._ended_s = 0.0                                 # of the newest step that is over
         self._shortest_s: Dict[Tuple[str, int], float] = {}
         self._graphs: Dict[Tuple[str, int], torch.cuda.CUDAGraph] = {}
 
@@ -42,26 +51,36 @@ class StepGraphs:
         return list(self._tiers)
 
     def launch(self, tier: str, width: int, rows: Tuple[int, ...]) -> None:
-        """Start a step; ``rows`` [MAX_BATCH] are slots, -1: nobody. The one before is over."""
+        """Start a step of ``rows`` [MAX_BATCH], slots, -1: nobody; those before had the same."""
         graph = self._graph(tier, width)
-        if rows != self._rows:      # the copy of those before came before a step that is over
+        if rows != self._rows:      # the copy of the rows before came before a step that is over
             self._rows_host.copy_(torch.tensor(rows, dtype=torch.int32))
             self._step.state.slot_of_row.copy_(self._rows_host, non_blocking=True)
             self._rows = rows
-        self._kind, self._began_s = (tier, width), time.perf_counter()
+        done = self._events[0]
+        self._events.reverse()
+        self._under_way.append(_Launched((tier, width), time.perf_counter(), done))
         graph.replay()
-        self._done.record()
+        done.record()
 
-    def wait(self) -> None:
-        """Sleep for the most part of the step, then keep a core busy until it is done."""
-        shortest_s = self._shortest_s.get(self._kind, 0.0)
-        left_s = self._began_s + shortest_s - time.perf_counter()
+    def sleep(self) -> None:
+        """Sleep for the most part of the oldest step that is under way."""
+        oldest = self._under_way[0]
+        shortest_s = self._shortest_s.get(oldest.kind, 0.0)
+        left_s = max(oldest.launched_s, self._ended_s) + shortest_s - time.perf_counter()
         least_s = _LEAST_ASLEEP * shortest_s
         if left_s > 3.0 * least_s:          # else the host has come too late for that
             time.sleep(max(left_s - _BUSY_S, least_s))
-        self._done.synchronize()
-        took_s = time.perf_counter() - self._began_s
-        self._shortest_s[self._kind] = min(took_s, (shortest_s or took_s) * _LONGER)
+
+    def wait(self) -> None:
+        """Keep a core busy until that one is done."""
+        oldest = self._under_way.popleft()
+        oldest.done.synchronize()
+        began_s = max(oldest.launched_s, self._ended_s)
+        self._ended_s = time.perf_counter()
+        took_s = self._ended_s - began_s
+        shortest_s = self._shortest_s.get(oldest.kind, took_s)
+        self._shortest_s[oldest.kind] = min(took_s, shortest_s * _LONGER)
 
     def warm_up(self, widths: Sequence[int] = WIDTHS) -> None:
         """Capture the graphs of all tiers for these widths, so that no query pays for it."""

@@ -24,7 +24,8 @@ struct SampleArgs
   int * lengths;             // [slots]
   int * positions;           // [slots]
   int * tokens;              // [slots]
-  int * chosen;              // [batch], the step's result; -1: no logit is a number
+  int * chosen;              // [batch, 2] by row and position % 2, the step's result: the host may
+                             // read it while the next step is at work; -1: no logit is a number
   u32 * counters;            // barriers of the kernel before, made ready for the next step
   int vocabulary;
   int n_best;
@@ -186,6 +187,7 @@ DEVICE void sample(const SampleArgs & args)
   }
   const int slot = args.slot_of_row[row];
   if (slot < 0) {return;}
+  int * const chosen = args.chosen + 2 * row + args.positions[slot] % 2;
   if (threadIdx.x < 32) {
     float value = MINUS_INFINITY;
     int index = 0x7FFFFFFF;
@@ -199,7 +201,7 @@ DEVICE void sample(const SampleArgs & args)
   __syncthreads();
   int token = (int)shared_result[0];
   if (token >= args.vocabulary || !(-*best > MINUS_INFINITY)) {
-    if (threadIdx.x == 0) {args.chosen[row] = -1;}
+    if (threadIdx.x == 0) {*chosen = -1;}
     return;
   }
   const float temperature = args.temperature[slot];
@@ -219,7 +221,7 @@ DEVICE void sample(const SampleArgs & args)
   __syncthreads();
   if (threadIdx.x == 0) {
     args.tokens[slot] = token;
-    args.chosen[row] = token;
+    *chosen = token;
     args.lengths[slot] += 1;
     args.positions[slot] += 1;
   }

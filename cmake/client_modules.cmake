@@ -13,4 +13,5 @@ set(client_modules
   nodes/deadline_timer.py
   nodes/event_inbox.py
   nodes/guarded.py
-  nodes/qos.py)
+  nodes/qos.py
+  nodes/quiet_client.py)

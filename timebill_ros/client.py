@@ -27,7 +27,6 @@ from typing import Any
 import uuid
 
 import rclpy
-from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -40,6 +39,7 @@ from timebill_ros.nodes.conversions import duration_msg, NS_PER_S, system_ns, ti
 from timebill_ros.nodes.deadline_timer import DeadlineTimer
 from timebill_ros.nodes.event_inbox import EventInbox
 from timebill_ros.nodes.guarded import guarded, spin_while
+from timebill_ros.nodes.quiet_client import QuietActionClient
 from timebill_ros.query import ErrorCode, Outcome, Overrun
 
 __all__ = ['Answer', 'PendingAnswer', 'TimeBillClient']
@@ -132,13 +132,7 @@ class TimeBillClient:
         named_by = self._node if node is None or namespace else node
         self.action_name = named_by.resolve_topic_name(qos.ACTION_NAME)
         self.client_id = (node or self._node).get_fully_qualified_name()
-        self._client = ActionClient(
-            self._node,
-            QueryAction,
-            self.action_name,
-            feedback_sub_qos_profile=qos.feedback_qos(),
-            **qos.service_qos(),
-        )
+        self._client = QuietActionClient(self._node, QueryAction, self.action_name)
         log = self._node.get_logger()
         self._inbox = EventInbox(self._node, guarded(log, self._on_event))
         self._timer = DeadlineTimer(self._node, guarded(log, self._on_timer))
@@ -312,6 +306,7 @@ class TimeBillClient:
             )
             return
         ask.handle = handle
+        self._client.forget(handle)
         handle.get_result_async().add_done_callback(
             guarded(self._node.get_logger(), lambda done: self._on_result(ask, done.result()))
         )

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from rcl_interfaces.msg import Parameter as ParameterMsg
@@ -117,6 +118,28 @@ def test_from_several_threads_at_once(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(server.client.ask, PARIS, within=WAIT_S) for _ in range(6)]
         assert [each.result().outcome for each in asked] == [Outcome.COMPLETED] * 6
+
+
+def test_the_states_of_everybodys_goals_are_not_read_and_nothing_is_kept_of_ended_ones(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, set[str]]] = []
+    with TimeBillClient(namespace=server.namespace) as client:
+        actions = client._client
+        take = actions.take_data
+
+        def watched() -> dict[str, Any]:
+            had_status = actions._is_status_ready
+            taken = take()
+            seen.append((had_status, set(taken)))
+            return taken
+
+        monkeypatch.setattr(actions, 'take_data', watched)
+        for _ in range(3):
+            assert client.ask('', within=WAIT_S).outcome == Outcome.INVALID
+        assert not actions._goal_handles
+    assert any(had_status for had_status, _ in seen), 'rclpy no longer has it where we look'
+    assert all('status' not in taken for _, taken in seen)
 
 
 def test_a_stuck_server_is_given_up_in_time(server: Server) -> None:

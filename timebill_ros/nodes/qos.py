@@ -10,7 +10,8 @@ STATUS_TOPIC = 'timebill/status'
 PROFILE_ACTION_NAME = 'timebill/profile'
 COEFFICIENTS_TOPIC = 'timebill/coefficients'
 
-RESULT_TIMEOUT_S = 60    # how long a result waits for a client to ask for it
+# How long a result waits for a client to ask for it; ours, and `ros2 action`, ask at once.
+RESULT_TIMEOUT_S = 10
 
 # The default depth of 10 loses goals, silently, when many arrive at once (18 of 200 were answered).
 _SERVICE_DEPTH = 512

@@ -17,14 +17,14 @@ import tempfile
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.meter import EngineMeter
+from timebill_ros.engine.meter import any_planning
 from timebill_ros.engine.shared_step import StepClock
 from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.demand import Pace
@@ -33,6 +33,8 @@ from timebill_ros.executor.messages import Load
 from timebill_ros.executor.scheduler import Job, Scheduler
 from timebill_ros.experiments.random_model import random_model
 from timebill_ros.query import Sampling
+
+SHARES = (0.5, 0.99, 0.999, 1.0)
 
 
 class Watched:
@@ -111,38 +113,35 @@ def same_tokens(engine: Engine, scenarios: int) -> Dict[str, Any]:
 
 def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
           repeats: int) -> Dict[str, Any]:
-    """Return what a token takes, with steps that go ahead and without."""
-    planning = EngineMeter(engine)._planning
-    estimator = planning.estimator
-    planning = type(planning)(type(estimator)(type(estimator.coefficients)(
-        **{**vars(estimator.coefficients), 'laws': tuple(
-            law for law in estimator.coefficients.laws if law.tier in ('', tier))}), tier),
-        planning.config, '')
+    """Return what a token takes, with steps that go ahead and with steps on demand."""
+    planning = any_planning(engine.info, [tier])
     row: Dict[str, Any] = {'tier': tier, 'width': width, 'n_prompt': n_prompt, 'tokens': tokens}
-    sums: Dict[str, List[float]] = {}
+    steps_ms: Dict[str, List[float]] = {'ahead': [], 'asked': []}
+    others: Dict[str, List[Tuple[float, float]]] = {'ahead': [], 'asked': []}
     for _ in range(repeats):
-        for name, ahead in (('ahead', True), ('asked', False)):
-            watched: Any = Watched(engine, ahead)
-            began_s = time.perf_counter()
+        for name, steps in steps_ms.items():
+            watched: Any = Watched(engine, name == 'ahead')
             timings = answer(watched, planning, [
                 (question(number, tokens, Sampling()), [3 + number] * n_prompt)
                 for number in range(width)])
-            whole_s = time.perf_counter() - began_s
-            last = timings[-1]
-            steps = sorted(watched.step_s[2:])
-            for key, value in (
-                    ('token', (last.decode + last.overhead) / tokens),
-                    ('wall', (whole_s - sum(each.prefill for each in timings)) / tokens),
-                    ('step', steps[len(steps) // 2]), ('p99', steps[len(steps) * 99 // 100]),
-                    ('overhead', last.overhead / tokens)):
-                sums.setdefault(f'{name}_{key}_ms', []).append(1e3 * value)
-    return {**row, **{key: round(sorted(values)[len(values) // 2], 4)
-                      for key, values in sums.items()}}
+            steps += [1e3 * step_s for step_s in watched.step_s[2:]]
+            last = timings[-1]          # the others have waited for its prefill
+            others[name].append((1e3 * (last.decode + last.overhead) / (tokens - 1),
+                                 1e3 * last.overhead / (tokens - 1)))
+    for name, steps in steps_ms.items():
+        steps.sort()
+        token_ms, overhead_ms = sorted(others[name])[repeats // 2]
+        row[name] = {
+            'token_ms': round(token_ms, 4), 'overhead_ms': round(overhead_ms, 4),
+            'steps': len(steps), 'step': {f'{share:g}': round(
+                steps[min(len(steps) - 1, int(share * len(steps)))], 4) for share in SHARES}}
+    return row
 
 
 def storm(engine: Engine, queries: int) -> Dict[str, Any]:
     """Drop queries at random moments; return what is left on the device afterwards."""
-    planning, rng = EngineMeter(engine)._planning, random.Random(3)
+    planning = any_planning(engine.info, engine.info.tiers)
+    rng = random.Random(3)
     before = engine.device_memory_bytes
     scheduler = Scheduler(Pace(planning), engine.info.max_batch)
     lock = threading.RLock()
@@ -240,11 +239,10 @@ def main() -> None:
 
     part('notes', lambda: engine.notes)
     part('same', lambda: same_tokens(engine, arguments.scenarios))
-    for tier in engine.info.tiers:
-        part(f'timed {tier}', lambda: timed(
-            engine, tier, 1, arguments.prompt, arguments.tokens, arguments.repeats))
-    part('timed 4', lambda: timed(engine, engine.info.tiers[-1], 4, arguments.prompt,
-                                  arguments.tokens, arguments.repeats))
+    kinds = [*((tier, 1) for tier in engine.info.tiers), (engine.info.tiers[-1], 4)]
+    part('ahead', lambda: [
+        timed(engine, tier, width, arguments.prompt, arguments.tokens, arguments.repeats)
+        for tier, width in kinds])
     part('storm', lambda: storm(engine, arguments.storm))
     if device.type == 'cuda':
         for tier in engine.info.tiers:

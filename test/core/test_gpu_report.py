@@ -59,7 +59,10 @@ def test_every_other_part_is_a_table() -> None:
         'worth': {'tokens': 2048, 'answer': 256, 'bf16_ms': 1000.0, 'saved_by_alpha_0.5_ms': 3.0,
                   'saved_by_int4_ms': 600.0},
         'start': {'start': 'warm', 'tiers': ['int4'], 'process_s': 9.0, 'loaded_s': 8.0,
-                  'allocated_bytes': 5e9, 'peak_bytes': 6e9}}
+                  'allocated_bytes': 5e9, 'peak_bytes': 6e9},
+        'ahead': {'tier': 'int4', 'width': 1, **{how: {
+            'token_ms': 1.6, 'overhead_ms': 0.1, 'steps': 10, 'step': SHARES}
+            for how in ('ahead', 'asked')}}}
     for part, row in parts.items():
         text = made(part, **{part: [row]})
         head, rule, cells = text.split('\n\n')[1].splitlines()

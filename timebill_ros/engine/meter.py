@@ -44,7 +44,7 @@ class EngineMeter:
         self.prefills_first = _LONGEST_REAL if engine.device.type == 'cuda' else 0
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
-        self._planning = _any_planning(engine.info, engine.info.tiers)
+        self._planning = any_planning(engine.info, engine.info.tiers)
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """
@@ -74,7 +74,7 @@ class EngineMeter:
         """
         noted = self._prepared(n_cached, width)
         ids = self._ids(n_cached)
-        answer(noted, _any_planning(self.info, [tier or self.info.tiers[0]]), [
+        answer(noted, any_planning(self.info, [tier or self.info.tiers[0]]), [
             (question(number, repeats + 2, self._sampling), ids) for number in range(width)])
         times: list[float] = noted.step_s[width]
         return times[1:]            # a response's first step sets up
@@ -82,7 +82,7 @@ class EngineMeter:
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
         noted = self._prepared(n_prompt)
-        planning = _any_planning(
+        planning = any_planning(
             self.info, self.info.tiers, PlannerConfig(policy='fixed', fixed_alpha=alpha))
         timing, = answer(noted, planning, [
             (question(0, 2, self._sampling), self._ids(n_prompt))])
@@ -119,7 +119,7 @@ class EngineMeter:
         """Return the engine that answers ``width`` prompts, prefilled as far as the class says."""
         if self.prefills_first >= n_prompt and width == 1:
             time.sleep(_PAUSE_S)
-            return _Noted(self._engine)
+            return NotedEngine(self._engine)
         if self.prefills_first:
             self._after_a_pause(min(n_prompt, self.prefills_first))
         return _Assumed(self._engine)
@@ -147,7 +147,7 @@ class EngineMeter:
             self._engine.close(sequence)
 
 
-class _Noted:
+class NotedEngine:
     """An engine that notes what its decode steps take."""
 
     end_ids: tuple[int, ...] = ()       # a response goes on for as long as is wanted
@@ -171,7 +171,7 @@ class _Noted:
         return tokens
 
 
-class _Assumed(_Noted):
+class _Assumed(NotedEngine):
     """One that takes prompts as prefilled as well."""
 
     def begin_prefill(self, sequence: Sequence) -> None:
@@ -189,7 +189,7 @@ class _Assumed(_Noted):
         return sequence.prompt[-1]
 
 
-def _any_planning(
+def any_planning(
         info: ModelInfo, tiers: list[str], config: PlannerConfig = PlannerConfig()) -> Planning:
     """Return something to plan ``tiers`` with while nothing is known: that takes as long."""
     laws = (Law(PREFILL, AFFINE, (1e-6, 1e-3)), *(

@@ -61,6 +61,19 @@ def _tail(result: Row) -> str:
          'the rest (host)', 'p99.9 / median', 'of the device alone'], rows)
 
 
+def _ahead(result: Row) -> str:
+    def both(row: Row, what: str) -> str:
+        return f'{row["ahead"][what]:.3f} instead of {row["asked"][what]:.3f} ms'
+
+    return markdown_table(
+        ['tier', 'sequences', 'a token, all told', 'of that beside the model',
+         'steps ahead', 'at the median, p99, p99.9 and maximum', 'on demand'],
+        ((row['tier'], row['width'], both(row, 'token_ms'), both(row, 'overhead_ms'),
+          f'{row["ahead"]["steps"]:,}', *(' / '.join(
+              f'{row[how]["step"][share]:.2f}' for share in _SHARES) + ' ms'
+              for how in ('ahead', 'asked'))) for row in result['ahead']))
+
+
 def _quality(result: Row) -> str:
     return markdown_table(
         ['weights', 'perplexity', 'same likeliest token as bf16', 'divergence'],
@@ -155,4 +168,4 @@ def _start(result: Row) -> str:
 _PARTS: dict[str, Callable[[Row], str]] = {
     'steps': _steps, 'tail': _tail, 'quality': _quality, 'checked': _checked, 'parity': _parity,
     'prefill': _prefill, 'evict': _evict, 'fresh': _fresh, 'pace': _pace,
-    'worth': _worth, 'start': _start}
+    'worth': _worth, 'start': _start, 'ahead': _ahead}

@@ -62,6 +62,10 @@ def test_like_queries_in_a_row_and_the_memory_beside_them_show_what_cannot_be_pr
     assert 'less than 1.00 ms, 1 queries: 0.00 %, 0.00 %, 0.00 %' in found
     assert 'more than 1.00 ms, 1 queries: 0.00 %, 50.00 %, 33.33 %' in found
     assert accuracy_report.by_host([row('idle', 1, 1, 1)]) == ''
+    assert accuracy_report.early_steps(rows) == ''
+    rows = [each | {'early_ratio': ratio, 'tier': 'int4', 'n_prompt': n} for each, ratio, n in (
+        (rows[0], 1.01, 500), (rows[1], 1.03, 900), (rows[0], 1.2, 9000))]
+    assert 'int4 1.020 up to 4096 tokens, 1.200 beyond' in accuracy_report.early_steps(rows)
 
 
 def test_a_query_is_underestimated_by_what_it_was_planned_with_or_by_the_profile_alone() -> None:

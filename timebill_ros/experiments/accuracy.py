@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from math import exp, log
 import os
 import random
+from statistics import fmean
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import torch
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.meter import NotedEngine
 from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.messages import Load
 from timebill_ros.query import QueryTiming, Sampling
@@ -50,6 +52,8 @@ while True:
 _LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
 _READ_BYTES = 192 * 2 ** 20     # several times what caches hold
 _READS = 3
+_EARLY_STEPS = 8
+_LATE_STEP = 20     # the first of those that _EARLY_STEPS are compared with
 _HOST_OBJECTS = 20_000     # about 1 MB: more than the nearest caches hold
 
 
@@ -88,7 +92,8 @@ class Asker:
         tier = rng.choice(engine.info.tiers)
         ids = [rng.randrange(256, engine.info.vocab_size) for _ in range(n_prompt)]
         began_s = time.perf_counter()
-        timing = self.answer(ids, n_response, alpha, tier)
+        noted = NotedEngine(engine)
+        timing = self.answer(noted, ids, n_response, alpha, tier)
         wall_s = time.perf_counter() - began_s
         row = {
             'phase': phase, 'n_prompt': n_prompt, 'alpha': round(timing.alpha, 4), 'tier': tier,
@@ -97,7 +102,11 @@ class Asker:
                        for each in samples_of(timing)}}
         if twice:
             row['again'] = {STAGES[each.law]: round(each.measured_s, 7) for each in
-                            samples_of(self.answer(ids, n_response, alpha, tier))}
+                            samples_of(self.answer(engine, ids, n_response, alpha, tier))}
+        steps_s = noted.step_s.get(1, [])
+        if len(steps_s) >= 2 * _LATE_STEP:
+            row['early_ratio'] = round(
+                fmean(steps_s[:_EARLY_STEPS]) / fmean(steps_s[_LATE_STEP - 1:]), 4)
         row['host_ms'] = _host_ms(self._numbers)
         if self._memory is not None:
             row['read_gb_s'] = _read_gb_s(self._memory)
@@ -106,12 +115,14 @@ class Asker:
         if self._tracker.moved:
             self._tracked = self._tracker.publish(self._tracked.stamp_ns + 1)
 
-    def answer(self, ids: list[int], n_response: int, alpha: float, tier: str) -> QueryTiming:
+    def answer(
+            self, engine: Any, ids: list[int], n_response: int, alpha: float, tier: str,
+            ) -> QueryTiming:
         """Answer a prompt with so many tokens and return the query's record."""
         config = PlannerConfig(policy='fixed', fixed_alpha=alpha, fixed_tier=tier)
         planning = Planning(TimeEstimator(self._base, tier), config, 'profile')
-        query = question(0, n_response, Sampling(**self.engine.info.sampling))
-        return answer(self.engine, planning, [(query, ids)])[0]
+        query = question(0, n_response, Sampling(**engine.info.sampling))
+        return answer(engine, planning, [(query, ids)])[0]
 
 
 def _scattered() -> list[int]:

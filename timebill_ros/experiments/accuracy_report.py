@@ -13,6 +13,7 @@ Row = dict[str, Any]
 MEASURED = 0
 COLUMNS = {'profile': (1, 2), 'tracking': (3, 4)}      # predicted, worst case
 LONG = 4096
+_TITLES = {'prefill': 'prefill', 'decode': 'decode steps', 'total': 'in all'}
 BLOCK = 20      # queries after which tracking has to have followed
 
 
@@ -51,18 +52,28 @@ def figures(rows: Sequence[Row], which: str) -> dict[str, float]:
         'above_worst': above_worst(rows, which)}
 
 
-def details(rows: Sequence[Row]) -> list[tuple[str, float]]:
-    """Return what the means hide: medians, and the errors of long prompts."""
+def details(rows: Sequence[Row]) -> str:
+    """Return what the means hide: medians, steps by tier, and long prompts."""
     found = []
-    for stage, title in (('prefill', 'prefill'), ('decode', 'decode step'), ('total', 'in all')):
-        errors = [abs(predicted - measured) / measured
-                  for measured, predicted in pairs_of(rows, stage, 'profile')]
-        found.append((f'median error {title}', median(errors) if errors else nan))
+    for which in COLUMNS:
+        errors = []
+        for stage, title in _TITLES.items():
+            pairs = pairs_of(rows, stage, which)
+            off = median(abs(each / took - 1.0) for took, each in pairs) if pairs else None
+            errors.append(f'{title} {_percent(off)}')
+        found.append(f'with {which} {", ".join(errors)}')
+    text = f'Medians, nothing else running: {"; ".join(found)}.'
+    of_tiers = (
+        f'{tier} ' + _percent(mape(pairs_of(
+            [row for row in rows if row['tier'] == tier], 'decode', 'profile')))
+        for tier in sorted({row['tier'] for row in rows}))
+    text += f' Mean errors of decode steps with the profile: {", ".join(of_tiers)}.'
     long = [row for row in rows if row['n_prompt'] > LONG]
-    for stage, title in (('prefill', 'prefill'), ('total', 'in all')):
-        found.append((f'mean error {title} of the {len(long)} prompts beyond {LONG} tokens',
-                      mape(pairs_of(long, stage, 'profile'))))
-    return found
+    if long:
+        errors = [f'{_TITLES[stage]} {_percent(mape(pairs_of(long, stage, "profile")))}'
+                  for stage in ('prefill', 'total')]
+        text += f' Of the {len(long)} prompts beyond {LONG} tokens: {", ".join(errors)}.'
+    return text
 
 
 def repeats(rows: Sequence[Row]) -> str:
@@ -71,7 +82,7 @@ def repeats(rows: Sequence[Row]) -> str:
     if not both:
         return ''
     found = []
-    for stage, title in (('prefill', 'prefill'), ('decode', 'decode steps'), ('total', 'in all')):
+    for stage, title in _TITLES.items():
         if stage == 'total':
             pairs = [(total(row, MEASURED), sum(row['again'].values())) for row in both]
         else:
@@ -99,6 +110,20 @@ def by_host(rows: Sequence[Row]) -> str:
     return (f'A fixed piece of Python took the host {min(took):.2f} to {max(took):.2f} ms, noted '
             'beside the queries. Errors of prefill, decode step and in all where it took '
             f'{"; ".join(found)}.')
+
+
+def early_steps(rows: Sequence[Row]) -> str:
+    """Return what the first steps of a response took beside later ones, by tier; '' = not noted."""
+    known = [row for row in rows if 'early_ratio' in row]
+    found = []
+    for tier in sorted({row['tier'] for row in known}):
+        own = [row for row in known if row['tier'] == tier]
+        parts = [f'{median(row["early_ratio"] for row in part):.3f}{where}' for part, where in (
+            ([row for row in own if row['n_prompt'] <= LONG], f' up to {LONG} tokens'),
+            ([row for row in own if row['n_prompt'] > LONG], ' beyond')) if part]
+        found.append(f'{tier} {", ".join(parts)}')
+    return ('The first 8 steps of a response took, median, so many times those from the 20th on, '
+            f'behind prompts by their length: {"; ".join(found)}.') if found else ''
 
 
 def by_bandwidth(rows: Sequence[Row]) -> str:
@@ -145,9 +170,8 @@ def table(result: dict[str, Any]) -> str:
             ('phase', 'queries', 'coefficients', 'prefill', 'decode step', 'eviction', 'overhead',
              'end to end', 'above worst case'), _errors(result['rows']))]
     first = [row for row in result['rows'] if row['phase'] == result['rows'][0]['phase']]
-    lines += ['', 'With the profile, nothing else running: ' + '; '.join(
-        f'{what} {_percent(error)}' for what, error in details(first)) + '.']
-    for text in (repeats(first), by_host(first), by_bandwidth(first)):
+    for text in (details(first), repeats(first), early_steps(first), by_host(first),
+                 by_bandwidth(first)):
         lines += ['', text] if text else []
     for name, title in (('batches', 'Steps of 2 to {} sequences together'),
                         ('mixed', 'Prefills whose chunks take turns with decode steps')):

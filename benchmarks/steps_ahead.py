@@ -24,8 +24,7 @@ import torch
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs
 from timebill_ros.engine.engine import Engine
-from timebill_ros.engine.meter import any_planning
-from timebill_ros.engine.shared_step import StepClock
+from timebill_ros.engine.meter import any_planning, NotedEngine
 from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.demand import Pace
 from timebill_ros.executor.dispatcher import Dispatcher
@@ -37,25 +36,17 @@ from timebill_ros.query import Sampling
 SHARES = (0.5, 0.99, 0.999, 1.0)
 
 
-class Watched:
-    """An engine whose answers have no end, with steps ahead or without, timed one by one."""
-
-    end_ids: tuple = ()
-    predictor = None
+class Watched(NotedEngine):
+    """An engine whose steps are noted, and go ahead or not."""
 
     def __init__(self, engine: Engine, ahead: bool) -> None:
-        self._engine, self._ahead = engine, ahead
-        self._clock = StepClock(time.perf_counter_ns)
-        self.step_s: List[float] = []
+        super().__init__(engine)
+        self._ahead = ahead
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def decode_step(self, seqs: List[Any], tier: str, goes_on: Callable[[bool], bool]) -> List[int]:
-        tokens, step_s = self._clock.step(
-            self._engine, seqs, tier, goes_on if self._ahead else lambda over: False)
-        self.step_s.append(step_s)
-        return tokens
+    def decode_step(self, sequences: List[Any], tier: str,
+                    goes_on: Callable[[bool], bool]) -> List[int]:
+        return super().decode_step(
+            sequences, tier, goes_on if self._ahead else lambda over: False)
 
 
 def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> List[List[int]]:
@@ -124,7 +115,7 @@ def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
             timings = answer(watched, planning, [
                 (question(number, tokens, Sampling()), [3 + number] * n_prompt)
                 for number in range(width)])
-            steps += [1e3 * step_s for step_s in watched.step_s[2:]]
+            steps += [1e3 * step_s for step_s in watched.step_s[width][2:]]
             last = timings[-1]          # the others have waited for its prefill
             others[name].append((1e3 * (last.decode + last.overhead) / (tokens - 1),
                                  1e3 * last.overhead / (tokens - 1)))

@@ -16,9 +16,10 @@ class EmulatedKernels:
         emulator = (Path(__file__).parent / 'cuda_emulator.hpp').read_text(encoding='utf-8')
         code, library = directory / 'kernels.cpp', directory / 'kernels.so'
         code.write_text(source(emulator), encoding='utf-8')
+        # where g++ checks jumps by default (Ubuntu), those from fiber to fiber count as faults
         subprocess.run(
-            ['g++', '-std=c++17', '-O1', '-w', '-shared', '-fPIC', str(code), '-o', str(library)],
-            check=True)
+            ['g++', '-std=c++17', '-O1', '-U_FORTIFY_SOURCE', '-w', '-shared', '-fPIC', str(code),
+             '-o', str(library)], check=True)
         self._library = ctypes.CDLL(str(library))
 
     def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,

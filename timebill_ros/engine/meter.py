@@ -163,8 +163,8 @@ class NotedEngine:
         """Return what the engine has of this name."""
         return getattr(self._engine, name)
 
-    def decode_step(
-            self, sequences: list[Sequence], tier: str, goes_on: Callable[[bool], bool]) -> list[int]:
+    def decode_step(self, sequences: list[Sequence], tier: str,
+                    goes_on: Callable[[bool], bool]) -> list[int]:
         """Take a step, and note its time."""
         tokens, step_s = self._clock.step(self._engine, sequences, tier, goes_on)
         self.step_s.setdefault(len(sequences), []).append(step_s)

@@ -97,9 +97,9 @@ class StepRunner:
     @torch.inference_mode()
     def enqueue(self, tier: str, slots: Sequence[int]) -> None:
         """Start a step without waiting for it; beside one under way, another of the same slots."""
-        self._under_way.append(tuple(slots))
         width = WIDTHS[bisect.bisect_left(WIDTHS, len(slots))]
         self._launches.launch(tier, width, (*slots, *(-1,) * (MAX_BATCH - len(slots))))
+        self._under_way.append(tuple(slots))
 
     def sleep(self) -> None:
         """Sleep while the oldest step that is under way has long to go."""

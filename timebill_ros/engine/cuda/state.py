@@ -26,8 +26,8 @@ class BatchState:
     seen: Tensor            # uint8 [slots, vocabulary], tokens of prompt and response
     # Per row of the batch.
     slot_of_row: Tensor     # int32 [MAX_BATCH], -1: nobody
-    chosen: Tensor          # int32 [MAX_BATCH, 2], the step's tokens by row and position % 2; on
-                            # a GPU in the host's memory
+    # int32 [MAX_BATCH, 2], the step's tokens by row and position % 2; on a GPU in the host's memory
+    chosen: Tensor
     logits: Tensor          # float32 [MAX_BATCH, vocabulary], after the penalty
     # Scratch.
     best_value: Tensor      # float32 [MAX_BATCH * blocks]

@@ -57,11 +57,11 @@ class StepGraphs:
             self._rows_host.copy_(torch.tensor(rows, dtype=torch.int32))
             self._step.state.slot_of_row.copy_(self._rows_host, non_blocking=True)
             self._rows = rows
-        done = self._events[0]
-        self._events.reverse()
-        self._under_way.append(_Launched((tier, width), time.perf_counter(), done))
+        launched = _Launched((tier, width), time.perf_counter(), self._events[0])
         graph.replay()
-        done.record()
+        launched.done.record()
+        self._under_way.append(launched)
+        self._events.reverse()
 
     def sleep(self) -> None:
         """Sleep for the most part of the oldest step that is under way."""

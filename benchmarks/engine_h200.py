@@ -99,6 +99,37 @@ def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
     return rows
 
 
+def in_turns(engine: Engine) -> List[Dict[str, Any]]:
+    """Prefill prompts one after the other, then slice by slice in turns: the results must agree."""
+    prompts = [[(n + i) % 256 for i in range(n)] for n in (3000, 4000, 9000, 20000, 30000)
+               if n < engine.info.max_context - 2]
+    ones: List[Dict[str, torch.Tensor]] = []
+    for ids in prompts:
+        seq = engine.open_sequence(ids, len(ids) + 2)
+        while not engine.prefill_chunk(seq):
+            pass
+        ones.append(state_of(engine, seq))
+        engine.close(seq)
+    opened = [engine.open_sequence(ids, len(ids) + 2) for ids in prompts]
+    waiting = list(opened)
+    while waiting:
+        waiting = [seq for seq in waiting if not engine.prefill_chunk(seq)]
+    rows = []
+    for seq, one in zip(opened, ones):
+        other = state_of(engine, seq)
+        rows.append({'tokens': seq.n_prompt, **{
+            name: relative(other[name], one[name]) for name in one}})
+        engine.close(seq)
+    return rows
+
+
+def state_of(engine: Engine, seq: Any) -> Dict[str, torch.Tensor]:
+    keys = engine._cache.k[:, seq.slot, :, :seq.n_prompt].float().clone()
+    empty = torch.ones(1, device=keys.device)       # a CPU makes no scores
+    return {'logits': seq.logits.float().clone(), 'keys': keys,
+            'scores': empty if seq.scores is None else seq.scores.clone()}
+
+
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return round(float((ours - theirs).norm() / theirs.norm()), 5)
 
@@ -235,7 +266,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
         engine_module.make_tiers = lambda model, load: ([], ['decoding with plain tensor code'])
     engine = Engine(model, Load(shape, tiers=arguments.tiers, max_batch=8))
     report = {**engine_bench.head(engine, 'engine'), 'shape': shape,
-              'max_batch': engine.info.max_batch}
+              'max_batch': engine.info.max_batch, 'read_bytes_per_s': arguments.bandwidth}
     note(f'{shape}: weights {made_s - began_s:.1f} s, engine {time.monotonic() - made_s:.1f} s, '
          f'{engine.notes}')
     report['graphs'] = engine.padded_lengths
@@ -245,6 +276,8 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     if 'check' in parts:
         report['check'] = check(engine, model)
         print(engine_bench.table(report['check']), flush=True)
+        report['in_turns'] = in_turns(engine)
+        print(engine_bench.table(report['in_turns']), flush=True)
     if 'tail' in parts:
         note(f'real-time: {realtime.claim(arguments.realtime_priority, device.type) or "as asked"}')
         garbage.settle()
@@ -253,7 +286,8 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
             'slots': lambda: [row for tier in (engine.info.tiers[0], engine.info.tiers[-1])
                               for row in slots(engine, tier, min(2048, lengths[-1]), 60)],
             'prefill': lambda: bench_prefill.measure(engine, model, lengths, arguments.repeats),
-            'pace': lambda: host_pace.measure(engine, lengths),
+            'pace': lambda: host_pace.measure(
+                engine, [n for n in lengths if n <= max(engine.padded_lengths, default=0)]),
             'evict': lambda: bench_evict.evictions(engine, lengths, arguments.repeats),
             'worth': lambda: bench_evict.worth(
                 engine, model.config, [n for n in lengths if n >= 2048] or lengths, 256, 10),
@@ -266,6 +300,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
             report[name] = measure()
             note(name)
             print(engine_bench.table(report[name]), flush=True)
+            write(arguments, report)
     if arguments.details and device.type == 'cuda':
         for length in (4500, 4501, 5200, 9001, 20001, 20002):       # lengths never seen before
             if length <= lengths[-1]:
@@ -282,6 +317,11 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
                     lambda steps=steps, seq=seq: engine.evict(seq, next(steps)))
             engine.close(seq)
     return report
+
+
+def write(arguments: argparse.Namespace, report: Dict[str, Any]) -> None:
+    path = arguments.out / f'engine-{report["shape"]}.json'
+    path.write_text(json.dumps(report, indent=1), encoding='utf-8')
 
 
 def main() -> None:
@@ -312,9 +352,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     for shape in arguments.shapes if set(arguments.parts) != {'start'} else ():
         try:
-            report = run_parts(shape, arguments)
-            report['read_bytes_per_s'] = arguments.bandwidth
-            (arguments.out / f'engine-{shape}.json').write_text(json.dumps(report, indent=1))
+            write(arguments, run_parts(shape, arguments))
         except Exception as error:      # the other shape may still do
             note(f'{shape}: {error!r}')
             import traceback

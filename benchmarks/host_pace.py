@@ -25,12 +25,12 @@ def measure(engine: Engine, lengths: List[int]) -> List[Dict[str, Any]]:
     Return a row per length: prefill by graphs, the same launched by kernel, and an eviction.
 
     Each is the median in milliseconds with the host's core to itself, and how many times as long
-    it takes with a busy process on the core's other thread (or, if it has none, on the same core).
+    it takes with a busy process on the core's other thread; if it has none, on the same core, at a
+    lower priority.
     """
     prefill, meter = engine._prefill, EngineMeter(engine)
     graphs, none = prefill.graphs, PrefillGraphs(prefill.graphs.layers, [], 0, 1.0)
     actions: Dict[str, Callable[[int], float]] = {
-        'python_ms': lambda length: _python_s(),
         'ms': lambda length: sum(prefill_s(engine, [1] * length)),
         'launched_ms': lambda length: sum(prefill_s(engine, [1] * length)),
         'evict_ms': lambda length: meter.measure_evict(length, 0.5)}
@@ -52,12 +52,6 @@ def measure(engine: Engine, lengths: List[int]) -> List[Dict[str, Any]]:
 
 def _median_s(action: Callable[[int], float], length: int) -> float:
     return statistics.median([action(length) for _ in range(_REPEATS + 1)][1:])
-
-
-def _python_s() -> float:
-    began_s = time.perf_counter()
-    sum(index * index for index in range(50_000))
-    return time.perf_counter() - began_s
 
 
 @contextmanager

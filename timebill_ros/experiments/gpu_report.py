@@ -131,10 +131,9 @@ def _pace(result: Row) -> str:
                 for each in (f'{row[name + "ms"]:.2f} ms', f'{row[name + "slowed"]:.2f}')]
 
     return markdown_table(
-        ['prompt tokens', 'Python', 'as served', 'times', 'every kernel launched', 'times',
+        ['prompt tokens', 'as served', 'times', 'every kernel launched', 'times',
          'eviction of half', 'times'],
-        ([f'{row["tokens"]:,}', f'{row["python_slowed"]:.2f}', *cells(row)]
-         for row in result['pace']))
+        ([f'{row["tokens"]:,}', *cells(row)] for row in result['pace']))
 
 
 def _evict(result: Row) -> str:

@@ -124,8 +124,8 @@ class Detokenizer:
         return self._text(force=len(self._pending) >= _MAX_PENDING_TOKENS)
 
     def finish(self) -> str:
-        """Return what is left at the end of the response."""
-        return self._text(force=True) if self._pending else ''
+        """Return what is left at the end of the response, less a character cut in half there."""
+        return self._text(force=True).rstrip(_INCOMPLETE) if self._pending else ''
 
     def _text(self, force: bool) -> str:
         known = self._decode(self._context)

@@ -75,4 +75,7 @@ def test_misses_happened_everywhere(answers: list[Answer]) -> None:
     misses = [answer for answer in answers if answer.outcome == Outcome.DEADLINE_MISSED]
     for where in ('waiting for the engine', 'reading the prompt', 'tokens into the response'):
         assert sum(where in answer.error_msg for answer in misses) >= 3, where
-    assert {answer.outcome for answer in answers} <= {Outcome.COMPLETED, Outcome.DEADLINE_MISSED}
+    # a turn that comes a millisecond before the deadline is no turn any more
+    others = {Outcome.COMPLETED, Outcome.INFEASIBLE}
+    assert {answer.outcome for answer in answers} <= {Outcome.DEADLINE_MISSED, *others}
+    assert sum(answer.outcome == Outcome.INFEASIBLE for answer in answers) <= 3

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from timebill_ros.engine import engine as engine_module
+from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
 from timebill_ros.engine.decoder import Decoder
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
@@ -256,6 +257,22 @@ def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[
     return rows
 
 
+def watch_capture() -> Dict[str, float]:
+    """Return what the next capture of a prefill's graphs takes, once it is over."""
+    cost: Dict[str, float] = {}
+    inner = PrefillGraphs.capture
+
+    def capture(graphs: PrefillGraphs) -> None:
+        before_s, before = time.monotonic(), torch.cuda.memory_reserved()
+        inner(graphs)
+        cost.update(seconds=round(time.monotonic() - before_s, 2), lengths=len(graphs.lengths),
+                    bytes=torch.cuda.memory_reserved() - before)
+        PrefillGraphs.capture = inner
+
+    PrefillGraphs.capture = capture
+    return cost
+
+
 def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     began_s = time.monotonic()
@@ -264,13 +281,14 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     made_s = time.monotonic()
     if arguments.plain_steps:
         engine_module.make_tiers = lambda model, load: ([], ['decoding with plain tensor code'])
+    cost = watch_capture()
     engine = Engine(model, Load(shape, tiers=arguments.tiers, max_batch=8))
     report = {**engine_bench.head(engine, 'engine'), 'shape': shape,
               'max_batch': engine.info.max_batch, 'read_bytes_per_s': arguments.bandwidth}
     note(f'{shape}: weights {made_s - began_s:.1f} s, engine {time.monotonic() - made_s:.1f} s, '
          f'{engine.notes}')
-    report['graphs'] = engine.padded_lengths
-    note(f'graphs {report["graphs"]}')
+    report['graphs'], report['capture'] = engine.padded_lengths, cost
+    note(f'graphs {report["graphs"]}: {cost}')
     lengths = [n for n in arguments.tokens if n <= engine.info.max_context - 600]
     parts = arguments.parts
     if 'check' in parts:

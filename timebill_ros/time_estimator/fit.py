@@ -5,8 +5,9 @@ From samples to a law: robust, non-negative, with its error on points that the f
 
 Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5 s):
 
-- Least squares on (law - t) / t with non-negative coefficients, so that no law falls anywhere;
-  slow outliers are left out (``least_squares``).
+- Least squares on the errors of runs, relative to the law, with non-negative coefficients, so that
+  no law falls anywhere (``least_squares``). A run is what was measured in a row and counts with its
+  mean: so the sum over a response is right, whose first steps behind a prefill are slower.
 - mape: each inner measuring point is predicted by a fit that has not seen it; of a length that
   prompts are padded to, one visit (each is of another prompt length) by a fit without that.
 - Every law has the paper's form, unless that error is above GOOD_FIT and above what the noise of
@@ -15,7 +16,8 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
   short prompts are known to be padded the form that says so is taken.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
-- worst_ratio: the upper quantile of measured / law over the samples that stayed.
+- worst_ratio: the upper quantile of measured / law over the samples that stayed. The fit has come
+  closer to its own runs than to any others: what a run is off is widened by the degrees of freedom.
 - correlation: the share of their variance that lies between runs of samples and not within them.
   What a whole run has in common (another clock, the law itself being off there) does not average
   out over the steps of a query.
@@ -24,15 +26,17 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan, nan
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.forms import KNOTS_HEAD, rounded_up
 from timebill_ros.time_estimator.laws import (
     AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
 from timebill_ros.time_estimator.least_squares import (
-    Array, Mask, SIGMA_OF_MAD, Solution, solve_robustly)
+    Array, not_outliers, SIGMA_OF_MAD, Solution, solve_robustly)
 
 FORM_OF = {
     laws.PREFILL: QUADRATIC, laws.DECODE_STEP: AFFINE, laws.EVICT: AFFINE, laws.REEVICT: AFFINE,
@@ -43,6 +47,7 @@ NOISE_SIGMA = 4.0           # standard errors of a point that explain the paper'
 BAD_FIT = 0.05              # an error that people are told of
 SHAPE_GAIN = 0.75
 MAX_KNOTS = 12
+FEW_KNOTS = 5               # tried as well: where points are noisy, fewer knots average more of them
 BEYOND_KNOTS = 3            # of prefills longer than those that are padded
 MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
@@ -80,7 +85,7 @@ class _Data:
     run: Array
     point: Array
 
-    def where(self, chosen: Mask) -> '_Data':
+    def where(self, chosen: NDArray[Any]) -> '_Data':
         return _Data(self.n[chosen], self.done[chosen], self.t[chosen], self.run[chosen],
                      self.point[chosen])
 
@@ -94,6 +99,7 @@ class _Shape:
     chunk: int = 0          # CHUNKED only
     stair: int = 1
     attention_stair: int = 1
+    most_knots: int = MAX_KNOTS
     padded: tuple[int, ...] = ()    # lengths that short prompts are padded to
 
 
@@ -130,31 +136,43 @@ def fit_law(
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
     padded = tuple(padded[:sum(each < data.n.max() for each in padded) + 1])
-    shape, mape = _choose_shape(name, data, chunk_tokens, padded, attention_stair)
-    fit = _fit(shape, data)
-    law, kept = fit.law(name), data.where(fit.solution.kept)
-    ratios = kept.t / _seconds(law, kept)
+    runs = _means(data)
+    shape, mape = _choose_shape(name, data, runs, chunk_tokens, padded, attention_stair)
+    fit = _fit(shape, runs)
+    law = fit.law(name)
+    ratios = data.t / _seconds(law, data)
+    kept = not_outliers(ratios - 1.0)
+    ratios = _unfitted(ratios[kept], data.run[kept], int(np.count_nonzero(fit.solution.x)))
     return replace(
         law, tier=tier, width=width, worst_ratio=_worst_ratio(ratios), mape=mape,
-        samples=len(ratios), correlation=correlation(ratios, kept.run))
+        samples=len(ratios), correlation=correlation(ratios, data.run[kept]))
+
+
+def _means(data: _Data) -> _Data:
+    """Return one sample for each run: its mean; 0 is no run."""
+    runs = np.where(data.run > 0.0, data.run, -1.0 - np.arange(len(data.run)))
+    _, first, run_of, counts = np.unique(
+        runs, return_index=True, return_inverse=True, return_counts=True)
+    return replace(data.where(first), t=np.bincount(run_of, data.t) / counts)
 
 
 def _choose_shape(
-        name: str, data: _Data, chunk: int, padded: tuple[int, ...], attention_stair: int,
-        ) -> tuple[_Shape, float]:
+        name: str, data: _Data, runs: _Data, chunk: int, padded: tuple[int, ...],
+        attention_stair: int) -> tuple[_Shape, float]:
     """Return the form of a law, and its error on points that it has not seen."""
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
-    mape = _unseen_error(name, shape, data)
+    mape = _unseen_error(name, shape, runs)
     padded = padded if name == laws.PREFILL and shape.form != CONSTANT else ()
     if padded:
         # that prompts are padded is known, and not to be proved by the samples
-        others = [_Shape(CHUNKED, False, chunk, stair, attention_stair, padded)
-                  for stair in STAIRS_BEYOND]
+        others = [
+            _Shape(CHUNKED, False, chunk, stair, attention_stair, BEYOND_KNOTS, padded)
+            for stair in STAIRS_BEYOND]
     elif mape > max(GOOD_FIT, NOISE_SIGMA * _noise(name, shape, data)):
         others = _other_shapes(name, chunk, attention_stair)
     else:
         return shape, mape
-    errors = [_unseen_error(name, each, data) for each in others]
+    errors = [_unseen_error(name, each, runs) for each in others]
     best = min(range(len(others)), key=lambda index: (isnan(errors[index]), errors[index]))
     if padded or errors[best] < SHAPE_GAIN * mape:
         return others[best], errors[best]
@@ -192,6 +210,14 @@ def correlation(ratios: Array, runs: Array) -> float:
     free = sum(len(each) - 1 for each in groups)
     within = sum(float(each.var()) * len(each) for each in groups) / free
     return min(1.0, max(0.0, 1.0 - within / total))
+
+
+def _unfitted(ratios: Array, runs: Array, coefficients: int) -> Array:
+    """Return the ratios as if their law had not been fitted to them: runs further from 1."""
+    _, run_of, counts = np.unique(runs, return_inverse=True, return_counts=True)
+    mean = (np.bincount(run_of, ratios) / counts)[run_of]
+    free = max(1, len(counts) - coefficients)
+    return ratios + (mean - 1.0) * ((len(counts) / free) ** 0.5 - 1.0)
 
 
 def _worst_ratio(ratios: Array) -> float:
@@ -249,7 +275,8 @@ def _unseen_error(name: str, shape: _Shape, data: _Data) -> float:
 
 def _other_shapes(name: str, chunk: int, attention_stair: int) -> list[_Shape]:
     """Return what to try where the paper's form does not hold."""
-    found = [_Shape(PIECEWISE, floor=True), _Shape(PIECEWISE)]
+    found = [_Shape(PIECEWISE, floor=True), _Shape(PIECEWISE),
+             _Shape(PIECEWISE, most_knots=FEW_KNOTS)]
     if name == laws.PREFILL and chunk:
         for stair in STAIRS:
             found += [_Shape(CHUNKED, floor, chunk, stair, max(stair, attention_stair))
@@ -269,10 +296,11 @@ def _fit(shape: _Shape, data: _Data) -> _Fit:
             # beyond, the quadratic bends and g needs a few knots only: as many as points would fit
             # them exactly, and leave the quadratic undetermined
             beyond = np.append(places[places > reach], reach + 1.0)
-            own = _knots(beyond, BEYOND_KNOTS) if len(beyond) > 1 else np.empty(0)
+            own = _knots(beyond, shape.most_knots) if len(beyond) > 1 else np.empty(0)
             return _fit_form(shape.form, data, np.concatenate([head, shape.padded, own]))
     if not shape.floor:
-        return _fit_form(shape.form, data, np.concatenate([head, _knots(places)]))
+        return _fit_form(
+            shape.form, data, np.concatenate([head, _knots(places, shape.most_knots)]))
     return _fit_floor(shape.form, data, head, places)
 
 
@@ -300,7 +328,7 @@ def _fit_form(form: str, data: _Data, knots: Array) -> _Fit:
     return _Fit(form, knots, solve_robustly(basis, data.t))
 
 
-def _knots(n: Array, most: int = MAX_KNOTS) -> Array:
+def _knots(n: Array, most: int) -> Array:
     points = np.unique(n)
     count = min(most, len(points))
     return points[np.linspace(0, len(points) - 1, count).round().astype(int)]

@@ -23,10 +23,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients, which samples are no outliers, and the mean relative error on all."""
+    """Coefficients, and the mean relative error."""
 
     x: Array
-    kept: Mask
     error: float
 
 
@@ -35,24 +34,33 @@ def solve_robustly(basis: Array, t: Array) -> Solution:
     Fit basis @ x to the times t (s), x >= 0, on errors relative to the fit.
 
     Huber's estimate (Robust Estimation of a Location Parameter, 1964): a mean of what lies near the
-    middle, of the rest only the side it lies on counts. It starts from least absolute errors.
-    Outliers are what is slower than the fit by OUTLIER_SIGMA robust standard deviations and by
-    OUTLIER_FLOOR at least, unless that were more than OUTLIER_SHARE of all.
+    middle, of the rest only the side it lies on counts. It starts from least absolute errors, and
+    what is near is what half of them are within: measured anew it could grow with the fit's own
+    way from one speed of a machine to between two.
     """
     x, law, error = np.zeros(basis.shape[1]), t, np.zeros(len(t))
+    near = _LEAST_ERROR
     for number in range(2 * _ROUNDS):
-        near = 0.0 if number < _ROUNDS else HUBER_SIGMA * SIGMA_OF_MAD * np.median(np.abs(error))
-        near = max(near, _LEAST_ERROR)
+        if number == _ROUNDS:
+            near = max(near, HUBER_SIGMA * SIGMA_OF_MAD * float(np.median(np.abs(error))))
         before, x = x, solve(basis, t, t / law / np.maximum(np.abs(error) / near, 1.0) ** 0.5)
         law = np.maximum(basis @ x, _LEAST_SHARE * t)
         error = t / law - 1.0
         if number >= _ROUNDS and np.abs(basis @ (x - before) / law).max() < _LEAST_MOVE:
             break
-    kept = error <= max(
-        OUTLIER_FLOOR, OUTLIER_SIGMA * SIGMA_OF_MAD * float(np.median(np.abs(error))))
-    if (~kept).mean() > OUTLIER_SHARE:
-        kept[:] = True
-    return Solution(x, kept, float(np.abs(error).mean()))
+    return Solution(x, float(np.abs(error).mean()))
+
+
+def not_outliers(error: Array) -> Mask:
+    """
+    Return which samples are no outliers, of ``error`` = time / law - 1.
+
+    Outliers are slower than the law by OUTLIER_SIGMA robust standard deviations and by
+    OUTLIER_FLOOR at least, unless that were more than OUTLIER_SHARE of all.
+    """
+    sigma = SIGMA_OF_MAD * float(np.median(np.abs(error)))
+    kept: Mask = error <= max(OUTLIER_FLOOR, OUTLIER_SIGMA * sigma)
+    return kept if (~kept).mean() <= OUTLIER_SHARE else np.ones(len(error), bool)
 
 
 def solve(basis: Array, t: Array, weights: Array) -> Array:

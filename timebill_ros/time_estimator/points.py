@@ -22,7 +22,6 @@ from timebill_ros.time_estimator.laws import Name
 LEAST_TOKENS = 2 * SNAPKV_WINDOW    # a shorter context has nothing to evict
 MOST_REPEATS = 1000
 LEAST_POINTS = 3            # of each law, before the budget may end a profile
-EVICT_ALPHAS = (0.25, 0.5, 0.9)
 _OVERHEAD_TOKENS = (2, 8, 32)
 _SHORTEST = 16
 _COLD_POINTS = 3
@@ -36,7 +35,6 @@ class Point:
     law: str
     n_tokens: int
     n_done: int = 0
-    alpha: float = 0.0
     tier: str = ''
     width: int = 1
 
@@ -72,10 +70,7 @@ def points(info: ModelInfo, extent: Extent, chunk: int) -> list[Point]:
             dense = count if width == 1 else fewer
             each = evenly(_SHORTEST, max(2 * _SHORTEST, longest // width), dense)
             found += [Point(laws.DECODE_STEP, n, tier=tier, width=width) for n in each]
-    found += [
-        Point(laws.EVICT, n, alpha=EVICT_ALPHAS[index % len(EVICT_ALPHAS)])
-        for index, n in enumerate(evenly(LEAST_TOKENS, longest, fewer))]
-    found += [Point(laws.REEVICT, n, alpha=EVICT_ALPHAS[-1])
+    found += [Point(law, n) for law in (laws.EVICT, laws.REEVICT)
               for n in evenly(LEAST_TOKENS, longest, fewer)]
     found += [Point(laws.COLD, n) for n in range(1, _COLD_POINTS + 1)]
     return found + [Point(laws.OVERHEAD, n) for n in _OVERHEAD_TOKENS]

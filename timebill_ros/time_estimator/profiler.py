@@ -21,11 +21,12 @@ from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
 from timebill_ros.time_estimator.laws import CONSTANT, Law
 from timebill_ros.time_estimator.points import (
-    EVICT_ALPHAS, Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
+    Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _CHEAP_S = 0.1              # a point of one sample that takes less is visited several times a round
 _CHEAP_VISITS = 3
+_ALPHAS = (0.5, 0.25, 0.9)      # of evictions, in turn: the law is of the prompt's length alone
 _DOUBLING_TOKENS = 4096     # context at which a token is taken to cost twice as much, to begin with
 
 
@@ -166,7 +167,7 @@ class _Pilot:
                 for width in widths(target.info, effort.every_width):
                     self._step_s[tier, width] = min(
                         target.measure_decode_step(n_tokens // width, 2, tier, width))
-            target.measure_evict(n_tokens, EVICT_ALPHAS[0])
+            target.measure_evict(n_tokens, _ALPHAS[0])
             target.measure_overhead(1)
 
     def cost_s(self, point: Point) -> float:
@@ -203,20 +204,21 @@ class _Pilot:
 
 
 def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> list[Sample]:
+    alpha = _ALPHAS[run % len(_ALPHAS)] if point.law in (laws.EVICT, laws.REEVICT) else 0.0
     if point.law == laws.PREFILL:
         times = [target.measure_prefill(n, point.n_done)]
     elif point.law == laws.DECODE_STEP:
         times = target.measure_decode_step(n, effort.steps, point.tier, point.width)
     elif point.law == laws.EVICT:
-        times = [target.measure_evict(n, point.alpha)]
+        times = [target.measure_evict(n, alpha)]
     elif point.law == laws.REEVICT:
-        times = [target.measure_reevict(n, point.alpha)]
+        times = [target.measure_reevict(n, alpha)]
     elif point.law == laws.COLD:
         times = [target.measure_cold(effort.idle_s)]
     else:
         times = [target.measure_overhead(n)]
     return [
-        Sample(point.law, n, t, point.n_done, point.alpha, point.tier, point.width, run,
+        Sample(point.law, n, t, point.n_done, alpha, point.tier, point.width, run,
                point.n_tokens)
         for t in times]
 

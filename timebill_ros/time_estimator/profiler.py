@@ -161,8 +161,10 @@ class _Pilot:
         self._effort = effort
         self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
         self._step_s: dict[tuple[str, int], float] = {}
+        self._prefills_s: list[float] = []      # of a short prompt, and of a long one
         for n_tokens in (min(2 * SNAPKV_WINDOW, self._chunk), self._chunk):
-            self._token_s = target.measure_prefill(n_tokens) / n_tokens
+            self._prefills_s.append(target.measure_prefill(n_tokens))
+            self._token_s = self._prefills_s[-1] / n_tokens
             for tier in target.info.tiers:
                 for width in widths(target.info, effort.every_width):
                     self._step_s[tier, width] = min(
@@ -174,13 +176,15 @@ class _Pilot:
         """Return about how long it takes to measure a point."""
         growth = (_DOUBLING_TOKENS + point.n_tokens) / (_DOUBLING_TOKENS + self._chunk)
         if point.law == laws.PREFILL:
-            return (point.n_tokens - point.n_done) * self._token_s * growth
+            tokens = point.n_tokens - point.n_done
+            return max(self._prefills_s[0], tokens * self._token_s * growth)
         if point.law == laws.COLD:
             return self._effort.idle_s
         step_s = self._step_s[point.tier or self._target.info.tiers[0], point.width]
         steps = {laws.DECODE_STEP: self._effort.steps, laws.OVERHEAD: point.n_tokens}
         first = min(point.n_tokens, self._target.prefills_first)
-        return growth * (step_s * steps.get(point.law, 1) + first * self._token_s)
+        first_s = max(self._prefills_s[0], first * self._token_s * growth) if first else 0.0
+        return step_s * growth * steps.get(point.law, 1) + first_s
 
     def affordable_points(self) -> list[Point]:
         """Return the visits of a round, with a longest context that leaves time for all rounds."""

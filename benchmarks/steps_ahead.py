@@ -24,11 +24,12 @@ import torch
 from timebill_ros.budget.admission import needs
 from timebill_ros.budget.planner import PlanInputs
 from timebill_ros.engine.engine import Engine
+from timebill_ros.engine.loading import device_name
 from timebill_ros.engine.meter import any_planning, NotedEngine
 from timebill_ros.engine.unattended import answer, question
 from timebill_ros.executor.demand import Pace
 from timebill_ros.executor.dispatcher import Dispatcher
-from timebill_ros.executor.messages import Load
+from timebill_ros.executor.messages import Finished, Load
 from timebill_ros.executor.scheduler import Job, Scheduler
 from timebill_ros.experiments.random_model import random_model
 from timebill_ros.query import Sampling
@@ -157,40 +158,12 @@ def storm(engine: Engine, queries: int) -> Dict[str, Any]:
         began_s = time.perf_counter()
         messages = dispatcher.work()
         waits.append(time.perf_counter() - began_s)
-        ended += sum(type(each).__name__ == 'Finished' for each in messages or ())
+        ended += sum(isinstance(each, Finished) for each in messages or ())
     engine.settle()
     engine.check_device()
     return {'queries': queries, 'longest_unit_ms': round(1e3 * max(waits), 2),
             'slots_left': len(engine._free_slots), 'of': engine.info.max_batch,
             'bytes_more': engine.device_memory_bytes - before}
-
-
-def launch_share(engine: Engine, tier: str, n_prompt: int, steps: int) -> Dict[str, Any]:
-    """Return what a step takes launched when the one before was collected, and before that."""
-    runner = engine._steps._runner
-    seq = engine.open_sequence([5] * n_prompt, n_prompt + 2 * steps + 10, Sampling())
-    while not engine.prefill_chunk(seq):
-        pass
-    engine.next_token(seq)
-    result = {}
-    for name in ('behind', 'before'):
-        for _ in range(20):
-            runner.step(tier, [seq.slot])
-        began_s = time.perf_counter()
-        if name == 'before':
-            runner.enqueue(tier, [seq.slot])
-            for _ in range(steps):
-                runner.sleep()
-                runner.enqueue(tier, [seq.slot])
-                runner.collect()
-            runner.collect()
-        else:
-            for _ in range(steps):
-                runner.step(tier, [seq.slot])
-        result[f'{name}_ms'] = round(1e3 * (time.perf_counter() - began_s) / steps, 4)
-    engine.check_device()
-    engine.close(seq)
-    return {'tier': tier, **result}
 
 
 def main() -> None:
@@ -213,7 +186,7 @@ def main() -> None:
     engine = Engine(model, Load(
         arguments.shape, arguments.device, tiers=arguments.tiers, max_batch=4))
     result: Dict[str, Any] = {
-        'device': engine.info.device, 'torch': torch.__version__, 'shape': arguments.shape,
+        'device': device_name(device), 'torch': torch.__version__, 'shape': arguments.shape,
         'date': time.strftime('%Y-%m-%d')}
 
     def part(name: str, do: Callable[[], Any]) -> None:
@@ -235,9 +208,6 @@ def main() -> None:
         timed(engine, tier, width, arguments.prompt, arguments.tokens, arguments.repeats)
         for tier, width in kinds])
     part('storm', lambda: storm(engine, arguments.storm))
-    if device.type == 'cuda':
-        for tier in engine.info.tiers:
-            part(f'launch {tier}', lambda: launch_share(engine, tier, 2048, 400))
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ from rclpy.node import Node
 from timebill_ros.cli.server_process import ServerProcess
 from timebill_ros.client import TimeBillClient
 from timebill_ros.experiments import drift_report
-from timebill_ros.experiments.bench_accuracy import to_json
+from timebill_ros.experiments.report_file import to_json
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_from_msg

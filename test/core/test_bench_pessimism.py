@@ -30,7 +30,8 @@ def lengths(tmp_path: Path) -> Path:
 
 
 def replayed(lengths: Path, capsys: pytest.CaptureFixture[str], slower: float) -> dict[str, Any]:
-    arguments = argparse.Namespace(lengths=lengths, queries=4000, slower=slower, json=True)
+    arguments = argparse.Namespace(
+        lengths=lengths, queries=4000, slower=slower, json=True, out=None)
     assert bench_pessimism.run(arguments) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     return report

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from timebill_ros.experiments import accuracy_report, cpu_report, drift_report
+from timebill_ros.experiments.report_file import to_json
 from timebill_ros.query import DecodeStretch, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.laws import Law
@@ -97,7 +98,7 @@ def test_the_tables_of_a_cpu_show_every_row() -> None:
                    'saved_by_alpha_0.5_ms': -20.0, 'saved_by_int4_ms': 300.0}],
         'text': [{'tier': 'int4', 'tokens': 9, 'perplexity': 1.5, 'agreement': 0.5,
                   'divergence_nats': 0.1}]}
-    table = cpu_report.table(json.loads(cpu_report.to_json(report)))
+    table = cpu_report.table(json.loads(to_json(report)))
     for line in ('| 2 | 4,096 | `int4` | 4.2 | 8.5 | 2.0 |',
                  '| 1 | 512 | 16 bits (`prefill_tier: int16`) | 1.23 | 101 | 110 | – | – |',
                  '13 (`prefill_tier: int16`)', 'saved by α 0.5', '| 1.00 | -0.02 | 0.30 |',

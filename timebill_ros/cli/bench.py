@@ -4,6 +4,7 @@
 
 import argparse
 import importlib
+from pathlib import Path
 import sys
 
 BENCHMARKS = {
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in BENCHMARKS.items():
         child = parsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
         child.add_argument('--json', action='store_true', help='print one JSON object')
+        child.add_argument('--out', type=Path, metavar='FILE', help='write that object, too')
         if name == _named():
             module = importlib.import_module(f'timebill_ros.experiments.bench_{name}')
             module.add_arguments(child)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 import importlib.util
-import json
 from math import isnan
 import os
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, TYPE_CHECKING
 from timebill_ros.executor.engine_command import engine_environment, engine_python
 from timebill_ros.executor.messages import Load
 from timebill_ros.experiments import accuracy_report
+from timebill_ros.experiments.report_file import deliver, to_json
 from timebill_ros.time_estimator.coefficients import save
 from timebill_ros.time_estimator.profiler import (
     profile, Progress, START_UP, THOROUGH, THOROUGH_GPU)
@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--thread-queries', type=int, default=40)
     parser.add_argument('--short-profile', action='store_true', help='that of a first start')
     parser.add_argument('--profile-s', type=float, default=0.0, help='0 = chosen')
-    parser.add_argument('--out', type=Path, help='write all rows as JSON')
     parser.add_argument('--profile-out', type=Path,
                         help='keep the profile with its raw samples, for `timebill plot`')
     parser.add_argument('--name', default='', help='heading of the tables')
@@ -76,21 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out.write_text(to_json(so_far), encoding='utf-8')
 
     result = measure(arguments, keep)
-    keep(result)
-    print(to_json(result) if arguments.json else accuracy_report.table(result))
+    deliver(result, arguments, accuracy_report.table)
     return 0
-
-
-def to_json(result: dict[str, Any]) -> str:
-    """Return one line for each row: small, and readable in a difference."""
-    parts = []
-    for name, value in result.items():
-        if isinstance(value, list):
-            lines = ',\n'.join(json.dumps(each, allow_nan=False) for each in value)
-            parts.append(f'"{name}": [\n{lines}]')
-        else:
-            parts.append(f'"{name}": {json.dumps(value, allow_nan=False)}')
-    return '{' + ',\n'.join(parts) + '}\n'
 
 
 def measure(

@@ -9,11 +9,11 @@ second start goes on.
 
 import argparse
 from contextlib import redirect_stdout
-import json
 import sys
 from typing import Any
 
 from timebill_ros.cli import experiment
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.experiments.run import read_summary
 
 NAME = 'budgets'
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not (folder / 'summary.json').is_file():
         return status
     summary = read_summary(folder)
-    print(json.dumps(summary) if arguments.json else table(summary))
+    deliver(summary, arguments, table)
     return status
 
 

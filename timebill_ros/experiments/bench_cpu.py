@@ -28,8 +28,9 @@ from timebill_ros.engine.quality_report import read_prompts
 from timebill_ros.engine.source import EMBEDDED, embedded_file
 from timebill_ros.engine.threads import choose_threads
 from timebill_ros.executor.messages import Load
-from timebill_ros.experiments import bench_evict, cpu_report, engine_bench as bench
+from timebill_ros.experiments import bench_evict, engine_bench as bench
 from timebill_ros.experiments.llama_cpp_peer import LlamaCpp, prompt, REQUIREMENT, version
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.experiments.tier_text import read_text, same_answers
 from timebill_ros.paths import config_file
 from timebill_ros.query import Sampling
@@ -61,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--answers', type=int, default=48,
                         help='tokens of answers that are compared over what prefills compute in')
     parser.add_argument('--steps', type=int, default=32, help='decode steps per round')
-    parser.add_argument('--out', type=Path, help='write the JSON that the tables in docs are of')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,9 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.text:
         report['text'] = read_text(
             engines['fp32'], arguments.text.read_text(), engines['fp32'].info.max_context)
-    if arguments.out:
-        arguments.out.write_text(cpu_report.to_json(report), encoding='utf-8')
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def measure(arguments: argparse.Namespace,

@@ -8,6 +8,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.meter import EngineMeter
 from timebill_ros.experiments import engine_bench as bench
+from timebill_ros.experiments.report_file import deliver
 
 LENGTHS = (512, 8192, 32768)
 # Bits of a weight, scales left out; int4 keeps the head at eight.
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     lengths = bench.lengths(arguments, engine, LENGTHS)
     report['rows'] = measure(engine, model.config, bandwidth, lengths, arguments.widths,
                              max(10, arguments.repeats))
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def measure(engine: Engine, config: ModelConfig, bandwidth: float, lengths: list[int],

@@ -10,6 +10,7 @@ from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.meter import EngineMeter
 from timebill_ros.experiments import bench_decode, engine_bench as bench
+from timebill_ros.experiments.report_file import deliver
 
 LENGTHS = (2048, 8192, 32768)
 STEP_LENGTHS = (128, 512, 2048, 8192)
@@ -30,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     report['evictions'] = evictions(engine, lengths, arguments.repeats)
     report['worth'] = worth(
         engine, model.config, lengths, arguments.answer, arguments.repeats)
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def evictions(engine: Engine, lengths: list[int], repeats: int) -> list[bench.Row]:

@@ -5,11 +5,11 @@
 import argparse
 from dataclasses import replace
 from datetime import date
-import json
 from statistics import median
 import time
 from typing import Any, NamedTuple
 
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.markdown import markdown_table, percent
 
 COLUMNS = ('n_prompt', 'n_given', 'prefill_ms', 'predict_ms', 'added_ms', 'share', 'refine_ms')
@@ -45,14 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     made = {'device': engine.info.device, 'dtype': engine.info.dtype, 'model': engine.info.name,
             'date': date.today().isoformat(), 'predictor': engine.predictor.name,
             'rounds': arguments.rounds, 'rows': rows}
-    if arguments.json:
-        print(json.dumps(made))
-        return 0
-    print(f'{made["predictor"]} for {made["model"]} in {made["dtype"]} on {made["device"]}')
-    print('  '.join(f'{name:>10}' for name in COLUMNS))
-    for row in rows:
-        print('  '.join(_cell(name, row[name]) for name in COLUMNS))
+    deliver(made, arguments, _text)
     return 0
+
+
+def _text(made: dict[str, Any]) -> str:
+    return '\n'.join([
+        f'{made["predictor"]} for {made["model"]} in {made["dtype"]} on {made["device"]}',
+        '  '.join(f'{name:>10}' for name in COLUMNS),
+        *('  '.join(_cell(name, row[name]) for name in COLUMNS) for row in made['rows'])])
 
 
 def markdown(made: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from timebill_ros.executor.scheduler import Scheduler
 from timebill_ros.experiments.load import (
     Arrival, at_load, EndlessEngine, FirstComeFirstServed, most_met, planning_for, play_really,
     play_virtually, read_trace, Result, solo_s)
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.time_estimator.coefficients import load as load_coefficients
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.laws import (
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.trace:
         arrivals = read_trace(path, arguments.queries, arguments.max_context, arguments.skip)
         report['traces'][path.name.split('.')[0]] = _sweep(planning, arrivals, arguments, play)
-    print(json.dumps(report) if arguments.json else _table(report))
+    deliver(report, arguments, _table)
     return 0
 
 

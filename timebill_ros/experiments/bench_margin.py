@@ -9,7 +9,6 @@ clock started before sending. A margin of at least that has the result there by 
 """
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -18,6 +17,7 @@ from typing import Any
 
 from timebill_ros.cli.server_process import ServerProcess
 from timebill_ros.client import Answer, TimeBillClient
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.query import Outcome
 
 PROMPT = 'Tell me a very long story about a robot and a lighthouse, with many details.'
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         'node_s': quantiles([node_s(answer) for answer in answers]),
         'needed_s': quantiles([needed_s(answer) for answer in answers]),
     }
-    print(json.dumps(report) if arguments.json else table(report))
+    deliver(report, arguments, table)
     return 0
 
 

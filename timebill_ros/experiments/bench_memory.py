@@ -8,6 +8,7 @@ import random
 
 from timebill_ros.engine.engine import Engine
 from timebill_ros.experiments import engine_bench as bench
+from timebill_ros.experiments.report_file import deliver
 
 _STEPS = 4
 
@@ -24,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     engine, _ = bench.open_engine(arguments)
     report = bench.head(engine, 'memory')
     report['rows'] = measure(engine, arguments.queries, arguments.longest)
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def measure(engine: Engine, queries: int, longest: int) -> list[bench.Row]:

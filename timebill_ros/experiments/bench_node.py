@@ -12,7 +12,6 @@ them the peer of the same run: a goal to an action server as rclpy comes, which 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-import json
 import os
 from pathlib import Path
 import shlex
@@ -25,6 +24,7 @@ from typing import Any
 from timebill_ros.cli.server_process import python_command, ServerProcess
 from timebill_ros.client import TimeBillClient
 from timebill_ros.experiments import node_report
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.nodes.conversions import time_ns
 
 PROMPT = 'Name a colour.'
@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--starts', type=int, default=3, help='warm starts (default 3)')
     parser.add_argument('--cold', action='store_true', help='time a cold start too (minutes)')
     parser.add_argument('--device', default='auto', help='as for "timebill serve"')
-    parser.add_argument('--out', type=Path, help='write the JSON that the tables in docs are of')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,9 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     report['bare_ms'] = bare_round_trip_ms(arguments.queries)
     report['idle'] = measure(arguments.device, arguments.queries, topics=0)
     report['busy'] = measure(arguments.device, arguments.queries, topics=TOPICS)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
-    print(json.dumps(report) if arguments.json else node_report.table(report))
+    deliver(report, arguments, node_report.table)
     return 0
 
 

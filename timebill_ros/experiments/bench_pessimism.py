@@ -30,6 +30,7 @@ from typing import Any
 
 from timebill_ros.budget.pessimism import conformal_start, Pessimism, worst_length
 from timebill_ros.budget.planner import plan, PlanInputs, PlannerConfig
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.query import FinishReason, Outcome, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, k in (('learned', start), ('fixed', start), ('fixed', _PAPER_K)):
             report['rows'].append(replay(
                 queries, change, arguments.slower, predict, capped_at, target, name, k))
-    print(json.dumps(report) if arguments.json else _table(report))
+    deliver(report, arguments, _table)
     return 0
 
 

@@ -11,7 +11,6 @@ numbers, and once more with knots, where no closed form holds.
 import argparse
 from collections.abc import Callable
 import gc
-import json
 import os
 import platform
 import random
@@ -21,6 +20,7 @@ from typing import Any
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig
 from timebill_ros.budget.quality import QualityProfile
 from timebill_ros.budget.quantiles import PROBABILITIES
+from timebill_ros.experiments.report_file import deliver
 from timebill_ros.markdown import markdown_table
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
               'machine': f'{platform.machine()}, {os.cpu_count()} cores',
               'python': platform.python_version(), 'decisions': arguments.decisions,
               'limit_us': _LIMIT_US, 'microseconds': rows}
-    print(json.dumps(report) if arguments.json else _table(report))
+    deliver(report, arguments, _table)
     return 0
 
 

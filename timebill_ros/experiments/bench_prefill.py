@@ -13,6 +13,7 @@ from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.loading import LoadedModel
 from timebill_ros.experiments import engine_bench as bench
 from timebill_ros.experiments.engine_bench import add_arguments
+from timebill_ros.experiments.report_file import deliver
 
 __all__ = ['add_arguments', 'run']
 
@@ -25,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     report = bench.head(engine, 'prefill')
     report['rows'] = measure(engine, model, bench.lengths(arguments, engine, LENGTHS),
                              arguments.repeats)
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def measure(engine: Engine, model: LoadedModel, lengths: list[int],

@@ -8,6 +8,7 @@ from timebill_ros.engine.engine import Engine
 from timebill_ros.engine.meter import EngineMeter
 from timebill_ros.executor import garbage, realtime
 from timebill_ros.experiments import engine_bench as bench
+from timebill_ros.experiments.report_file import deliver
 
 SHARES = (0.5, 0.99, 0.999, 1.0)
 # A sequence grows by a token a step; after so many, one of the first length takes over.
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     garbage.settle()
     report['rows'] = [measure(engine, tier, length, arguments.steps)
                       for tier in engine.info.tiers for length in lengths]
-    return bench.show(report, arguments.json)
+    deliver(report, arguments, bench.text)
+    return 0
 
 
 def measure(engine: Engine, tier: str, length: int, steps: int) -> bench.Row:

@@ -3,23 +3,11 @@
 """The tables in the docs of ``timebill bench cpu``."""
 
 from collections.abc import Sequence
-import json
 from typing import Any
 
 from timebill_ros.markdown import markdown_table, MISSING
 
 Row = dict[str, Any]
-
-
-def to_json(report: Row) -> str:
-    """Return one line for each row: small, and readable in a difference."""
-    parts = []
-    for name, value in report.items():
-        rows = isinstance(value, list) and value and isinstance(value[0], dict)
-        text = '[\n' + ',\n'.join(json.dumps(row) for row in value) + ']' if rows else (
-            json.dumps(value))
-        parts.append(f'"{name}": {text}')
-    return '{' + ',\n'.join(parts) + '}\n'
 
 
 def table(report: Row) -> str:

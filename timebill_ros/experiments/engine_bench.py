@@ -4,7 +4,6 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-import json
 from pathlib import Path
 import statistics
 import tempfile
@@ -86,17 +85,11 @@ def head(engine: Engine, what: str) -> Row:
             'tiers': engine.info.tiers, 'notes': engine.notes}
 
 
-def show(report: Row, as_json: bool) -> int:
-    """Print a report: one JSON object, or its tables for people."""
-    if as_json:
-        print(json.dumps(report))
-        return 0
-    for name, value in report.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            print(table(value))
-        else:
-            print(f'{name}: {value}')
-    return 0
+def text(report: Row) -> str:
+    """Return a report for people, its rows as tables."""
+    return '\n'.join(
+        table(value) if isinstance(value, list) and value and isinstance(value[0], dict)
+        else f'{name}: {value}' for name, value in report.items())
 
 
 def table(rows: list[Row]) -> str:

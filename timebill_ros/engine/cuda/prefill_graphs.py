@@ -52,11 +52,11 @@ class PrefillGraphs:
         """Reserve the buffers; a graph is to do ``most_work`` operations. Nothing is captured."""
         self.layers, self.tap_layer, self.lengths = layers, tap_layer, lengths
         c, embed = layers.config, layers.weights.embed
-        self._cuts = {length: self._cut(length, most_work) for length in lengths}
+        cuts = {length: self._cut(length, most_work) for length in lengths}
+        pieces = [(len(piece), length) for length, cut in cuts.items() for piece in cut]
         longest = max(lengths, default=0)
-        most_layers = max((len(piece) for cut in self._cuts.values() for piece in cut), default=0)
-        rows = c.n_kv_heads * max(
-            (len(piece) * n for n, cut in self._cuts.items() for piece in cut), default=0)
+        most_layers = max((n_layers for n_layers, _ in pieces), default=0)
+        rows = c.n_kv_heads * max((n_layers * length for n_layers, length in pieces), default=0)
 
         def buffer(*shape: int, dtype: torch.dtype = embed.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=embed.device)
@@ -73,7 +73,7 @@ class PrefillGraphs:
         self._places = torch.arange(longest, device=embed.device)
         self.graphs: Dict[int, List[Graph]] = {
             length: [Graph(piece, self._work(length, piece), partial(self._compute, length, piece))
-                     for piece in cut] for length, cut in self._cuts.items()}
+                     for piece in cut] for length, cut in cuts.items()}
 
     def capture(self) -> None:
         """

@@ -30,9 +30,9 @@ class EngineMeter:
     The times of an engine that has nothing else to do, in seconds (``profiler.Target``).
 
     Prefills, steps, evictions and overhead are those of queries (``unattended``), sampled as the
-    server does by default. Prompts are taken as prefilled, but on a GPU, where that lowers the clock
-    of what comes next: the only one is really prefilled there, up to _LONGEST_REAL tokens, and one
-    of so many before a longer one.
+    server does by default. Prompts are taken as prefilled, but on a GPU, where a prefill lowers the
+    clock of what comes next: a single one is really prefilled there, up to _LONGEST_REAL tokens;
+    before a longer one, or several, another of so many.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -9,7 +9,7 @@ a clock that warms up spreads over all of them instead of bending a law.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import floor
+from math import floor, inf
 import random
 import time
 from typing import Protocol
@@ -77,7 +77,7 @@ START_UP = Effort(
     max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0, steps=3, idle_s=0.3,
     every_width=False)
 THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
-# steps of a GPU take milliseconds, and those right behind a prefill other ones than those after them
+# steps of a GPU are short, and slower right behind a prefill than later on
 THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=52.0, steps=32, idle_s=0.5)
 
 
@@ -161,10 +161,11 @@ class _Pilot:
         self._effort = effort
         self._chunk = min(target.chunk_tokens, (target.info.max_context - 1) // 2)
         self._step_s: dict[tuple[str, int], float] = {}
-        self._prefills_s: list[float] = []      # of a short prompt, and of a long one
+        self._shortest_s = inf          # a prefill, however short
         for n_tokens in (min(2 * SNAPKV_WINDOW, self._chunk), self._chunk):
-            self._prefills_s.append(target.measure_prefill(n_tokens))
-            self._token_s = self._prefills_s[-1] / n_tokens
+            prefill_s = target.measure_prefill(n_tokens)
+            self._shortest_s = min(self._shortest_s, prefill_s)
+            self._token_s = prefill_s / n_tokens
             for tier in target.info.tiers:
                 for width in widths(target.info, effort.every_width):
                     self._step_s[tier, width] = min(
@@ -176,15 +177,17 @@ class _Pilot:
         """Return about how long it takes to measure a point."""
         growth = (_DOUBLING_TOKENS + point.n_tokens) / (_DOUBLING_TOKENS + self._chunk)
         if point.law == laws.PREFILL:
-            tokens = point.n_tokens - point.n_done
-            return max(self._prefills_s[0], tokens * self._token_s * growth)
+            return self._prefill_s(point.n_tokens - point.n_done, growth)
         if point.law == laws.COLD:
             return self._effort.idle_s
         step_s = self._step_s[point.tier or self._target.info.tiers[0], point.width]
         steps = {laws.DECODE_STEP: self._effort.steps, laws.OVERHEAD: point.n_tokens}
+        own_s = step_s * growth * steps.get(point.law, 1)
         first = min(point.n_tokens, self._target.prefills_first)
-        first_s = max(self._prefills_s[0], first * self._token_s * growth) if first else 0.0
-        return step_s * growth * steps.get(point.law, 1) + first_s
+        return own_s + self._prefill_s(first, growth) if first else own_s
+
+    def _prefill_s(self, n_tokens: int, growth: float) -> float:
+        return max(self._shortest_s, n_tokens * self._token_s * growth)
 
     def affordable_points(self) -> list[Point]:
         """Return the visits of a round, with a longest context that leaves time for all rounds."""

@@ -150,3 +150,12 @@ def test_a_newly_written_profile_is_noticed(stored: Path) -> None:
     assert not made.file_changed()
     save(made.path, replace(BASE, stamp_ns=9_000))
     assert made.file_changed()
+
+
+def test_where_no_profile_can_be_kept_one_is_used_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / 'profiles').touch()
+    made = calibrator(tmp_path)
+    with pytest.raises(CoefficientsError, match='cannot be read'):
+        made.load()
+    made.adopt(BASE, FROM_PROFILE)
+    assert made.current == BASE and not made.file_changed()

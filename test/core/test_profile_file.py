@@ -56,7 +56,19 @@ def test_a_damaged_profile_is_refused_and_kept_aside(tmp_path: Path, content: by
     path.write_bytes(content)
     with pytest.raises(CoefficientsError, match='cannot be used'):
         load_for(path, COEFFICIENTS.key)
-    aside = set_aside(path)
-    assert aside.suffix == '.bad' and aside.read_bytes() == content
+    aside = path.with_name(path.name + '.bad')
+    assert set_aside(path) == f'kept aside as {aside}' and aside.read_bytes() == content
     with pytest.raises(FileNotFoundError):
         load_for(path, COEFFICIENTS.key)
+
+
+def test_a_profile_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    path = profile_path(tmp_path, COEFFICIENTS.key)
+    path.mkdir(parents=True)
+    with pytest.raises(CoefficientsError, match='cannot be read: Is a directory'):
+        load_for(path, COEFFICIENTS.key)
+    (tmp_path / 'file').touch()
+    beneath = profile_path(tmp_path / 'file', COEFFICIENTS.key)
+    with pytest.raises(CoefficientsError, match='cannot be read: Not a directory'):
+        load_for(beneath, COEFFICIENTS.key)
+    assert set_aside(beneath) == 'left where it is (Not a directory)'

@@ -151,5 +151,5 @@ def stored(engine: Engine, load: Load) -> TimingCoefficients | None:
         _LOG.info('%s: %s; a new profile is made', path, error)
         return None
     except CoefficientsError as error:
-        _LOG.warning('%s; it is kept aside as %s and a new one made', error, set_aside(path))
+        _LOG.warning('%s; it is %s, and a new one made', error, set_aside(path))
         return None

@@ -51,11 +51,11 @@ class Calibrator:
         damaged or of another key: it is then kept aside, and the message says so.
         """
         try:
-            self._file_ns = self.path.stat().st_mtime_ns
+            self._file_ns = self._written_ns()
             base = load_for(self.path, self.key)
         except CoefficientsError as error:
             self.current = self.tracker = None
-            raise CoefficientsError(f'{error}; kept aside as {set_aside(self.path)}') from error
+            raise CoefficientsError(f'{error}; {set_aside(self.path)}') from error
         notes: list[str] = []
         state = self._load_state(base, notes) if self._tracking else None
         self._begin(base, FROM_FILE)
@@ -68,17 +68,17 @@ class Calibrator:
 
     def file_changed(self) -> bool:
         """Tell whether the stored profile was written since it was loaded, or is there at last."""
-        try:
-            return self.path.stat().st_mtime_ns != self._file_ns
-        except FileNotFoundError:
-            return False
+        return self._written_ns() not in (0, self._file_ns)
 
     def adopt(self, base: TimingCoefficients, source: str) -> None:
         """Begin with a new profile; raises CoefficientsError if it is of another key."""
         base.require_key(self.key)
-        if not self.path.is_file():     # made on another machine, or with another cache directory
-            save(self.path, base)
-        self._file_ns = self.path.stat().st_mtime_ns
+        if not self._written_ns():      # made on another machine, or with another cache directory
+            try:
+                save(self.path, base)
+            except OSError:
+                pass                    # it holds without a file; the next process asks again
+        self._file_ns = self._written_ns()
         self._begin(base, source)
 
     def observe(self, timing: QueryTiming, now_ns: int) -> bool:
@@ -121,6 +121,13 @@ class Calibrator:
         os.replace(partial, self._state_path)
         self._unsaved, self._saved_s = False, now_s
 
+    def _written_ns(self) -> int:
+        """Return when the stored profile was written; 0 = there is none that can be seen."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def _begin(self, base: TimingCoefficients, source: str) -> None:
         self.tracker = DriftTracker(base, self._config)
         self._underestimated.clear()
@@ -147,8 +154,8 @@ class Calibrator:
             return DriftTracker(base, self._config, state['tracker']), current, state['source']
         except FileNotFoundError:
             return None
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            aside = set_aside(self._state_path)
-            notes.append(f'{self._state_path} cannot be used: {error!r}; kept aside as {aside}, '
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            notes.append(f'{self._state_path} cannot be used: {error!r}; '
+                         f'{set_aside(self._state_path)}, '
                          'tracking begins anew')
             return None

@@ -177,6 +177,10 @@ def load_profile(path: Path) -> dict[str, Any]:
     """Read a whole profile file: key, coefficients and raw samples, as plain dictionaries."""
     try:
         body = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CoefficientsError(f'{path} cannot be read: {error.strerror}') from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CoefficientsError(f'{path} is not a profile: {error}') from error
     if not isinstance(body, dict) or not isinstance(body.get('coefficients'), dict):

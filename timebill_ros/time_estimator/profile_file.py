@@ -20,7 +20,7 @@ def load_for(path: Path, key: str) -> TimingCoefficients:
     Read a profile that has to be valid for ``key``.
 
     Raises FileNotFoundError, or CoefficientsError that names the file and what is wrong with it:
-    damage, or both keys where it is of another machine or model.
+    damage, that it cannot be read, or both keys where it is of another machine or model.
     """
     try:
         coefficients = load(path)
@@ -30,8 +30,11 @@ def load_for(path: Path, key: str) -> TimingCoefficients:
     return coefficients
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used, so that it can be looked at; returns its new place."""
+def set_aside(path: Path) -> str:
+    """Rename a file that cannot be used, so that it can be looked at; returns where it is now."""
     aside = path.with_name(path.name + '.bad')
-    os.replace(path, aside)
-    return aside
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        return f'left where it is ({error.strerror})'
+    return f'kept aside as {aside}'

@@ -8,7 +8,8 @@ import pytest
 
 from timebill_ros.budget.planner import PlannerConfig, Planning
 from timebill_ros.engine.shared_step import StepClock
-from timebill_ros.experiments.virtual_server import VirtualClock, VirtualEngine, VirtualServer
+from timebill_ros.experiments.virtual_engine import VirtualClock, VirtualEngine
+from timebill_ros.experiments.virtual_server import VirtualServer
 from timebill_ros.query import NS_PER_S, Query, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from timebill_ros.time_estimator.estimator import worst_factor
 from timebill_ros.time_estimator.fit import doubts, fit_law, Sample
 from timebill_ros.time_estimator.laws import Law
 
@@ -204,3 +205,32 @@ def test_on_a_machine_of_two_speeds_the_law_is_that_of_the_more_frequent_one(
     law = fit_law('decode_step', taken)
     ratio = np.median([each.seconds / law.seconds(each.n_tokens) for each in taken])
     assert ratio == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_law_with_as_many_coefficients_as_runs_does_not_pass_for_exact() -> None:
+    """What runs are off is covered by the worst case, however many knots follow them."""
+    rng = np.random.default_rng(6)
+    lengths = np.geomspace(16, 32768, 14).astype(int)
+
+    def run(n: int, number: int) -> list[Sample]:
+        together = 1.0 + 0.02 * rng.normal()
+        true_s = (0.01 + 1e-7 * n + (0.004 if n > 128 else 0.0)) * together
+        return [Sample('decode_step', n, true_s * (1 + 0.004 * rng.normal()), run=number)
+                for _ in range(16)]
+
+    late = 0
+    for _ in range(20):
+        law = fit_law('decode_step', [each for number, n in enumerate(lengths)
+                                      for each in run(int(n), number + 1)])
+        factor = worst_factor(law, 16)
+        assert len(law.coefficients) > 2
+        late += sum(sum(each.seconds for each in run(int(n), 1)) > law.sum_steps(n, 16) * factor
+                    for n in lengths)
+    assert late <= 0.03 * 20 * len(lengths)
+
+
+def test_a_run_counts_with_its_mean_so_that_slow_first_steps_are_paid_for() -> None:
+    taken = [Sample('decode_step', n, 0.01 * (1.05 if step < 8 else 1.0), run=number + 1)
+             for number, n in enumerate(LENGTHS * 3) for step in range(32)]
+    law = fit_law('decode_step', taken)
+    assert law.sum_steps(500, 32) == pytest.approx(0.01 * (32 + 8 * 0.05))

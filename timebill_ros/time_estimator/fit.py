@@ -16,11 +16,7 @@ Rules, all on relative errors (2 ms off matter in a law of 5 ms, not in one of 5
   sum over its chunks, each with a floor, or lines, or stairs of a stated height (``forms``). Where
   short prompts are known to be padded the form that says so is taken.
 - A law whose error stays above BAD_FIT is warned of (``doubts``): no form here holds.
-- worst_ratio: the upper quantile of measured / law over the samples that stayed. The fit has come
-  closer to its own runs than to any others: what a run is off is widened by the degrees of freedom.
-- correlation: the share of their variance that lies between runs of samples and not within them.
-  What a whole run has in common (another clock, the law itself being off there) does not average
-  out over the steps of a query.
+- worst_ratio and correlation: how far samples stray from the law (``spread``).
 """
 
 from collections.abc import Sequence
@@ -37,11 +33,11 @@ from timebill_ros.time_estimator.laws import (
     AFFINE, CHUNKED, CONSTANT, Law, PIECEWISE, QUADRATIC)
 from timebill_ros.time_estimator.least_squares import (
     Array, not_outliers, SIGMA_OF_MAD, Solution, solve_robustly)
+from timebill_ros.time_estimator.spread import correlation, unfitted, worst_ratio
 
 FORM_OF = {
     laws.PREFILL: QUADRATIC, laws.DECODE_STEP: AFFINE, laws.EVICT: AFFINE, laws.REEVICT: AFFINE,
     laws.PREDICT: QUADRATIC, laws.OVERHEAD: AFFINE, laws.COLD: CONSTANT}
-WORST_QUANTILE = 0.99
 GOOD_FIT = 0.003            # an error that no other form is worth looking for
 NOISE_SIGMA = 4.0           # standard errors of a point that explain the paper's form being off
 BAD_FIT = 0.05              # an error that people are told of
@@ -53,10 +49,8 @@ MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
 STAIRS_BEYOND = (1, 128)    # of prompts longer than those that are padded
-LEAST_RUNS = 4              # with fewer no correlation can be told: 1 is assumed
 _TYPICAL_TOKENS = 512       # prompt at which a law's error is weighed against the prefill
 _ONCE_PER_PROMPT = (laws.EVICT, laws.REEVICT, laws.PREDICT)
-_NORMAL_QUANTILE = 2.326    # the WORST_QUANTILE of a normal distribution
 _POWERS = {QUADRATIC: (2, 1, 0), AFFINE: (1, 0), CONSTANT: (0,)}
 
 
@@ -142,9 +136,9 @@ def fit_law(
     law = fit.law(name)
     ratios = data.t / _seconds(law, data)
     kept = not_outliers(ratios - 1.0)
-    ratios = _unfitted(ratios[kept], data.run[kept], int(np.count_nonzero(fit.solution.x)))
+    ratios = unfitted(ratios[kept], data.run[kept], int(np.count_nonzero(fit.solution.x)))
     return replace(
-        law, tier=tier, width=width, worst_ratio=_worst_ratio(ratios), mape=mape,
+        law, tier=tier, width=width, worst_ratio=worst_ratio(ratios), mape=mape,
         samples=len(ratios), correlation=correlation(ratios, data.run[kept]))
 
 
@@ -194,40 +188,6 @@ def doubts(fitted: Sequence[Law]) -> list[str]:
         if law.mape > BAD_FIT and (
             law.law not in _ONCE_PER_PROMPT
             or law.mape * law.seconds(_TYPICAL_TOKENS) > BAD_FIT * prefill_s)]
-
-
-def correlation(ratios: Array, runs: Array) -> float:
-    """
-    Return the share of the variance of ``ratios`` that lies between runs (one-way ANOVA).
-
-    1 where there are too few runs of several samples to tell.
-    """
-    groups = [ratios[runs == run] for run in np.unique(runs)]
-    groups = [each for each in groups if len(each) > 1]
-    total = float(np.concatenate(groups).var()) if groups else 0.0
-    if len(groups) < LEAST_RUNS or total == 0.0:
-        return 1.0
-    free = sum(len(each) - 1 for each in groups)
-    within = sum(float(each.var()) * len(each) for each in groups) / free
-    return min(1.0, max(0.0, 1.0 - within / total))
-
-
-def _unfitted(ratios: Array, runs: Array, coefficients: int) -> Array:
-    """Return the ratios as if their law had not been fitted to them: runs further from 1."""
-    _, run_of, counts = np.unique(runs, return_inverse=True, return_counts=True)
-    mean = (np.bincount(run_of, ratios) / counts)[run_of]
-    free = max(1, len(counts) - coefficients)
-    return ratios + (mean - 1.0) * ((len(counts) / free) ** 0.5 - 1.0)
-
-
-def _worst_ratio(ratios: Array) -> float:
-    """Return the upper quantile; too few samples to have one are taken as normally spread."""
-    count = len(ratios)
-    if count * (1.0 - WORST_QUANTILE) >= 1.0:
-        return max(1.0, float(np.quantile(ratios, WORST_QUANTILE, method='higher')))
-    spread = float(ratios.std(ddof=1)) if count > 1 else 0.0
-    quantile = float(ratios.mean()) + _NORMAL_QUANTILE * spread * (1.0 + 1.0 / count) ** 0.5
-    return max(1.0, float(ratios.max()), quantile)
 
 
 def _seconds(law: Law, data: _Data) -> Array:

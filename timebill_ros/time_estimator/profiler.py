@@ -18,10 +18,11 @@ from timebill_ros.budget.kept import SNAPKV_WINDOW
 from timebill_ros.executor.messages import ModelInfo
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
-from timebill_ros.time_estimator.fit import fit_law, Sample, WORST_QUANTILE
+from timebill_ros.time_estimator.fit import fit_law, Sample
 from timebill_ros.time_estimator.laws import CONSTANT, Law
 from timebill_ros.time_estimator.points import (
     Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
+from timebill_ros.time_estimator.spread import WORST_QUANTILE
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _CHEAP_S = 0.1              # a point of one sample that takes less is visited several times a round

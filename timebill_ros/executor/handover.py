@@ -1,7 +1,7 @@
 # Copyright 2026 timebill_ros contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-How long before the deadline the engine ends what it may cut short, so that it is handed over.
+How long before the deadline the engine has to be done, so that the result is handed over in time.
 
 Pure. Whoever asks the engine measures how long the engine's last word took to become a result (one
 steady clock for both processes), and tells it with the next query (``Query.handover_ns``).

@@ -19,6 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from timebill_ros.action import Profile
+from timebill_ros.executor.supervisor import EngineState
 from timebill_ros.msg import DecodeStretch, ExecutorStatus, QueryTiming, TimingCoefficients
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_from_msg, coefficients_msg
@@ -119,6 +120,7 @@ class Robot:
     def say_status(self) -> None:
         newest = self.coefficients[-1] if self.coefficients else self.profile
         self._status.publish(ExecutorStatus(
+            engine_state=EngineState.READY,
             coefficients_key=self.profile.key,
             coefficients_source=FROM_TOPIC if self.coefficients else FROM_FILE,
             coefficients_stamp=time_msg(self.strange_stamp_ns or newest.stamp_ns)))

@@ -12,6 +12,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
+from timebill_ros.executor.supervisor import EngineState
 from timebill_ros.msg import ExecutorStatus
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
@@ -35,7 +36,7 @@ from timebill_ros.time_estimator.coefficients import (
 )
 
 ADOPTION_S = 5.0  # the server must plan with what is published after so long; else once more
-NOT_ADOPTED_LOG_S = 60.0
+LOG_S = 60.0  # what may come and go is logged no more often
 
 
 class Calibration(Node):
@@ -129,7 +130,8 @@ class Calibration(Node):
         if now != before and Drift.HIGH in (now, before):
             self.get_logger().warning(
                 f'drift is {now.name}: queries take {calibrator.tracker.drift_ratio:.2f} times '
-                'as long as profiled'
+                'as long as profiled',
+                throttle_duration_sec=LOG_S,
             )
 
     def _publish(self, calibrator: Calibrator) -> None:
@@ -172,7 +174,7 @@ class Calibration(Node):
         ):
             self.get_logger().warning(
                 f'the server plans with other coefficients ({not_adopted}); published again',
-                throttle_duration_sec=NOT_ADOPTED_LOG_S,
+                throttle_duration_sec=LOG_S,
             )
             self._tell(calibrator)
         self._diagnostics.publish(
@@ -187,6 +189,7 @@ class Calibration(Node):
             calibrator is None
             or calibrator.current is None
             or status is None
+            or status.engine_state != EngineState.READY  # it adopts once its engine is back
             or self._status_s - self._published_s < ADOPTION_S
         ):
             return ''

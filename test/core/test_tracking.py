@@ -235,3 +235,23 @@ def test_a_tier_that_was_not_in_use_meanwhile_follows_a_change_at_once() -> None
     ask('fp32', 1.0)
     ask('fp32', 1.0)
     assert tracker.levels()[DECODE_STEP, 'int8', 1] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_machine_that_goes_to_and_fro_between_two_speeds_is_followed() -> None:
+    """As a virtual machine's memory does: each speed holds for some sixteen queries."""
+    errors, stages = [], []
+    for seed in range(3):
+        tracker, machine, rng = DriftTracker(BASE), Machine(seed), np.random.default_rng(seed)
+        planned_with, slow = tracker.publish(0), 1.0
+        for number in range(200):
+            if rng.random() < 1 / 8:
+                slow = float(rng.choice([1.0, 1.5]))
+            seen = tracker.observe(machine.query(slow), planned_with)
+            steps = planned_with.law(DECODE_STEP, 'fp32')
+            errors += [abs(sample.seconds(steps) / sample.measured_s - 1.0) for sample, _ in seen
+                       if number > 20 and sample.law == DECODE_STEP]
+            stages += [late for _, late in seen if number > 20]
+            if tracker.moved:
+                planned_with = tracker.publish(planned_with.stamp_ns + 1)
+    assert np.median(errors) < 0.05         # the profile alone: a half of them are 33 % off
+    assert np.mean(stages) < 0.03

@@ -8,7 +8,7 @@ import json
 from math import inf, nan
 from typing import Any
 
-from builtin_interfaces.msg import Duration
+from builtin_interfaces.msg import Duration, Time
 import pytest
 from unique_identifier_msgs.msg import UUID
 
@@ -148,6 +148,7 @@ def test_a_goal_from_plain_values() -> None:
         goal_of('x', {'temprature': 1.0})
     with pytest.raises(TypeError, match='no field'):
         goal_of('x', {'time_allowance': Duration(sec=1)})
+    assert goal_of('x', {'sent_at': Time(sec=5)}).sent_at.sec == 5
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,7 @@ def test_a_goal_from_plain_values() -> None:
         ('temperature', 'hot'),
         ('messages', ['hi']),
         ('stream', 'yes'),
+        ('sent_at', 5.0),
     ],
 )
 def test_a_value_that_its_field_cannot_hold_is_told(name: str, value: Any) -> None:

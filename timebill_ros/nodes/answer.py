@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import math
 from typing import Any
 
+from builtin_interfaces.msg import Time
+
 from timebill_ros.action import Query as QueryAction
 from timebill_ros.msg import ChatMessage
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
@@ -72,9 +74,9 @@ def _goal_value(name: str, kind: str, value: Any) -> Any:
         return _text(value)
     if kind == 'sequence<string>':
         return [_text(each) for each in _require(value, (list, tuple))]
-    if 'int' in kind:
-        return _integer(kind, value)
-    return value
+    if kind == 'builtin_interfaces/Time':
+        return _require(value, Time)
+    return _integer(kind, value)
 
 
 def _integer(kind: str, value: Any) -> int:

@@ -107,10 +107,12 @@ def steps() -> Iterator[str]:
 
 
 def readme() -> Iterator[str]:
-    """Yield README's block."""
-    for summary in summaries('budgets'):
-        if not summary['ros'] and not summary['quick']:
-            yield from [*headline(summary), '']
+    """Yield README's block: of runs on one device the newest; docs/experiments.md has all."""
+    runs = [each for each in summaries('budgets') if not each['ros'] and not each['quick']]
+    runs.sort(key=lambda each: str(each['machine']['date']))
+    newest = {each['machine']['info']['device']: each for each in runs}
+    for summary in newest.values():
+        yield from [*headline(summary), '']
     for figure in sorted(REPORT.glob(f'*/{FIGURE}')):
         yield from [f'![Score and completion over budgets]({figure.relative_to(ROOT)})', '']
     for summary in summaries('robot'):

@@ -133,7 +133,7 @@ class TierTimes:
         """Return the seconds around the model's work until then."""
         return self._overhead.seconds(n_total - self._at.n_paid) * self._overhead_factor
 
-    def _room(self, n_total: int) -> '_Room':
+    def _room(self, n_total: int) -> _Room:
         """Return what is asked of ``n_total`` tokens several times."""
         steps, factor, overhead_s = self._until.get(n_total) or self._look(n_total)
         left_s = self._at.budget_left_s - overhead_s

@@ -466,8 +466,7 @@ class QueryRun:
         room = self._room(now_ns)
         return PlanInputs(
             n_prompt=len(self._prompt_ids), cap=self._cap, alpha_max=self.query.alpha_max,
-            budget_left_s=room.budget_s, width=room.width,
-            tiers=self._tiers,
+            budget_left_s=room.budget_s, width=room.width, tiers=self._tiers,
             may_trade=not self._promised, may_cap=self._may_cap,
             n_predicted=self._forecast.n_predicted, quantiles=self._forecast.quantiles)
 

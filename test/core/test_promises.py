@@ -20,7 +20,7 @@ from timebill_ros.query import Admission, Outcome, Overrun, Query, Turn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import (
-    AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL)
+    AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, RECOVERY, SATURATING)
 
 S = 1_000_000_000
 WORST = 1.6
@@ -28,8 +28,12 @@ SCENARIOS = 10_000
 PARTS = 10
 
 
-def planning(policy: str = 'paper') -> Planning:
-    """Return laws of a small machine: steps of 10 ms, a shared one little slower."""
+def planning(policy: str = 'paper', recovers: bool = False) -> Planning:
+    """
+    Return laws of a small machine: steps of 10 ms, a shared one little slower.
+
+    If it ``recovers`` the steps right behind a longer prompt are slower as well.
+    """
     def law(name: str, *line: float, **more: object) -> Law:
         return Law(name, AFFINE, line, worst_ratio=WORST, **more)   # type: ignore[arg-type]
 
@@ -39,12 +43,15 @@ def planning(policy: str = 'paper') -> Planning:
         for width, base in ((1, 0.010), (2, 0.012), (4, 0.015))]
     coefficients = TimingCoefficients(1, 'device', 'model', 'bf16', '1', (
         law(PREFILL, 2e-4, 0.002), law(EVICT, 1e-6, 0.001),
-        Law(OVERHEAD, CONSTANT, (0.0,)), *steps))
+        Law(OVERHEAD, CONSTANT, (0.0,)), *steps, *(
+            Law(RECOVERY, SATURATING, (0.001, most_s / 2, most_s), (200.0, 2.0, 5.0), tier=tier)
+            for tier, most_s in (('bf16', 0.01), ('int8', 0.03)) if recovers)))
     return Planning(
         TimeEstimator(coefficients, 'bf16'), PlannerConfig(policy=policy), 'file')
 
 
-PLANNINGS = [planning('paper'), planning('joint')]
+PLANNINGS = [planning(policy, recovers)
+             for policy in ('paper', 'joint') for recovers in (False, True)]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from timebill_ros.query import DecodeStretch, QueryTiming
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, TimingCoefficients)
 from timebill_ros.time_estimator.laws import (
-    AFFINE, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, QUADRATIC)
+    AFFINE, Behind, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL, QUADRATIC)
 from timebill_ros.time_estimator.query_samples import Sample
 from timebill_ros.time_estimator.tracking import DriftTracker
 
@@ -156,11 +156,12 @@ def test_records_that_say_nothing_are_passed_over(record: QueryTiming) -> None:
 
 def test_a_decoding_is_compared_with_the_sum_over_its_steps() -> None:
     law = LAWS[1]
-    sample = Sample(DECODE_STEP, '', 1.0, stretches=((100.0, 3), (300.0, 1)))
+    sample = Sample(
+        DECODE_STEP, law.tier, 1.0, stretches=((100.0, 3, Behind(98)), (300.0, 1, Behind(98, 3))))
     assert sample.steps == 4
-    assert sample.seconds(law) == pytest.approx(sum(law.seconds(n) for n in (100, 101, 102, 300)))
+    assert sample.seconds(BASE) == pytest.approx(sum(law.seconds(n) for n in (100, 101, 102, 300)))
     cached = Sample(PREFILL, '', 1.0, n_tokens=100, n_done=60)
-    assert cached.seconds(LAWS[0]) == pytest.approx(LAWS[0].seconds(100) - LAWS[0].seconds(60))
+    assert cached.seconds(BASE) == pytest.approx(LAWS[0].seconds(100) - LAWS[0].seconds(60))
 
 
 def test_steps_of_each_tier_and_batch_move_their_own_law() -> None:
@@ -247,9 +248,9 @@ def test_a_machine_that_goes_to_and_fro_between_two_speeds_is_followed() -> None
             if rng.random() < 1 / 8:
                 slow = float(rng.choice([1.0, 1.5]))
             seen = tracker.observe(machine.query(slow), planned_with)
-            steps = planned_with.law(DECODE_STEP, 'fp32')
-            errors += [abs(sample.seconds(steps) / sample.measured_s - 1.0) for sample, _ in seen
-                       if number > 20 and sample.law == DECODE_STEP]
+            errors += [
+                abs(sample.seconds(planned_with) / sample.measured_s - 1.0) for sample, _ in seen
+                if number > 20 and sample.law == DECODE_STEP]
             stages += [late for _, late in seen if number > 20]
             if tracker.moved:
                 planned_with = tracker.publish(planned_with.stamp_ns + 1)

@@ -7,6 +7,7 @@ from math import ceil
 
 from timebill_ros.budget.planner import Plan, plan, PlanInputs, PlannerConfig
 from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import Behind
 
 _GRAIN_S = 0.01     # budgets are named in steps of this size, rounded up
 
@@ -34,7 +35,8 @@ def needs(
     cheapest = cheapest_plan(inputs, estimator, config)
     n_prompt, worst = inputs.n_prompt, config.worst_case_times
     chunk_s = estimator.prefill_s(n_prompt, worst, n_done=max(0, n_prompt - chunk_tokens))
-    step_s = estimator.decode_s(n_prompt + cheapest.n_worst, 1, worst)
+    step_s = estimator.decode_s(
+        n_prompt + cheapest.n_worst, 1, worst, behind=Behind(n_prompt))
     return Needs(
         n_prompt, least_s=estimator.prefill_s(n_prompt) + estimator.overhead_s(1),
         prefill_worst_s=estimator.prefill_s(n_prompt, worst) + estimator.predict_s(n_prompt, worst),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from timebill_ros.budget.planner import plan, PlanInputs, Planning
 from timebill_ros.budget.times import PlannedTimes
+from timebill_ros.time_estimator.laws import Behind
 
 
 def rest_in_prefill_s(planning: Planning, inputs: PlanInputs, n_done: int) -> float:
@@ -24,14 +25,16 @@ def rest_in_prefill_s(planning: Planning, inputs: PlanInputs, n_done: int) -> fl
 
 
 def rest_in_decode_s(
-        planning: Planning, n_cached: int, n_left: int, tier: str = '', width: int = 1) -> float:
+        planning: Planning, n_cached: int, n_left: int, behind: Behind, tier: str = '',
+        width: int = 1) -> float:
     """
     Return the worst-case seconds of ``n_left`` more tokens with ``n_cached`` in the cache.
 
-    ``tier`` '' is the estimator's own; ``width`` sequences share each step.
+    ``behind``: where the next step lies; ``tier`` '' is the estimator's own; ``width`` sequences
+    share each step.
     """
     if n_left < 1:
         return 0.0
     estimator = planning.estimator.for_tier(tier) if tier else planning.estimator
     times = PlannedTimes(estimator, planning.config)
-    return times.decode_s(n_cached, n_left, width) + times.overhead_s(n_left)
+    return times.decode_s(n_cached, n_left, behind, width) + times.overhead_s(n_left)

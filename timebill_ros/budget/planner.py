@@ -25,7 +25,7 @@ from timebill_ros.budget.times import PlannedTimes
 from timebill_ros.query import ALPHA_MAX
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
-from timebill_ros.time_estimator.laws import Law
+from timebill_ros.time_estimator.laws import Behind, Law
 
 POLICIES = ('joint', 'paper', 'fixed')
 
@@ -146,8 +146,8 @@ def plan(
     if config.policy == 'fixed' and config.fixed_tier in inputs.tiers:
         tier = config.fixed_tier
     estimator = estimator.for_tier(tier)
-    overhead_s = PlannedTimes(estimator, config).overhead_s(n_worst)
-    choice = _choose(inputs, estimator, config, n_worst, inputs.budget_left_s - overhead_s)
+    left_s = inputs.budget_left_s - _beside_s(PlannedTimes(estimator, config), inputs, n_worst)
+    choice = _choose(inputs, estimator, config, n_worst, left_s)
     return predicted(
         inputs, estimator, config, choice, inputs.cap, n_worst,
         quality.loss(tier, choice.alpha, inputs.n_prompt))
@@ -159,14 +159,15 @@ def predicted(
     """Return the plan of a choice with its predicted times; ``estimator`` is of its tier."""
     worst = PlannedTimes(estimator, config)
     expected = min(inputs.n_predicted, cap)
-    n_kept, width = choice.n_kept, inputs.width
+    n_kept, width, behind = choice.n_kept, inputs.width, Behind(inputs.n_prompt)
     return Plan(
         tier=estimator.tier, alpha=choice.alpha, alpha_raw=choice.alpha_raw, n_kept=n_kept,
         cap=cap, n_worst=n_worst, feasible=choice.fits,
         predicted_evict_s=worst.evict_s(inputs.n_prompt) if n_kept < inputs.n_prompt else 0.0,
         predicted_decode_s=(
-            estimator.decode_s(n_kept, expected - 1, width=width) if expected else nan),
-        predicted_decode_worst_s=worst.decode_s(n_kept, n_worst - 1, width),
+            estimator.decode_s(n_kept, expected - 1, width=width, behind=behind)
+            if expected else nan),
+        predicted_decode_worst_s=worst.decode_s(n_kept, n_worst - 1, behind, width),
         predicted_overhead_s=worst.overhead_s(n_worst), quality_loss=loss)
 
 
@@ -183,7 +184,8 @@ def _joint_plan(
         estimator, tiers, quality, config.weights)
     estimator = estimator.for_tier(theta.tier)
     worst = PlannedTimes(estimator, config)
-    after_s = inputs.budget_left_s - worst.evict_s(inputs.n_prompt) - worst.overhead_s(n_worst)
+    after_s = inputs.budget_left_s - worst.evict_s(inputs.n_prompt) - _beside_s(
+        worst, inputs, n_worst)
     alpha = min(inputs.alpha_max, least_alpha(inputs.n_prompt, theta.n_kept))
     if not theta.worst_fits and 0.0 < alpha and theta.n_kept == kept_tokens(
             inputs.n_prompt, inputs.alpha_max, config.window):
@@ -209,6 +211,12 @@ def _choose(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig,
     n_kept = kept_tokens(inputs.n_prompt, alpha, config.window)
     needed_s = step.sum_steps(n_kept, n_worst - 1) + (evict_s if n_kept < inputs.n_prompt else 0.0)
     return AlphaChoice(alpha, alpha, n_kept, needed_s <= budget_s)
+
+
+def _beside_s(times: PlannedTimes, inputs: PlanInputs, n_worst: int) -> float:
+    """Return what ``n_worst`` tokens take that is in no sum over steps, whatever is evicted."""
+    recovery_s = times.recovery_s(inputs.n_prompt, n_worst - 1, inputs.width)
+    return times.overhead_s(n_worst) + recovery_s
 
 
 def _step(estimator: TimeEstimator, config: PlannerConfig, width: int, n_worst: int) -> Law:

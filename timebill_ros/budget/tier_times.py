@@ -8,7 +8,8 @@ from timebill_ros.budget.kept import kept_tokens, SNAPKV_WINDOW
 from timebill_ros.budget.quantiles import Quantiles
 from timebill_ros.budget.search import last_within
 from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
-from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, OVERHEAD, REEVICT
+from timebill_ros.time_estimator.laws import (
+    Behind, DECODE_STEP, EVICT, OVERHEAD, RECOVERY, REEVICT)
 
 _LEAST_S = 1e-12    # of decoding: a law may be zero
 # Steps to a length; what their expected time may be, without an eviction and with one; and what it
@@ -61,6 +62,8 @@ class TierTimes:
         self._factor = weights.time_factor
         self._step = estimator.law(DECODE_STEP, tier, at.width)
         self._overhead = estimator.law(OVERHEAD, tier)
+        self._recovery = estimator.law(RECOVERY, tier) if at.width == 1 else None
+        self._behind = Behind(at.n_prompt, self._cached)
         evict = estimator.law(REEVICT if at.evicted else EVICT, tier)
         if at.evicted and evict.samples == 0:
             evict = estimator.law(EVICT, tier)
@@ -76,9 +79,9 @@ class TierTimes:
 
     def needed_s(self, n_kept: int, n_total: int) -> float:
         """Return the seconds until the response has ``n_total`` tokens, eviction included."""
-        steps, factor, overhead_s = self._until.get(n_total) or self._look(n_total)
+        steps, factor, beside_s = self._until.get(n_total) or self._look(n_total)
         evict_s = self._evict_s if n_kept < self._at.n_kept else 0.0
-        return self._sum(n_kept + self._cached, steps) * factor + evict_s + overhead_s
+        return self._sum(n_kept + self._cached, steps) * factor + evict_s + beside_s
 
     def fits(self, n_total: int) -> bool:
         """Tell whether ``n_total`` tokens fit, with as much eviction as is allowed or with none."""
@@ -135,18 +138,24 @@ class TierTimes:
 
     def _room(self, n_total: int) -> _Room:
         """Return what is asked of ``n_total`` tokens several times."""
-        steps, factor, overhead_s = self._until.get(n_total) or self._look(n_total)
-        left_s = self._at.budget_left_s - overhead_s
+        steps, factor, beside_s = self._until.get(n_total) or self._look(n_total)
+        left_s = self._at.budget_left_s - beside_s
         found = self._rooms[n_total] = (
             steps, left_s / factor, (left_s - self._evict_s) / factor,
             self._sum(self._whole, steps), self._sum(self._least, steps))
         return found
 
     def _look(self, n_total: int) -> tuple[int, float, float]:
-        """Return the steps to ``n_total`` tokens, worst over expected time, and the overhead."""
+        """
+        Return the steps to ``n_total`` tokens, worst over expected time, and what is beside them.
+
+        That is the overhead, and what the steps take longer because of where they lie.
+        """
         steps = max(0, n_total - self._at.n_generated)
-        found = self._until[n_total] = (
-            steps, self._decode_factor(steps), self.overhead_s(n_total))
+        factor, beside_s = self._decode_factor(steps), self.overhead_s(n_total)
+        if self._recovery is not None:
+            beside_s += factor * self._recovery.behind(self._behind, steps)
+        found = self._until[n_total] = steps, factor, beside_s
         return found
 
     def _decode_factor(self, steps: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import Behind
 
 if TYPE_CHECKING:
     from timebill_ros.budget.planner import PlannerConfig
@@ -26,10 +27,20 @@ class PlannedTimes:
         """Return the time of an eviction from ``n_prompt`` tokens."""
         return self._factor * self.estimator.evict_s(n_prompt, self.config.worst_case_times)
 
-    def decode_s(self, n_cached: float, steps: int, width: int = 1) -> float:
-        """Return the time of ``steps`` decode steps, the first with ``n_cached`` tokens cached."""
+    def decode_s(
+            self, n_cached: float, steps: int, behind: Behind | None, width: int = 1) -> float:
+        """
+        Return the time of ``steps`` decode steps, the first with ``n_cached`` tokens cached.
+
+        ``behind`` says where that one lies.
+        """
         return self._factor * self.estimator.decode_s(
-            n_cached, steps, self.config.worst_case_times, width=width)
+            n_cached, steps, self.config.worst_case_times, width=width, behind=behind)
+
+    def recovery_s(self, n_prompt: int, steps: int, width: int = 1) -> float:
+        """Return what of the first ``steps`` steps is due to the prompt that they lie behind."""
+        return self._factor * self.estimator.recovery_s(
+            steps, Behind(n_prompt), self.config.worst_case_times, width=width)
 
     @property
     def _factor(self) -> float:

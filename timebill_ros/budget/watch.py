@@ -6,6 +6,7 @@ from timebill_ros.budget.planner import Plan, PlanInputs, Planning
 from timebill_ros.budget.replan import (
     Pace, replan, REPLAN_STEPS, Replanned, RunState, tokens_that_fit)
 from timebill_ros.budget.times import PlannedTimes
+from timebill_ros.time_estimator.laws import Behind
 
 
 class PlanWatch:
@@ -19,12 +20,18 @@ class PlanWatch:
         self._was_late = False
         self.beyond_worst = 1.0     # slow steps of late over the worst case of the laws
 
-    def stepped(self, step_s: float, tier: str, width: int, n_cached: float) -> None:
-        """Take a decode step of ``width`` queries with ``n_cached`` tokens cached on average."""
+    def stepped(
+            self, step_s: float, tier: str, width: int, n_cached: float, behind: Behind) -> None:
+        """
+        Take a decode step of ``width`` queries with ``n_cached`` tokens cached on average.
+
+        ``behind`` says where this query's lies.
+        """
         estimator = self._planning.estimator.for_tier(tier)
-        expected_s = estimator.decode_s(n_cached, 1, width=width)
+        expected_s = estimator.decode_s(n_cached, 1, width=width, behind=behind)
         self._pace.add(step_s, expected_s)
-        worst_s = PlannedTimes(estimator, self._planning.config).decode_s(n_cached, 1, width)
+        worst_s = PlannedTimes(estimator, self._planning.config).decode_s(
+            n_cached, 1, behind, width)
         self.beyond_worst = max(1.0, self._pace.slowest * expected_s / worst_s)
 
     def is_due(self, n_generated: int, cap: int, late: bool) -> bool:

@@ -22,6 +22,8 @@ _QUESTION = 'Write a story about each day of a robot on a farm. ' * 10
 _COLD_TOKENS = 64
 _LONGEST_REAL = 8192    # of a prompt that is prefilled before steps and evictions on a GPU
 _PAUSE_S = 0.01         # before a prompt: queries do not come back to back
+_GPU_PAUSE_S = 0.1      # after so long the host has gone to sleep, and a GPU's clock is back
+_HEATS_S = 0.02         # a prefill that takes longer lowers it
 _LEAST_S = 1e-6     # what is shorter is noise
 
 
@@ -32,7 +34,8 @@ class EngineMeter:
     Prefills, steps, evictions and overhead are those of queries (``unattended``), sampled as the
     server does by default. Prompts are taken as prefilled, but on a GPU, where a prefill lowers the
     clock of what comes next: a single one is really prefilled there, up to _LONGEST_REAL tokens;
-    before a longer one, or several, another of so many.
+    before a longer one, or several, another of so many. Nothing is measured there until the clock
+    has recovered from the prompt before.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -45,6 +48,8 @@ class EngineMeter:
         self._engine = engine
         self._sampling = Sampling(**engine.info.sampling)
         self._planning = any_planning(engine.info, engine.info.tiers)
+        self._prefill_pause_s = _GPU_PAUSE_S if self.prefills_first else _PAUSE_S
+        self._recovered_s = 0.0         # when a GPU's clock has
 
     def measure_prefill(self, n_tokens: int, n_done: int = 0) -> float:
         """
@@ -55,7 +60,9 @@ class EngineMeter:
         that no first token is chosen.
         """
         if not n_done:
-            return self._after_a_pause(n_tokens)
+            self._pause(self._prefill_pause_s)
+            return self._whole_prefill(n_tokens)
+        self._pause(0.0)
         goes_on = (n_tokens - n_done) % self.chunk_tokens == 0
         with self._sequence(n_tokens + goes_on, n_done) as sequence:
             began_s = time.perf_counter()
@@ -63,21 +70,21 @@ class EngineMeter:
                 self._engine.prefill_chunk(sequence)
             if not goes_on:
                 self._engine.next_token(sequence)
-            return time.perf_counter() - began_s
+            return self._prefilled(time.perf_counter() - began_s)
 
     def measure_decode_step(
             self, n_cached: int, repeats: int, tier: str = '', width: int = 1) -> list[float]:
         """
-        Return the times of decode steps of ``width`` sequences at once.
+        Return the times of the first decode steps of responses, of ``width`` at once.
 
         Each has ``n_cached`` tokens cached, or a few more.
         """
         noted = self._prepared(n_cached, width)
         ids = self._ids(n_cached)
         answer(noted, any_planning(self.info, [tier or self.info.tiers[0]]), [
-            (question(number, repeats + 2, self._sampling), ids) for number in range(width)])
+            (question(number, repeats + 1, self._sampling), ids) for number in range(width)])
         times: list[float] = noted.step_s[width]
-        return times[1:]            # a response's first step sets up
+        return times
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
@@ -86,6 +93,7 @@ class EngineMeter:
             self.info, self.info.tiers, PlannerConfig(policy='fixed', fixed_alpha=alpha))
         timing, = answer(noted, planning, [
             (question(0, 2, self._sampling), self._ids(n_prompt))])
+        self._prefilled(timing.prefill)
         return timing.evict
 
     def measure_reevict(self, n_prompt: int, alpha: float) -> float:
@@ -117,20 +125,28 @@ class EngineMeter:
 
     def _prepared(self, n_prompt: int, width: int = 1) -> Any:
         """Return the engine that answers ``width`` prompts, prefilled as far as the class says."""
+        if self.prefills_first:
+            self._pause(_PAUSE_S)
         if self.prefills_first >= n_prompt and width == 1:
-            time.sleep(_PAUSE_S)
             return NotedEngine(self._engine)
         if self.prefills_first:
-            self._after_a_pause(min(n_prompt, self.prefills_first))
+            self._whole_prefill(min(n_prompt, self.prefills_first))
         return _Assumed(self._engine)
 
-    def _after_a_pause(self, n_tokens: int) -> float:
-        time.sleep(_PAUSE_S)
-        return self._whole_prefill(n_tokens)
+    def _pause(self, least_s: float) -> None:
+        """Pause, and until a GPU's clock has recovered."""
+        time.sleep(max(least_s, self._recovered_s - time.perf_counter()))
+
+    def _prefilled(self, seconds: float) -> float:
+        """Note what a prefill took that is over now, and return it."""
+        if self.prefills_first and seconds > _HEATS_S:
+            self._recovered_s = time.perf_counter() + _GPU_PAUSE_S
+        return seconds
 
     def _whole_prefill(self, n_tokens: int) -> float:
         query = question(0, 1, self._sampling)
-        return answer(self._engine, self._planning, [(query, self._ids(n_tokens))])[0].prefill
+        timing, = answer(self._engine, self._planning, [(query, self._ids(n_tokens))])
+        return self._prefilled(timing.prefill)
 
     def _ids(self, n_tokens: int) -> list[int]:
         """Return the ids of a made-up prompt."""

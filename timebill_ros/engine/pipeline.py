@@ -21,6 +21,7 @@ from timebill_ros.engine.timing_record import TimingRecord
 from timebill_ros.executor.messages import Finished, Planned, Progress
 from timebill_ros.query import (
     Admission, Ending, FinishReason, NS_PER_S, Overrun, Query, QueryTiming, Stage)
+from timebill_ros.time_estimator.laws import Behind
 
 if TYPE_CHECKING:
     from timebill_ros.engine.engine import Engine
@@ -118,6 +119,11 @@ class QueryRun:
         """Tokens in its cache before its next decode step; once planned."""
         kept = self.timing.n_prompt if self.plan is None else self.plan.n_kept
         return kept + max(0, self.timing.n_generated - 1)
+
+    @property
+    def behind(self) -> Behind:
+        """Where its next decode step lies; after the first token."""
+        return Behind(self.timing.n_prompt, max(0, self.timing.n_generated - 1))
 
     @property
     def n_left(self) -> int:
@@ -302,7 +308,7 @@ class QueryRun:
             self._record.changed(self.clock(), 'tier', self._tier, tier, 'shared step')
         self._tier, self._width, self._hidden_s = tier, width, 0.0
         self._record.step(step_s, tier, width, n_cached)
-        self._watch.stepped(step_s, tier, width, n_cached)
+        self._watch.stepped(step_s, tier, width, n_cached, self.behind)
         messages = self._take(token) + self._missed()
         if not self.done:
             self._forecast.refine(self.sequence, self.timing.n_generated)
@@ -440,7 +446,8 @@ class QueryRun:
         """Return the worst case in steps of ``width`` queries; 0 = as the latest."""
         made = self.made
         rest_s = rest_in_decode_s(
-            self._planning, self.n_cached, self.n_left, made.tier, width or self._width)
+            self._planning, self.n_cached, self.n_left, self.behind, made.tier,
+            width or self._width)
         return rest_s + (made.predicted_evict_s if self.next_unit is Unit.EVICT else 0.0)
 
     @property

@@ -131,10 +131,7 @@ class TimingRecord:
         if timing.n_kept == timing.n_prompt:
             timing.alpha = 0.0      # it ended before the eviction, or there was nothing to evict
         if timing.n_generated > 0:
-            timing.predicted_decode_realised = sum(
-                self._estimator.decode_s(
-                    each.n_cached, each.steps, tier=each.tier, width=each.width)
-                for each in timing.stretches)
+            timing.predicted_decode_realised = self._estimator.decoded_s(timing)
 
     def _since_arrival_s(self, now_ns: int) -> float:
         return (now_ns - self._arrival_ns) / NS_PER_S

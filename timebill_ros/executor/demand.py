@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from timebill_ros.budget.admission import Needs
 from timebill_ros.budget.planner import Planning
 from timebill_ros.query import NS_PER_S
+from timebill_ros.time_estimator.laws import Behind, RECOVERY
 
 if TYPE_CHECKING:
     from timebill_ros.engine.pipeline import QueryRun
 
 _LEAST_UNIT_S = 1e-6        # what is no decode step is never taken for one
+_EVER = 1 << 30             # steps
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Demand:
     likely_steps: int       # likewise, to the predicted length
     tier: str
     steps_beyond: int = 0   # decode steps that may follow those, up to the query's cap
+    behind: Behind = Behind(0)      # where its next decode step lies
 
     @property
     def decodes(self) -> bool:
@@ -44,10 +47,12 @@ class Demand:
         if not self.decodes:
             return Demand(
                 max(0.0, self.before_s - self.unit_s), self.unit_s, self.likely_before_s,
-                self.n_cached, self.steps, self.likely_steps, self.tier, self.steps_beyond)
+                self.n_cached, self.steps, self.likely_steps, self.tier, self.steps_beyond,
+                self.behind)
         return Demand(
             self.before_s, self.unit_s, self.likely_before_s, self.n_cached + 1,
-            max(0, self.steps - 1), max(0, self.likely_steps - 1), self.tier, self.steps_beyond)
+            max(0, self.steps - 1), max(0, self.likely_steps - 1), self.tier, self.steps_beyond,
+            Behind(self.behind.n_prompt, self.behind.done + 1))
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Pace:
 
     def alone_ns(self, demand: Demand) -> int:
         """Return the worst case of all that is left, with the engine to itself."""
-        steps_s = self._steps_s(demand.n_cached, demand.steps, demand.tier, 1)
+        steps_s = self._steps_s(demand, demand.n_cached, demand.steps, demand.tier, 1)
         return round((demand.before_s + steps_s) * NS_PER_S)
 
     def at_most_ns(self, demand: Demand, n_cached: int) -> int:
@@ -68,17 +73,39 @@ class Pace:
         That is in the best tier, with nothing evicted of the ``n_cached`` tokens.
         """
         steps = demand.steps + demand.steps_beyond
-        steps_s = self._steps_s(n_cached, steps, self.planning.estimator.tiers[0], 1)
+        steps_s = self._steps_s(demand, n_cached, steps, self.planning.estimator.tiers[0], 1)
         return round((demand.before_s + steps_s) * NS_PER_S)
+
+    def recovery_ns(self, behind: Behind) -> int:
+        """Return what steps of any tier from there on may take longer."""
+        return round(self._factor * self._recovery_s(behind) * NS_PER_S)
+
+    def own_recovery_ns(self, demand: Demand) -> int:
+        """Return what of ``alone_ns`` is due to its own prompt."""
+        own_s = self._own_recovery_s(demand, demand.steps, demand.tier)
+        return round(self._factor * own_s * NS_PER_S)
+
+    def lately(self, before: Behind, behind: Behind) -> Behind:
+        """Return where the device is after a prompt, if it was ``before``: what lasts longer."""
+        estimator = self.planning.estimator
+        lasts = max((estimator.law(RECOVERY, tier).lasts_steps for tier in estimator.tiers),
+                    default=0.0)
+        return before if before.n_prompt > behind.n_prompt and before.done < lasts else behind
 
     def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
         """Return the worst case of the decode steps that are left, ``width`` queries in each."""
-        return round(self._steps_s(n_cached, demand.steps, tier, width) * NS_PER_S)
+        return round(self._steps_s(demand, n_cached, demand.steps, tier, width) * NS_PER_S)
 
-    def step_ns(self, n_cached: float, tier: str, width: int) -> int:
-        """Return the worst case of one decode step of ``width`` queries."""
+    def step_ns(self, n_cached: float, tier: str, width: int, *places: Behind) -> int:
+        """
+        Return the worst case of one decode step of ``width`` queries.
+
+        ``places``: where it lies behind its own prompt, and behind one that the device met lately.
+        """
         estimator, worst = self.planning.estimator, self._worst
-        seconds = estimator.decode_s(n_cached, 1, worst, tier, width)
+        seconds = estimator.decode_s(n_cached, 1, worst, tier, width) + max(
+            (estimator.recovery_s(1, behind, worst, tier, width) for behind in places),
+            default=0.0)
         return round((self._factor * seconds + width * self._token_s) * NS_PER_S)
 
     def likely_ns(self, demand: Demand, tier: str, width: int) -> int:
@@ -86,7 +113,8 @@ class Pace:
         steps, estimator = demand.likely_steps, self.planning.estimator
         seconds = demand.likely_before_s
         if steps > 0:
-            seconds += estimator.decode_s(demand.n_cached, steps, False, tier, width)
+            seconds += estimator.decode_s(
+                demand.n_cached, steps, False, tier, width, demand.behind)
             seconds += width * (estimator.overhead_s(steps) - estimator.overhead_s(0))
         return round(seconds * NS_PER_S)
 
@@ -105,12 +133,25 @@ class Pace:
         both = estimator.overhead_s(2, self._worst) - estimator.overhead_s(1, self._worst)
         return self._factor * both
 
-    def _steps_s(self, n_cached: int, steps: int, tier: str, width: int) -> float:
-        if steps < 1:
-            return 0.0
+    def _steps_s(self, demand: Demand, n_cached: int, steps: int, tier: str, width: int) -> float:
+        estimator, worst, seconds = self.planning.estimator, self._worst, 0.0
+        if steps > 0:
+            seconds = (estimator.decode_s(n_cached, steps, worst, tier, width)
+                       + width * estimator.overhead_s(steps, worst))
+        return self._factor * (seconds + self._own_recovery_s(demand, steps, tier, width))
+
+    def _own_recovery_s(self, demand: Demand, steps: int, tier: str, width: int = 1) -> float:
+        """Return the part of its steps' time that is due to its prompt."""
+        if not demand.decodes:      # whoever's steps come next may meet it
+            return self._recovery_s(demand.behind) if width == 1 else 0.0
+        return self.planning.estimator.recovery_s(
+            steps, demand.behind, self._worst, tier, width)
+
+    def _recovery_s(self, behind: Behind) -> float:
+        """Return what steps of any tier from there on may take longer."""
         estimator = self.planning.estimator
-        decode_s = estimator.decode_s(n_cached, steps, self._worst, tier, width)
-        return self._factor * (decode_s + width * estimator.overhead_s(steps, self._worst))
+        return max((estimator.recovery_s(_EVER, behind, self._worst, tier)
+                    for tier in estimator.tiers), default=0.0)
 
 
 def demand_of_waiting(needs: Needs, cap: int) -> Demand:
@@ -121,7 +162,7 @@ def demand_of_waiting(needs: Needs, cap: int) -> Demand:
         before_s=needs.prefill_worst_s + cheapest.predicted_evict_s,
         unit_s=needs.unit_s, likely_before_s=needs.least_s,
         n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier,
-        steps_beyond=max(0, cap - 1 - steps))
+        steps_beyond=max(0, cap - 1 - steps), behind=Behind(needs.n_prompt))
 
 
 def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Demand:
@@ -140,7 +181,7 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
             likely_before_s=max(
                 0.0, estimator.prefill_s(needs.n_prompt, False, done) - spent_s),
             n_cached=cheapest.n_kept, steps=steps, likely_steps=steps, tier=cheapest.tier,
-            steps_beyond=max(0, run.n_left_at_most - 1 - steps))
+            steps_beyond=max(0, run.n_left_at_most - 1 - steps), behind=run.behind)
     evict_s = run.plan.predicted_evict_s + _LEAST_UNIT_S if run.evicts_next else 0.0
     n_generated, n_predicted = run.timing.n_generated, run.timing.n_predicted
     steps = max(0, run.n_left)
@@ -148,4 +189,4 @@ def demand_of_running(run: 'QueryRun', needs: Needs, chunk_tokens: int) -> Deman
     return Demand(
         before_s=evict_s, unit_s=evict_s, likely_before_s=evict_s, n_cached=run.n_cached,
         steps=steps, likely_steps=likely, tier=run.plan.tier,
-        steps_beyond=max(0, run.n_left_at_most - steps))
+        steps_beyond=max(0, run.n_left_at_most - steps), behind=run.behind)

@@ -82,7 +82,4 @@ def worst_decode_s(timing: QueryTiming, planning: Planning) -> float:
     """Return how long the decode steps that were made could have taken; NaN = there were none."""
     if not timing.stretches:
         return nan
-    estimator = planning.estimator
-    return planning.config.time_factor * sum(
-        estimator.decode_s(each.n_cached, each.steps, True, each.tier, each.width)
-        for each in timing.stretches)
+    return planning.config.time_factor * planning.estimator.decoded_s(timing, worst=True)

@@ -23,11 +23,12 @@ not be checked again while one works its way.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 from timebill_ros.executor.demand import Demand, Pace
 from timebill_ros.query import NS_PER_S
+from timebill_ros.time_estimator.laws import Behind
 
 if TYPE_CHECKING:
     from timebill_ros.executor.job import Job
@@ -64,9 +65,14 @@ def deadline(job: 'Job') -> tuple[int, int]:
 class Promises:
     """What was promised, as it stands at one moment; ``jobs`` are all that wait or run."""
 
-    def __init__(self, jobs: Iterable['Job'], n_slots: int, pace: Pace) -> None:
-        """Sort them; the demands are those the jobs have now."""
-        self._pace = pace
+    def __init__(self, jobs: Iterable['Job'], n_slots: int, pace: Pace,
+                 lately: Behind = Behind(0)) -> None:
+        """
+        Sort them; the demands are those the jobs have now.
+
+        ``lately``: where the device is behind the longest prompt that it met.
+        """
+        self._pace, self._lately = pace, lately
         present = [job for job in jobs if not job.dropped]
         self.kept = sorted((job for job in present if job.promised), key=deadline)
         self._running = [job for job in present if job.running]
@@ -84,8 +90,10 @@ class Promises:
         if not kept:
             return NO_PROMISES
         demands = {**{job.query_id: job.demand for job in kept}, **(after or {})}
-        in_turn = self._in_turn(kept, demands, start_ns)
-        together = self._together(kept, demands, start_ns)
+        prompts = (each.behind for each in (after or {}).values() if not each.decodes)
+        lately = reduce(self._pace.lately, prompts, self._lately)
+        in_turn = self._in_turn(kept, demands, start_ns, lately)
+        together = self._together(kept, demands, start_ns, lately)
         return max(in_turn, together, key=lambda each: each.slack_ns)
 
     def first(self) -> 'Job':
@@ -112,7 +120,7 @@ class Promises:
         """
         kept, own_ns = self.kept, job.query.due_ns - now_ns
         demands = {each.query_id: each.demand for each in kept}
-        if job in kept and self._together(kept, demands, now_ns).holds:
+        if job in kept and self._together(kept, demands, now_ns, self._lately).holds:
             width, mine = len(kept), job.demand
             own_ns -= sum(round(each.demand.before_s * NS_PER_S)
                           for each in kept if each is not job)
@@ -121,7 +129,8 @@ class Promises:
                        - self._pace.steps_ns(mine, mine.n_cached, mine.tier, width))
             return own_ns, width
         nothing = Demand(0.0, 0.0, 0.0, 0, 0, 0, job.demand.tier)
-        later = self._in_turn(kept, {**demands, job.query_id: nothing}, now_ns, job)
+        later = self._in_turn(
+            kept, {**demands, job.query_id: nothing}, now_ns, self._lately, job)
         if job not in kept:
             own_ns -= sum(round(each.demand.before_s * NS_PER_S)
                           for each in kept if deadline(each) < deadline(job))
@@ -136,9 +145,16 @@ class Promises:
     # --- the two ways
 
     def _in_turn(self, kept: Sequence['Job'], demands: Mapping[str, Demand], start_ns: int,
-                 since: 'Job | None' = None) -> Certificate:
-        """Check EDF; with ``since`` only the slack of that job and those after its work counts."""
+                 lately: Behind, since: 'Job | None' = None) -> Certificate:
+        """
+        Check EDF; with ``since`` only the slack of that job and those after its work counts.
+
+        What the first takes longer because of its own prompt counts with its work.
+        """
         slack_ns, end_ns, free = 1 << 62, start_ns, self._free
+        if kept:
+            end_ns += max(0, self._pace.recovery_ns(lately)
+                          - self._pace.own_recovery_ns(demands[kept[0].query_id]))
         done: set[str] = set()
         counts = False
         for job in kept:
@@ -160,13 +176,16 @@ class Promises:
         return Certificate(slack_ns, Way.IN_TURN)
 
     def _together(self, kept: Sequence['Job'], demands: Mapping[str, Demand],
-                  start_ns: int) -> Certificate:
+                  start_ns: int, lately: Behind) -> Certificate:
         waiting = sum(not job.running for job in kept)
         if waiting > self._free or len(kept) < 2:
             return Certificate(-(1 << 62), Way.TOGETHER)
         mine = [demands[job.query_id] for job in kept]
         tier = self.shared_tier(kept)
         start_ns += round(sum(each.before_s for each in mine) * NS_PER_S)
+        # one by itself goes on where others have ended, and recovers where several would have
+        start_ns += max(self._pace.recovery_ns(place)
+                        for place in (lately, *(each.behind for each in mine)))
         n_cached = _longest(kept, demands)
         slack_ns = min(
             job.query.due_ns - start_ns

@@ -28,6 +28,7 @@ from timebill_ros.executor.overload import giving_way
 from timebill_ros.executor.promises import (
     Certificate, deadline, NO_PROMISES, Promises, Way)
 from timebill_ros.query import Ending, ErrorCode, NS_PER_S, Outcome
+from timebill_ros.time_estimator.laws import Behind
 
 # A shared step is repeated without a second thought for so long, if nothing happens meanwhile.
 _REPEAT_NS = 10_000_000
@@ -59,6 +60,7 @@ class Scheduler:
         self._repeat: Turn | None = None
         self._repeat_until_ns = 0
         self._ahead_until_ns = 0
+        self._lately = Behind(0)        # where the device is
 
     # --- the queue
 
@@ -147,6 +149,10 @@ class Scheduler:
     def begin(self, turn: Turn, now_ns: int) -> None:
         """Say that the turn that was chosen last begins now."""
         self._busy_until_ns = self.starts_ns(turn, now_ns) + turn.worst_ns
+        if turn.act is Act.STEP:
+            self._lately = self._lately._replace(done=self._lately.done + 1)
+        else:
+            self._lately = self.pace.lately(self._lately, turn.jobs[0].demand.behind)
         if turn.act is Act.BEGIN:
             job, = turn.jobs
             del self._waiting[job.query_id]
@@ -225,7 +231,8 @@ class Scheduler:
         if any(job.promised and not self._has_room(job) for job in self._waiting.values()):
             n_slots = len(self._running)    # somebody has to leave first
         return Promises(
-            [*self._waiting.values(), *self._running.values()], n_slots, self.pace)
+            [*self._waiting.values(), *self._running.values()], n_slots, self.pace,
+            self._lately)
 
     # --- what would be best, if no promise forbids it
 
@@ -296,7 +303,8 @@ class Scheduler:
     def _step_of(self, jobs: list[Job], tier: str = '') -> Turn:
         tier = tier or self._fastest(jobs)
         n_cached = sum(job.demand.n_cached for job in jobs) / len(jobs)
-        return Turn(Act.STEP, tuple(jobs), tier, self.pace.step_ns(n_cached, tier, len(jobs)))
+        return Turn(Act.STEP, tuple(jobs), tier, self.pace.step_ns(
+            n_cached, tier, len(jobs), jobs[0].demand.behind, self._lately))
 
     def _unit_of(self, job: Job) -> Turn:
         if not job.running:

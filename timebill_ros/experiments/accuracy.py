@@ -53,6 +53,7 @@ _LOAD_STARTS_S = {'cpu': 0.5, 'cuda': 8.0}
 _READ_BYTES = 192 * 2 ** 20     # several times what caches hold
 _READS = 3
 _EARLY_STEPS = 8
+_GAP_S = (0.05, 0.25)       # between queries: a planner does something with an answer
 _LATE_STEP = 20     # the first of those that _EARLY_STEPS are compared with
 _HOST_OBJECTS = 20_000     # about 1 MB: more than the nearest caches hold
 
@@ -91,6 +92,7 @@ class Asker:
         alpha = rng.choice([0.0, rng.uniform(0.0, _LARGEST_ALPHA)])
         tier = rng.choice(engine.info.tiers)
         ids = [rng.randrange(256, engine.info.vocab_size) for _ in range(n_prompt)]
+        time.sleep(rng.uniform(*_GAP_S))
         began_s = time.perf_counter()
         noted = NotedEngine(engine)
         timing = self.answer(noted, ids, n_response, alpha, tier)
@@ -101,6 +103,7 @@ class Asker:
             'stages': {STAGES[each.law]: _row(each, self._base, self._tracked)
                        for each in samples_of(timing)}}
         if twice:
+            time.sleep(rng.uniform(*_GAP_S))
             row['again'] = {STAGES[each.law]: round(each.measured_s, 7) for each in
                             samples_of(self.answer(engine, ids, n_response, alpha, tier))}
         steps_s = noted.step_s.get(1, [])
@@ -157,9 +160,7 @@ def _row(sample: Sample, base: TimingCoefficients, tracked: TimingCoefficients) 
     """Return measured, predicted, worst (base), predicted, worst (tracked), seconds; and steps."""
     found = [sample.measured_s]
     for each in (base, tracked):
-        law = each.law(sample.law, sample.tier, sample.width)
-        cold_s = TimeEstimator(each).cold_s()
-        found += [sample.seconds(law), sample.worst_s(law, cold_s)]
+        found += [sample.seconds(each), sample.worst_s(each)]
     return [round(value, 7) for value in found] + [sample.steps]
 
 

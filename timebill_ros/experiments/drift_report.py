@@ -10,7 +10,6 @@ from typing import Any
 from timebill_ros.markdown import markdown_table, number, percent
 from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
-from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import DECODE_STEP, PREFILL
 from timebill_ros.time_estimator.query_samples import samples_of
 
@@ -24,8 +23,7 @@ def row_of(phase: str, timing: QueryTiming, planned_with: TimingCoefficients,
     found = samples_of(timing)
     ratios = {}
     for each in found:
-        law = base.law(each.law, each.tier, each.width)
-        ratios[each.law] = each.measured_s / each.seconds(law)
+        ratios[each.law] = each.measured_s / each.seconds(base)
     tier = timing.tier
     published_s = planned_with.law(DECODE_STEP, tier).seconds(_AT_TOKENS)
     return {
@@ -38,9 +36,7 @@ def row_of(phase: str, timing: QueryTiming, planned_with: TimingCoefficients,
 def underestimated(timing: QueryTiming, coefficients: TimingCoefficients) -> bool:
     """Tell whether the query's work took longer than its worst case at the real length."""
     found = samples_of(timing)
-    cold_s = TimeEstimator(coefficients).cold_s()
-    worst_s = sum(
-        each.worst_s(coefficients.law(each.law, each.tier, each.width), cold_s) for each in found)
+    worst_s = sum(each.worst_s(coefficients) for each in found)
     return sum(each.measured_s for each in found) > worst_s
 
 

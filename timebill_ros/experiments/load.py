@@ -28,6 +28,7 @@ from timebill_ros.experiments.virtual_server import VirtualServer
 from timebill_ros.query import NS_PER_S, Outcome, Query, Sampling, Turn as ChatTurn
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
+from timebill_ros.time_estimator.laws import Behind
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def solo_s(planning: Planning, arrival: Arrival) -> float:
     """Return the expected time of a query that has the engine to itself."""
     estimator = planning.estimator
     return (estimator.prefill_s(arrival.n_prompt)
-            + estimator.decode_s(arrival.n_prompt, arrival.n_response - 1)
+            + estimator.decode_s(
+                arrival.n_prompt, arrival.n_response - 1, behind=Behind(arrival.n_prompt))
             + estimator.overhead_s(arrival.n_response))
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from timebill_ros.query import Outcome, QueryTiming
 from timebill_ros.time_estimator.coefficients import load_profile, TimingCoefficients
+from timebill_ros.time_estimator.fit import Sample
+from timebill_ros.time_estimator.laws import RECOVERY
+from timebill_ros.time_estimator.recovery import settled
 
 TIMING_TYPE = 'timebill_ros/msg/QueryTiming'
 _BAG_SUFFIXES = ('.mcap', '.db3')
@@ -21,23 +24,11 @@ class NothingToDraw(ValueError):
 
 
 @dataclass(frozen=True)
-class ProfileSample:
-    """One measurement behind a profile."""
-
-    law: str
-    n_tokens: int
-    seconds: float
-    n_done: int = 0     # tokens that were in the cache before; only their difference was measured
-    tier: str = ''
-    width: int = 1      # sequences in one decode step
-
-
-@dataclass(frozen=True)
 class Profile:
     """A fit and what it was fitted to."""
 
     coefficients: TimingCoefficients
-    samples: tuple[ProfileSample, ...]
+    samples: tuple[Sample, ...]     # of decode steps without what RECOVERY says
 
 
 @dataclass(frozen=True)
@@ -74,12 +65,10 @@ def _profile(path: Path) -> Profile | None:
         return None
     raw = body.get('raw') or {}
     try:
-        samples = tuple(
-            ProfileSample(
-                each['law'], each['n_tokens'], each['seconds'], each.get('n_done', 0),
-                each.get('tier', ''), each.get('width', 1))
-            for each in raw.get('samples', ()))
-        return Profile(TimingCoefficients.from_dict(body['coefficients']), samples)
+        samples = [Sample(**each) for each in raw.get('samples', ())]
+        coefficients = TimingCoefficients.from_dict(body['coefficients'])
+        recoveries = {law.tier: law for law in coefficients.laws if law.law == RECOVERY}
+        return Profile(coefficients, tuple(settled(samples, recoveries)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NothingToDraw(f'{path} is a damaged profile: {error!r}') from error
 

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 import numpy as np
 
-from timebill_ros.experiments.plot_data import Profile, ProfileSample, Record
+from timebill_ros.experiments.plot_data import Profile, Record
 from timebill_ros.query import Outcome
+from timebill_ros.time_estimator.fit import Sample
 from timebill_ros.time_estimator.laws import Law
 
 MEASURED, LAW, WORST = '#1f77b4', '#222222', '#d62728'
@@ -44,18 +45,18 @@ def profile_figure(profile: Profile) -> Figure:
     return figure
 
 
-def _samples_of(law: Law, profile: Profile) -> list[ProfileSample]:
+def _samples_of(law: Law, profile: Profile) -> list[Sample]:
     return [each for each in profile.samples
             if (each.law, each.width) == (law.law, law.width)
             and (each.tier == law.tier or '' in (each.tier, law.tier))]
 
 
-def expected_s(law: Law, sample: ProfileSample) -> float:
+def expected_s(law: Law, sample: Sample) -> float:
     """Return what a law expects of a sample."""
     return law.seconds(sample.n_tokens, sample.n_done)
 
 
-def _draw_law(axes: Axes, law: Law, samples: Sequence[ProfileSample]) -> None:
+def _draw_law(axes: Axes, law: Law, samples: Sequence[Sample]) -> None:
     longest = max([each.n_tokens for each in samples] + [int(knot) for knot in law.knots] + [64])
     shortest = min([each.n_tokens for each in samples] + [16])
     tokens = np.geomspace(max(1, shortest / 2), longest, _CURVE_POINTS)
@@ -75,7 +76,7 @@ def _draw_law(axes: Axes, law: Law, samples: Sequence[ProfileSample]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_residuals(axes: Axes, law: Law, samples: Sequence[ProfileSample]) -> None:
+def _draw_residuals(axes: Axes, law: Law, samples: Sequence[Sample]) -> None:
     known = [each for each in samples if expected_s(law, each) > 0.0]
     axes.axhline(0.0, color=LAW, linewidth=1)
     axes.axhline(100.0 * (law.worst_ratio - 1.0), color=WORST, linewidth=1, linestyle='--')

@@ -14,7 +14,7 @@ from itertools import count
 from timebill_ros.budget.kept import kept_tokens
 from timebill_ros.query import NS_PER_S, Sampling
 from timebill_ros.time_estimator.estimator import TimeEstimator
-from timebill_ros.time_estimator.laws import EVICT, REEVICT
+from timebill_ros.time_estimator.laws import Behind, EVICT, RECOVERY, REEVICT
 
 END, WORD = 0, 1                    # the tokens that a virtual model knows
 _ASKED_NS = 2_000_000               # before a step's end, whether the next may go ahead (CUDA's)
@@ -112,6 +112,7 @@ class VirtualEngine:
         self._free = list(range(n_slots))
         self._ahead: tuple[list[_Sequence], str] | None = None
         self._ahead_until_ns, self._step_factor = 0, 1.0
+        self._hot = Behind(0)   # the longest prompt of late, and the steps since
 
     @property
     def n_open(self) -> int:
@@ -138,6 +139,8 @@ class VirtualEngine:
         seconds = self._estimator.prefill_s(until, False, seq.n_prefilled)
         self._pass(self._factor('prefill', 1) * seconds)
         seq.n_prefilled = seq.n_cached = until
+        if until >= self._hot.n_prompt or self._hot.done >= self._recovered:
+            self._hot = Behind(until)
         return until == seq.n_prompt
 
     def next_token(self, seq: _Sequence) -> int:
@@ -200,10 +203,25 @@ class VirtualEngine:
         n_cached, width = sum(seq.n_cached for seq in seqs) / len(seqs), len(seqs)
         self._step_factor = self._factor('decode_step', width)
         seconds = self._estimator.decode_s(n_cached, 1, False, tier, width)
+        if width == 1:
+            seconds += self._recovery_s(seqs[0], tier)
+        self._hot = self._hot._replace(done=self._hot.done + 1)
         self._ahead = list(seqs), tier
         span_ns = int(self._step_factor * seconds * NS_PER_S)
         self.busy_ns += span_ns
         self._ahead_until_ns = self._clock() + span_ns
+
+    def _recovery_s(self, seq: _Sequence, tier: str) -> float:
+        """Return what the device's clock and, of a first step, its setting up cost on top."""
+        law, hot, own = self._estimator.law(RECOVERY, tier), self._hot, Behind(
+            0, seq.n_generated - 1)
+        return law.behind(hot, 1) - law.behind(Behind(0, hot.done), 1) + law.behind(own, 1)
+
+    @property
+    def _recovered(self) -> float:
+        """The steps after which the clock is as before."""
+        return max(
+            self._estimator.law(RECOVERY, tier).lasts_steps for tier in self.info.tiers)
 
     def close(self, seq: _Sequence) -> None:
         """Give the slot back."""

@@ -17,6 +17,10 @@ averages out altogether. rho is measured with the law (``fit.correlation``).
 The first work after idling takes longer (clocks, caches): the worst case of a prefill from its
 start includes the law COLD, because nobody knows beforehand what runs before it.
 
+Steps right behind a long prompt take longer on a GPU (law RECOVERY); what comes on top of the sum
+counts as part of it, in the worst case too. That is known of steps of one sequence; of several it
+is in their law, which is measured behind a prompt.
+
 Sequences that decode while another prompt is prefilled take turns with its chunks, so what both
 take is the sum of the chunks and of the steps between them: no law of its own.
 """
@@ -24,9 +28,10 @@ take is the sum of the chunks and of the steps between them: no law of its own.
 from dataclasses import dataclass
 from math import sqrt
 
+from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
-from timebill_ros.time_estimator.laws import Law
+from timebill_ros.time_estimator.laws import Behind, Law
 
 
 def worst_factor(law: Law, samples: int) -> float:
@@ -75,14 +80,37 @@ class TimeEstimator:
         return seconds * worst_factor(law, 1) + (0.0 if n_done else self.cold_s())
 
     def decode_s(self, n_cached: float, steps: int, worst: bool = False, tier: str = '',
-                 width: int = 1) -> float:
+                 width: int = 1, behind: Behind | None = None) -> float:
         """
         Return the time of ``steps`` decode steps, each of ``width`` sequences at once.
 
-        ``n_cached``: tokens cached per sequence, their mean, before the first step.
+        ``n_cached``: tokens cached per sequence, their mean, before the first step; ``behind``:
+        where that lies, None = long after any prompt.
         """
         law = self.law(laws.DECODE_STEP, tier, width)
-        return law.sum_steps(n_cached, steps) * (worst_factor(law, steps) if worst else 1.0)
+        seconds = law.sum_steps(n_cached, steps) * (worst_factor(law, steps) if worst else 1.0)
+        return seconds if behind is None else seconds + self.recovery_s(
+            steps, behind, worst, tier, width)
+
+    def recovery_s(self, steps: int, behind: Behind, worst: bool = False, tier: str = '',
+                   width: int = 1) -> float:
+        """Return what of ``decode_s`` is due to the prompt that the steps lie behind."""
+        if width != 1:
+            return 0.0
+        seconds = self.law(laws.RECOVERY, tier).behind(behind, steps)
+        if not worst or not seconds:
+            return seconds
+        return seconds * worst_factor(self.law(laws.DECODE_STEP, tier), steps)
+
+    def decoded_s(self, timing: QueryTiming, worst: bool = False) -> float:
+        """Return the time of the steps that a query has made."""
+        seconds, done = 0.0, 0
+        for each in timing.stretches:
+            seconds += self.decode_s(
+                each.n_cached, each.steps, worst, each.tier, each.width,
+                Behind(timing.n_prompt, done))
+            done += each.steps
+        return seconds
 
     def evict_s(self, n_prompt: int, worst: bool = False) -> float:
         """Return the time to choose and gather what an eviction keeps of ``n_prompt`` tokens."""

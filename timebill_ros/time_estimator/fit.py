@@ -47,6 +47,7 @@ FEW_KNOTS = 5               # tried as well: of noisy points they average more
 BEYOND_KNOTS = 3            # of prefills longer than those that are padded
 MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
+JUMPS = (64, 128, 256)      # tokens up to which attention of a step may be one stretch
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
 STAIRS_BEYOND = (1, 128)    # of prompts longer than those that are padded
 _TYPICAL_TOKENS = 512       # prompt at which a law's error is weighed against the prefill
@@ -67,6 +68,8 @@ class Sample:
     width: int = 1          # decode steps only: sequences in one step
     run: int = 0            # samples of one run were taken in a row
     point: int = 0          # the length that was meant, where n_tokens is a fresh one beside it
+    step: int = 0           # of a decode step: its number in its response, from 1; 0 = not told
+    prefilled: int = 0      # and tokens of a prompt that were prefilled right before the first
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class _Shape:
     attention_stair: int = 1
     most_knots: int = MAX_KNOTS
     padded: tuple[int, ...] = ()    # lengths that short prompts are padded to
+    jump: int = 0           # PIECEWISE only: tokens beyond which it starts anew, higher
 
 
 @dataclass(frozen=True)
@@ -130,32 +134,35 @@ def fit_law(
     if not chosen or not all(isfinite(t) and t > 0.0 for t in data.t):
         raise ValueError(f'{name}: needs samples with times above 0')
     padded = tuple(padded[:sum(each < data.n.max() for each in padded) + 1])
-    runs = _means(data)
-    shape, mape = _choose_shape(name, data, runs, chunk_tokens, padded, attention_stair)
-    fit = _fit(shape, runs)
+    shape, mape = _choose_shape(name, data, chunk_tokens, padded, attention_stair)
+    fit = _fit(shape, _means(data, shape.jump))
     law = fit.law(name)
     ratios = data.t / _seconds(law, data)
     kept = not_outliers(ratios - 1.0)
-    ratios = unfitted(ratios[kept], data.run[kept], int(np.count_nonzero(fit.solution.x)))
+    fitted = int(np.count_nonzero(fit.solution.x)) + (shape.floor or shape.jump > 0)
+    of_run = data.run[kept]
+    ratios = unfitted(ratios[kept], of_run, fitted)
+    together = correlation(ratios, of_run)
     return replace(
-        law, tier=tier, width=width, worst_ratio=worst_ratio(ratios), mape=mape,
-        samples=len(ratios), correlation=correlation(ratios, data.run[kept]))
+        law, tier=tier, width=width, mape=mape, samples=len(ratios), correlation=together,
+        worst_ratio=worst_ratio(ratios, len(np.unique(of_run)), together))
 
 
-def _means(data: _Data) -> _Data:
-    """Return one sample for each run: its mean; 0 is no run."""
+def _means(data: _Data, jump: int = 0) -> _Data:
+    """Return one sample for each run and side of a ``jump``: their means; 0 is no run."""
     runs = np.where(data.run > 0.0, data.run, -1.0 - np.arange(len(data.run)))
     _, first, run_of, counts = np.unique(
-        runs, return_index=True, return_inverse=True, return_counts=True)
-    return replace(data.where(first), t=np.bincount(run_of, data.t) / counts)
+        2.0 * runs + (data.n > jump), return_index=True, return_inverse=True, return_counts=True)
+    return replace(data.where(first), t=np.bincount(run_of, data.t) / counts,
+                   n=np.bincount(run_of, data.n) / counts)
 
 
 def _choose_shape(
-        name: str, data: _Data, runs: _Data, chunk: int, padded: tuple[int, ...],
+        name: str, data: _Data, chunk: int, padded: tuple[int, ...],
         attention_stair: int) -> tuple[_Shape, float]:
     """Return the form of a law, and its error on points that it has not seen."""
     shape = _Shape(FORM_OF[name] if len(_points(data)) > 1 else CONSTANT)
-    mape = _unseen_error(name, shape, runs)
+    mape = _unseen_error(name, shape, _means(data))
     padded = padded if name == laws.PREFILL and shape.form != CONSTANT else ()
     if padded:
         # that prompts are padded is known, and not to be proved by the samples
@@ -166,7 +173,7 @@ def _choose_shape(
         others = _other_shapes(name, chunk, attention_stair)
     else:
         return shape, mape
-    errors = [_unseen_error(name, each, runs) for each in others]
+    errors = [_unseen_error(name, each, _means(data, each.jump)) for each in others]
     best = min(range(len(others)), key=lambda index: (isnan(errors[index]), errors[index]))
     if padded or errors[best] < SHAPE_GAIN * mape:
         return others[best], errors[best]
@@ -237,6 +244,9 @@ def _other_shapes(name: str, chunk: int, attention_stair: int) -> list[_Shape]:
     """Return what to try where the paper's form does not hold."""
     found = [_Shape(PIECEWISE, floor=True), _Shape(PIECEWISE),
              _Shape(PIECEWISE, most_knots=FEW_KNOTS)]
+    if name == laws.DECODE_STEP:
+        found += [_Shape(PIECEWISE, jump=jump, most_knots=most)
+                  for jump in JUMPS for most in (MAX_KNOTS, FEW_KNOTS)]
     if name == laws.PREFILL and chunk:
         for stair in STAIRS:
             found += [_Shape(CHUNKED, floor, chunk, stair, max(stair, attention_stair))
@@ -256,11 +266,11 @@ def _fit(shape: _Shape, data: _Data) -> _Fit:
             # beyond, the quadratic bends and g needs a few knots only: as many as points would fit
             # them exactly, and leave the quadratic undetermined
             beyond = np.append(places[places > reach], reach + 1.0)
-            own = _knots(beyond, shape.most_knots) if len(beyond) > 1 else np.empty(0)
+            own = knots_among(beyond, shape.most_knots) if len(beyond) > 1 else np.empty(0)
             return _fit_form(shape.form, data, np.concatenate([head, shape.padded, own]))
     if not shape.floor:
-        return _fit_form(
-            shape.form, data, np.concatenate([head, _knots(places, shape.most_knots)]))
+        return _fit_form(shape.form, data, np.concatenate([
+            head, knots_among(places, shape.most_knots, shape.jump)]))
     return _fit_floor(shape.form, data, head, places)
 
 
@@ -288,16 +298,32 @@ def _fit_form(form: str, data: _Data, knots: Array) -> _Fit:
     return _Fit(form, knots, solve_robustly(basis, data.t))
 
 
-def _knots(n: Array, most: int) -> Array:
-    points = np.unique(n)
+def knots_among(n: Array, most: int, jump: int = 0) -> Array:
+    """
+    Return at most so many knots, spread over the points.
+
+    With a ``jump`` between two of them, two more around it: those say what the points next to it
+    would, which are left out.
+    """
+    points = np.unique(n.round())
+    below, above = points[points <= jump], points[points > jump]
+    around = np.empty(0)
+    if len(below) and len(above):
+        points, around = np.concatenate([below[:-1], above[1:]]), np.array([jump, jump + 1.0])
     count = min(most, len(points))
-    return points[np.linspace(0, len(points) - 1, count).round().astype(int)]
+    return np.sort(np.concatenate([
+        around, points[np.linspace(0, len(points) - 1, count).round().astype(int)]]))
 
 
 def _basis(form: str, n: Array, knots: Array) -> Array:
-    """Return a column per coefficient; of PIECEWISE: the first value, and the rise to each knot."""
-    if form != PIECEWISE:
-        return np.stack([n ** power for power in _POWERS[form]], axis=1)
+    """Return a column per coefficient."""
+    if form == PIECEWISE:
+        return lines(n, knots)
+    return np.stack([n ** power for power in _POWERS[form]], axis=1)
+
+
+def lines(n: Array, knots: Array) -> Array:
+    """Return the columns of straight lines: one for the first value, one for each knot's rise."""
     rises = [np.clip((n - low) / (high - low), 0.0, 1.0) for low, high in zip(knots, knots[1:])]
     return np.stack([np.ones_like(n), *rises], axis=1)
 

@@ -18,6 +18,11 @@ The forms that a timing law may have, each as polynomials of degree two or less 
                                      (matrix products work in tiles), in the quadratic to one of
                                      knots[2] (attention is done for few lengths). g carries the
                                      floor of launch-bound chunks as well.
+    saturating  [f, s_1 .. s_k]      what the first m decode steps behind a prompt take longer than
+                                     later ones: f, the first one's setting up, and s, straight
+                                     between 0 and the s_i at the steps knots[1] .. knots[k], then
+                                     flat. s is whole behind knots[0] tokens of prompt or more,
+                                     nothing up to half of them, straight between.
 """
 
 from math import ceil, inf, isfinite
@@ -27,11 +32,14 @@ AFFINE = 'affine'
 CONSTANT = 'constant'
 PIECEWISE = 'piecewise'
 CHUNKED = 'chunked'
+SATURATING = 'saturating'
 N_COEFFICIENTS = {QUADRATIC: 3, AFFINE: 2, CONSTANT: 1}
 N_HEAD = 2          # coefficients of CHUNKED before those of g
 MOST = 1e6          # seconds of a coefficient, or times the law: sums of more could overflow
 MOST_TOKENS = 2**31 - 1
 KNOTS_HEAD = 4      # and knots: tokens of a chunk, of a stair, of one of attention, padded up to
+# coefficients and knots of a form before those that belong together
+HEADS = {PIECEWISE: (0, 0), CHUNKED: (N_HEAD, KNOTS_HEAD), SATURATING: (1, 1)}
 
 Piece = tuple[float, float, float, float]   # start (tokens), a, b, c: a*n^2 + b*n + c from start on
 Numbers = tuple[float, ...]
@@ -39,13 +47,13 @@ Numbers = tuple[float, ...]
 
 def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
     """Return why these numbers cannot make a law; '' if they can."""
-    if form not in N_COEFFICIENTS and form not in (PIECEWISE, CHUNKED):
+    if form not in N_COEFFICIENTS and form not in HEADS:
         return f'unknown form {form!r}'
-    values = coefficients[N_HEAD:] if form == CHUNKED else coefficients
-    places = knots[KNOTS_HEAD:] if form == CHUNKED else knots
+    n_values, n_knots = HEADS.get(form, (0, 0))
+    values, places = coefficients[n_values:], knots[n_knots:]
     expected = N_COEFFICIENTS.get(form, len(places))
     if len(values) != expected or expected == 0:
-        needed = max(expected, 1) + (N_HEAD if form == CHUNKED else 0)
+        needed = max(expected, 1) + n_values
         return f'{len(coefficients)} coefficients, {form} needs {needed}'
     if not all(isfinite(value) and value >= 0.0 for value in coefficients):
         return f'coefficients {coefficients} are not all finite and >= 0'
@@ -57,6 +65,8 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
         return f'knots {knots} are not ascending, each by a token at least'
     if form in N_COEFFICIENTS:
         return ''
+    if form == SATURATING and not (knots[0] > 0.0 and places[0] >= 1.0):
+        return f'knots {knots} are not all above 0'
     if form == CHUNKED and min(knots[:3]) < 1.0:
         return f'a chunk of {knots[0]:g} tokens, in stairs of {knots[1]:g} and {knots[2]:g}'
     if form == CHUNKED and knots[3] > places[-1]:
@@ -65,11 +75,14 @@ def fault(form: str, coefficients: Numbers, knots: Numbers) -> str:
 
 
 def polynomials(form: str, coefficients: Numbers, knots: Numbers) -> tuple[Piece, ...]:
-    """Return the pieces of a law; of CHUNKED those of g, the part that starts anew per chunk."""
-    if form == CHUNKED:
-        return _lines(knots[KNOTS_HEAD:], coefficients[N_HEAD:])
-    if form == PIECEWISE:
-        return _lines(knots, coefficients)
+    """Return the pieces of a law; of CHUNKED those of g, of SATURATING those of s."""
+    n_values, n_knots = HEADS.get(form, (0, 0))
+    if form == SATURATING:      # from nothing to the last value, which stays
+        last = knots[-1] + 1.0
+        return _lines((0.0, *knots[n_knots:], last), (
+            0.0, *coefficients[n_values:], coefficients[-1]))
+    if form in HEADS:
+        return _lines(knots[n_knots:], coefficients[n_values:])
     a, b, c = ((0.0, 0.0, 0.0) + coefficients)[-3:]
     return ((-inf, a, b, c),)
 
@@ -94,6 +107,11 @@ def rounded_up(knots: Numbers, n_tokens: float) -> tuple[float, float]:
         padded = next(knot for knot in knots[KNOTS_HEAD:] if knot >= n_tokens)
         return padded, padded
     return ceil(n_tokens / knots[1]) * knots[1], ceil(n_tokens / knots[2]) * knots[2]
+
+
+def share_behind(knots: Numbers, n_prompt: float) -> float:
+    """Return how much of s by the knots of SATURATING there is behind so many prompt tokens."""
+    return min(1.0, max(0.0, 2.0 * n_prompt / knots[0] - 1.0))
 
 
 def full_chunks(chunk: float, n_tokens: float) -> int:

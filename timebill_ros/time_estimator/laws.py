@@ -12,21 +12,25 @@ The paper's laws (TimeBill, arXiv 2512.21859, execution time estimator):
 and forms for machines on which they do not hold (``forms``). Every form is a polynomial of degree
 two or less on each of a few intervals, so one evaluation, one derivative and one sum serve them
 all. Nowhere else is a law evaluated, differentiated or summed.
+
+The law RECOVERY comes on top of a sum of decode steps: under the power of a long prefill a GPU
+lowers its clock, and takes some 0.1 s to raise it again.
 """
 
 from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, inf, isnan, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 from timebill_ros.time_estimator.forms import (
     AFFINE, CHUNKED, CONSTANT, fault, full_chunks, MOST, N_HEAD, Piece, piece_at, PIECEWISE,
-    polynomials, QUADRATIC, rounded_up, value_at)
+    polynomials, QUADRATIC, rounded_up, SATURATING, share_behind, value_at)
 
 __all__ = [
-    'AFFINE', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name', 'NAMES',
-    'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'REEVICT']
+    'AFFINE', 'Behind', 'CHUNKED', 'COLD', 'CONSTANT', 'DECODE_STEP', 'EVICT', 'Law', 'Name',
+    'NAMES', 'OVERHEAD', 'Piece', 'PIECEWISE', 'PREDICT', 'PREFILL', 'QUADRATIC', 'RECOVERY',
+    'REEVICT', 'SATURATING']
 
 PREFILL = 'prefill'            # of the prompt's length
 DECODE_STEP = 'decode_step'    # of the mean tokens in the KV cache per sequence, before the step
@@ -35,9 +39,17 @@ REEVICT = 'reevict'            # of the prompt's length: a later eviction to few
 PREDICT = 'predict'            # of the predictor's prompt length
 OVERHEAD = 'overhead'          # of the response's length: tokenise, plan, detokenise, messages
 COLD = 'cold'                  # a constant: what the first work after idling costs more
-NAMES = (PREFILL, DECODE_STEP, EVICT, REEVICT, PREDICT, OVERHEAD, COLD)
+RECOVERY = 'recovery'          # of where steps of one sequence lie behind their prompt: on top
+NAMES = (PREFILL, DECODE_STEP, RECOVERY, EVICT, REEVICT, PREDICT, OVERHEAD, COLD)
 
 Name = tuple[str, str, int]    # law, tier, width
+
+
+class Behind(NamedTuple):
+    """Where decode steps lie: behind so many steps that followed a prompt of so many tokens."""
+
+    n_prompt: int
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Law:
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """Return its polynomials; of CHUNKED those of the part that starts anew in each chunk."""
+        """Return its polynomials, as ``forms.polynomials``."""
         return polynomials(self.form, self.coefficients, self.knots)
 
     @cached_property
@@ -95,7 +107,8 @@ class Law:
     @property
     def is_affine(self) -> bool:
         """Tell whether one straight line holds everywhere, as the closed form of alpha needs."""
-        return self.form != CHUNKED and len(self.pieces) == 1 and self.pieces[0][1] == 0.0
+        return (self.form not in (CHUNKED, SATURATING) and len(self.pieces) == 1
+                and self.pieces[0][1] == 0.0)
 
     def seconds(self, n_tokens: float, n_done: float = 0) -> float:
         """Return the law at ``n_tokens``, of which ``n_done`` are done already and cost nothing."""
@@ -146,6 +159,26 @@ class Law:
             if done >= steps:
                 break
         return total
+
+    def behind(self, place: Behind, steps: float) -> float:
+        """
+        Return what ``steps`` decode steps at a place take longer than settled ones (s).
+
+        Nothing by a law that is not SATURATING: there is none.
+        """
+        if self.form != SATURATING or steps <= 0:
+            return 0.0
+        seconds = self.coefficients[0] if place.done == 0 else 0.0
+        share = share_behind(self.knots, place.n_prompt)
+        if share and place.done < self.knots[-1]:
+            seconds += share * (value_at(self.pieces, place.done + steps)
+                                - value_at(self.pieces, place.done))
+        return seconds
+
+    @property
+    def lasts_steps(self) -> float:
+        """Return the steps behind a prompt after which ``behind`` adds nothing."""
+        return self.knots[-1] if self.form == SATURATING else 0.0
 
     def scaled(self, factor: float) -> 'Law':
         """Return the same law with every time multiplied by ``factor`` >= 0."""

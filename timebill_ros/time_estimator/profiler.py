@@ -22,6 +22,7 @@ from timebill_ros.time_estimator.fit import fit_law, Sample
 from timebill_ros.time_estimator.laws import CONSTANT, Law
 from timebill_ros.time_estimator.points import (
     Extent, fresh, LEAST_TOKENS, missing, Point, points, widths)
+from timebill_ros.time_estimator.recovery import fit_recoveries, settled
 from timebill_ros.time_estimator.spread import WORST_QUANTILE
 
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
@@ -45,7 +46,7 @@ class Target(Protocol):
 
     def measure_decode_step(
             self, n_cached: int, repeats: int, tier: str, width: int = 1) -> list[float]:
-        """Return the times of steps of ``width`` sequences with ``n_cached`` tokens each."""
+        """Return those of the first steps of ``width`` responses with ``n_cached`` tokens each."""
 
     def measure_evict(self, n_prompt: int, alpha: float) -> float:
         """Return the time to evict the share ``alpha`` of a prompt of ``n_prompt`` tokens."""
@@ -69,17 +70,21 @@ class Effort:
     rounds: int             # visits of each point, at least, if the budget allows
     most_rounds: int
     budget_s: float         # no round begins that would end later, and none goes on beyond it
-    steps: int = 8          # decode steps per visit of a point
+    steps: int = 9          # decode steps per visit of a point, the first of a response
     idle_s: float = 1.0     # before the first work that is taken as cold
     every_width: bool = True    # steps of every number of sequences, or only of one and the most
 
+    def steps_of(self, width: int) -> int:
+        """Return the steps per visit of so many sequences; of several, half as many."""
+        return self.steps if width == 1 else max(3, self.steps // 2)
+
 
 START_UP = Effort(
-    max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0, steps=3, idle_s=0.3,
+    max_tokens=4096, points=6, rounds=1, most_rounds=4, budget_s=15.0, steps=4, idle_s=0.3,
     every_width=False)
 THOROUGH = Effort(max_tokens=32768, points=14, rounds=5, most_rounds=12, budget_s=150.0)
-# steps of a GPU are short, and slower right behind a prefill than later on
-THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=52.0, steps=32, idle_s=0.5)
+# steps of a GPU are short, and slower right behind a prefill than later on (``recovery``)
+THOROUGH_GPU = replace(THOROUGH, rounds=2, budget_s=54.0, steps=64, idle_s=0.5)
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,8 @@ class _Pilot:
         if point.law == laws.COLD:
             return self._effort.idle_s
         step_s = self._step_s[point.tier or self._target.info.tiers[0], point.width]
-        steps = {laws.DECODE_STEP: self._effort.steps, laws.OVERHEAD: point.n_tokens}
+        steps = {laws.DECODE_STEP: self._effort.steps_of(point.width),
+                 laws.OVERHEAD: point.n_tokens}
         own_s = step_s * growth * steps.get(point.law, 1)
         first = min(point.n_tokens, self._target.prefills_first)
         return own_s + self._prefill_s(first, growth) if first else own_s
@@ -212,11 +218,14 @@ class _Pilot:
 
 
 def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> list[Sample]:
+    prefilled = 0
     alpha = _ALPHAS[run % len(_ALPHAS)] if point.law in (laws.EVICT, laws.REEVICT) else 0.0
     if point.law == laws.PREFILL:
         times = [target.measure_prefill(n, point.n_done)]
     elif point.law == laws.DECODE_STEP:
-        times = target.measure_decode_step(n, effort.steps, point.tier, point.width)
+        times = target.measure_decode_step(
+            n, effort.steps_of(point.width), point.tier, point.width)
+        prefilled = min(n, target.prefills_first)
     elif point.law == laws.EVICT:
         times = [target.measure_evict(n, alpha)]
     elif point.law == laws.REEVICT:
@@ -225,9 +234,13 @@ def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> 
         times = [target.measure_cold(effort.idle_s)]
     else:
         times = [target.measure_overhead(n)]
+    if point.law == laws.DECODE_STEP:       # each finds a token more in the cache
+        return [
+            Sample(point.law, n + number - 1, t, tier=point.tier, width=point.width, run=run,
+                   point=point.n_tokens, step=number, prefilled=prefilled)
+            for number, t in enumerate(times, 1)]
     return [
-        Sample(point.law, n, t, point.n_done, alpha, point.tier, point.width, run,
-               point.n_tokens)
+        Sample(point.law, n, t, point.n_done, alpha, run=run, point=point.n_tokens)
         for t in times]
 
 
@@ -235,15 +248,18 @@ def _fit(target: Target, samples: list[Sample]) -> TimingCoefficients:
     info = target.info
     names = dict.fromkeys((each.law, each.tier, each.width) for each in samples)
     order = {tier: index for index, tier in enumerate(info.tiers)}
+    recoveries = fit_recoveries(samples)
+    steady = settled(samples, recoveries)
     fitted = [
-        fit_law(law, samples, tier, width, target.chunk_tokens, target.padded_lengths,
+        fit_law(law, steady, tier, width, target.chunk_tokens, target.padded_lengths,
                 target.attention_stair)
         for law, tier, width in sorted(names, key=lambda name: (
             laws.NAMES.index(name[0]), order.get(name[1], 0), name[2]))
         if law != laws.COLD]
     cold = [each.seconds for each in samples if each.law == laws.COLD]
     # only ever asked for in the worst case, so it is the largest seen
-    fitted.append(Law(laws.COLD, CONSTANT, (max(cold),), samples=len(cold)))
+    fitted += [*recoveries.values(), Law(
+        laws.COLD, CONSTANT, (max(cold),), samples=len(cold))]
     return TimingCoefficients(
         stamp_ns=time.time_ns(), device=info.device, model=info.key, dtype=info.dtype,
         engine_version=info.engine_version, worst_quantile=WORST_QUANTILE, laws=tuple(fitted))

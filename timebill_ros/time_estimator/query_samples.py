@@ -3,42 +3,55 @@
 """What the record of a query says about the laws: each stage's time, and the lengths it was for."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
 
 from timebill_ros.query import QueryTiming
-from timebill_ros.time_estimator.estimator import worst_factor
-from timebill_ros.time_estimator.laws import DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL
+from timebill_ros.time_estimator.coefficients import TimingCoefficients
+from timebill_ros.time_estimator.estimator import TimeEstimator, worst_factor
+from timebill_ros.time_estimator.laws import (
+    Behind, DECODE_STEP, EVICT, Law, OVERHEAD, PREFILL)
 
 LEAST_STEPS = 3                 # shorter decodings say more about the clock than about the law
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One stage of one query: what it took, and the lengths to ask a law for."""
+    """One stage of one query: what it took, and the lengths to ask the laws for."""
 
     law: str
     tier: str
     measured_s: float
     n_tokens: int = 0                   # the prompt's; of the overhead the response's
     n_done: int = 0                     # of which the prefill was saved
-    stretches: tuple[tuple[float, int], ...] = ()   # of decode steps: cached before, steps
+    # of decode steps: cached before, steps, and where they lie
+    stretches: tuple[tuple[float, int, Behind], ...] = ()
     width: int = 1                      # sequences in each step
 
     @property
     def steps(self) -> int:
         """Return how many samples of the law were measured together."""
-        return sum(steps for _, steps in self.stretches) or 1
+        return sum(steps for _, steps, _ in self.stretches) or 1
 
-    def seconds(self, law: Law) -> float:
-        """Return what a law expects for these lengths."""
-        if self.stretches:
-            return sum(law.sum_steps(n_cached, steps) for n_cached, steps in self.stretches)
-        return law.seconds(self.n_tokens, self.n_done)
+    def law_of(self, coefficients: TimingCoefficients) -> Law:
+        """Return its law."""
+        return coefficients.law(self.law, self.tier, self.width)
 
-    def worst_s(self, law: Law, cold_s: float = 0.0) -> float:
-        """Return the worst case of a law for these lengths; ``cold_s`` may come on top of it."""
+    def seconds(self, coefficients: TimingCoefficients) -> float:
+        """Return what is expected for these lengths."""
+        law = self.law_of(coefficients)
+        if not self.stretches:
+            return law.seconds(self.n_tokens, self.n_done)
+        estimator = TimeEstimator(coefficients, self.tier)
+        return sum(estimator.decode_s(n_cached, steps, width=self.width, behind=behind)
+                   for n_cached, steps, behind in self.stretches)
+
+    def worst_s(self, coefficients: TimingCoefficients) -> float:
+        """Return the worst case for these lengths."""
         from_the_start = self.law == PREFILL and not self.n_done
-        return self.seconds(law) * worst_factor(law, self.steps) + cold_s * from_the_start
+        cold_s = TimeEstimator(coefficients).cold_s() if from_the_start else 0.0
+        factor = worst_factor(self.law_of(coefficients), self.steps)
+        return self.seconds(coefficients) * factor + cold_s
 
 
 def samples_of(timing: QueryTiming) -> list[Sample]:
@@ -54,11 +67,14 @@ def samples_of(timing: QueryTiming) -> list[Sample]:
         tokenize_s = timing.tokenize if isfinite(timing.tokenize) else 0.0
         found.append(Sample(
             OVERHEAD, timing.tier, timing.overhead - tokenize_s, timing.n_generated))
+    done = accumulate((each.steps for each in timing.stretches), initial=0)
+    placed = [(each, Behind(timing.n_prompt, before))
+              for each, before in zip(timing.stretches, done)]
     for tier, width in dict.fromkeys((each.tier, each.width) for each in timing.stretches):
-        same = [each for each in timing.stretches if (each.tier, each.width) == (tier, width)]
+        same = [each for each in placed if (each[0].tier, each[0].width) == (tier, width)]
         sample = Sample(
-            DECODE_STEP, tier, sum(each.seconds for each in same), width=width,
-            stretches=tuple((each.n_cached, each.steps) for each in same))
+            DECODE_STEP, tier, sum(each.seconds for each, _ in same), width=width,
+            stretches=tuple((each.n_cached, each.steps, behind) for each, behind in same))
         if sample.steps >= LEAST_STEPS:
             found.append(sample)
     return [each for each in found if isfinite(each.measured_s) and each.measured_s > 0.0]

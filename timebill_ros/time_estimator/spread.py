@@ -27,14 +27,20 @@ def unfitted(ratios: Array, runs: Array, coefficients: int) -> Array:
     return ratios + (mean - 1.0) * ((len(counts) / free) ** 0.5 - 1.0)
 
 
-def worst_ratio(ratios: Array) -> float:
-    """Return the upper quantile; too few samples to have one are taken as normally spread."""
+def worst_ratio(ratios: Array, runs: int, correlation: float) -> float:
+    """
+    Return the upper quantile; too few samples to have one are taken as normally spread.
+
+    Samples of one run that are correlated are no more than the runs are.
+    """
     count = len(ratios)
-    if count * (1.0 - WORST_QUANTILE) >= 1.0:
-        return max(1.0, float(np.quantile(ratios, WORST_QUANTILE, method='higher')))
+    seen = float(np.quantile(ratios, WORST_QUANTILE, method='higher'))  # of few: the largest
+    independent = count / (1.0 + (count / runs - 1.0) * correlation)
+    if independent * (1.0 - WORST_QUANTILE) >= 1.0:
+        return max(1.0, seen)
     spread = float(ratios.std(ddof=1)) if count > 1 else 0.0
-    quantile = float(ratios.mean()) + _NORMAL_QUANTILE * spread * (1.0 + 1.0 / count) ** 0.5
-    return max(1.0, float(ratios.max()), quantile)
+    quantile = float(ratios.mean()) + _NORMAL_QUANTILE * spread * (1.0 + 1.0 / independent) ** 0.5
+    return max(1.0, seen, quantile)
 
 
 def correlation(ratios: Array, runs: Array) -> float:

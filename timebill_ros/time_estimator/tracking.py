@@ -30,8 +30,9 @@ import numpy as np
 from timebill_ros.query import QueryTiming
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, TimingCoefficients)
-from timebill_ros.time_estimator.estimator import spread_of_mean, TimeEstimator
-from timebill_ros.time_estimator.laws import COLD, DECODE_STEP, Law, Name, OVERHEAD, PREFILL
+from timebill_ros.time_estimator.estimator import spread_of_mean
+from timebill_ros.time_estimator.laws import (
+    COLD, DECODE_STEP, Law, Name, OVERHEAD, PREFILL, RECOVERY)
 from timebill_ros.time_estimator.level_filter import LevelFilter
 from timebill_ros.time_estimator.query_samples import Sample, samples_of
 
@@ -42,6 +43,7 @@ LAST_WORST_RATIO = 10.0
 LAST_RATIO = 1e3                # a ratio beyond it, or below its inverse, is no measurement
 STALE_QUERIES = 8               # a law that none of so many queries told of takes another's level
 _MOST_TIME = (PREFILL, DECODE_STEP)     # what most of the time goes by
+_UNTRACKED = (COLD, RECOVERY)           # of which no query tells by itself
 _JOINS_QUERIES = 3              # a law far off in one of so many queries joins another's change
 
 
@@ -99,7 +101,7 @@ class DriftTracker:
         self._weights = 0.5 ** (ages / config.half_life_queries)
         self._queries = 0               # taken in so far
         self._tracks: dict[Name, _Track] = {
-            law.name: self._new_track(law) for law in base.laws if law.law != COLD}
+            law.name: self._new_track(law) for law in base.laws if law.law not in _UNTRACKED}
         if state is not None:
             try:
                 self._restore(state)
@@ -118,16 +120,14 @@ class DriftTracker:
         seen: list[tuple[Sample, bool]] = []
         changed = False
         for sample in samples_of(timing):
-            base = self.base.law(sample.law, sample.tier, sample.width)
+            base = sample.law_of(self.base)
             track = self._tracks.get(base.name)
-            expected_s = sample.seconds(base)
+            expected_s = sample.seconds(self.base)
             if track is None or base.width != sample.width or not _is_measurement(
                     sample.measured_s, expected_s):
                 continue
-            promised = self.law(base) if planned_with is None else (
-                planned_with.law(sample.law, sample.tier, sample.width))
             late = sample.measured_s > sample.worst_s(
-                promised, TimeEstimator(planned_with or self.base).cold_s())
+                planned_with or self._now(self.base.stamp_ns))
             seen.append((sample, late))
             step = float(late) - (1.0 - self.base.worst_quantile)
             self._queries += len(seen) == 1
@@ -157,6 +157,8 @@ class DriftTracker:
 
     def law(self, base: Law) -> Law:
         """Return a law of the base as it is now."""
+        if base.law == RECOVERY:        # a part of decode steps
+            return base.scaled(self._level((DECODE_STEP, base.tier, 1)))
         track = self._tracks.get(base.name)
         if track is None:
             return base
@@ -198,9 +200,7 @@ class DriftTracker:
         """Return the coefficients as they are now, and take them as told."""
         for name, track in self._tracks.items():
             track.published = self._state_of(name)
-        return replace(
-            self.base, stamp_ns=stamp_ns, laws=tuple(self.law(base) for base in self.base.laws),
-            drift_state=self.drift_state, drift_ratio=self.drift_ratio)
+        return self._now(stamp_ns)
 
     def state(self) -> dict[str, Any]:
         """Return what a later tracker needs to go on, as JSON knows it."""
@@ -208,6 +208,11 @@ class DriftTracker:
             'key': self.base.key, 'base_stamp_ns': self.base.stamp_ns, 'queries': self._queries,
             'laws': [
                 {'name': list(name), **track.to_dict()} for name, track in self._tracks.items()]}
+
+    def _now(self, stamp_ns: int) -> TimingCoefficients:
+        return replace(
+            self.base, stamp_ns=stamp_ns, laws=tuple(self.law(base) for base in self.base.laws),
+            drift_state=self.drift_state, drift_ratio=self.drift_ratio)
 
     def _level(self, name: Name) -> float:
         """Return the level of a law: its own, or where that is out of date its neighbour's."""

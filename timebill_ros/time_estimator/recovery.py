@@ -9,9 +9,9 @@ compute more per byte feel it more: int4 up to a tenth, bf16 a thirtieth. And th
 response sets up, where later ones go ahead of their host.
 
 So steps are measured as those of a response, numbered, behind prompts of all lengths, and fitted as
-a law of the tokens in the cache plus this one, non-negative and robustly as all laws are. Behind how
-long a prompt the clock has fallen as far as it does is searched. What is left when this law is taken
-off are steps of one speed, which the law of the decode steps is fitted to.
+a law of the tokens in the cache plus this one, non-negative and robustly as all laws are. Behind
+how long a prompt the clock has fallen as far as it does is searched. What is left when this law is
+taken off are steps of one speed, which the law of the decode steps is fitted to.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -15,10 +15,10 @@ import sys
 import time
 
 SHAPES = {
-    'qwen2.5-7b': ['--queries', '90', '--load', '24', '--profile-s', '44'],
-    'smollm2-135m': ['--queries', '120', '--load', '26', '--profile-s', '20']}
+    'qwen2.5-7b': ['--queries', '90', '--load', '24', '--profile-s', '52'],
+    'smollm2-135m': ['--queries', '120', '--load', '26', '--profile-s', '28']}
 COMMON = [
-    '--device', 'cuda', '--tiers', 'bf16,int8,int4', '--max-tokens', '32000', '--repeat', '6']
+    '--device', 'cuda', '--tiers', 'bf16,int8,int4', '--max-tokens', '32000', '--repeat', '3']
 DRY = ['--device', 'cpu', '--max-tokens', '300', '--queries', '4', '--load', '3', '--profile-s',
        '3', '--short-profile', '--responses', '4', '8']
 

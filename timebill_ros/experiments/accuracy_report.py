@@ -88,8 +88,10 @@ def repeats(rows: Sequence[Row]) -> str:
         else:
             pairs = [(row['stages'][stage][MEASURED], row['again'][stage]) for row in both
                      if stage in row['stages'] and stage in row['again']]
-        ratio = median(second / first for first, second in pairs)
-        found.append(f'{title} {_percent(mape(pairs))} (median {ratio:.3f} times the first)')
+        differ, ratio = mape(pairs), median(second / first for first, second in pairs)
+        # of two draws that are off by e the difference is e * sqrt(2), on average and if normal
+        found.append(f'{title} {_percent(differ)} (median {ratio:.3f} times the first), so that '
+                     f'who knew the mean would be off by {_percent(differ / 2.0 ** 0.5)}')
     return (f'What nothing can predict: of {len(both)} queries asked twice in a row the second '
             f'differed from the first by, on average: {"; ".join(found)}.')
 

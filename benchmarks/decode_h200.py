@@ -19,7 +19,7 @@ from pathlib import Path
 import statistics
 import subprocess
 import time
-from typing import Any, Dict, Iterator, List, Sequence, Set
+from typing import Any, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from timebill_ros.engine.rope import RopeTable
 from timebill_ros.engine.weights import LayerWeights, Weights
 from timebill_ros.query import Sampling
 
-SHAPES: Dict[str, Dict[str, Any]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     'qwen2.5-7b': {
         'family': 'qwen2', 'n_layers': 28, 'd_model': 3584, 'n_heads': 28, 'n_kv_heads': 4,
         'head_dim': 128, 'd_ff': 18944, 'vocab_size': 152064, 'attention_bias': True,
@@ -102,7 +102,7 @@ def median_ms(action: Any, repeats: int) -> float:
     return statistics.median(start.elapsed_time(end) for start, end in times)
 
 
-def measure_ceilings(device: torch.device) -> Dict[str, float]:
+def measure_ceilings(device: torch.device) -> dict[str, float]:
     """Bandwidths in bytes per second: copy (read + write), and the best of several ways to read."""
     data = torch.randint(-2**31, 2**31 - 1, (2 ** 31,), dtype=torch.int32, device=device)
     half = data.numel() // 2
@@ -119,7 +119,7 @@ def measure_ceilings(device: torch.device) -> Dict[str, float]:
 class Bench:
     """One model, its tiers and its cache; runners with any tuning."""
 
-    def __init__(self, shape: str, capacity: int, slots: int, cubins: Dict[str, bytes]) -> None:
+    def __init__(self, shape: str, capacity: int, slots: int, cubins: dict[str, bytes]) -> None:
         self.device = torch.device('cuda')
         self.config = shape_config(shape)
         self.weights = random_weights(self.config, self.device)
@@ -139,7 +139,7 @@ class Bench:
         return StepRunner(step, StepGraphs(step, self.tiers), self.cache)
 
     def place(self, runner: StepRunner, lengths: Sequence[int],
-              sampling: Sampling = Sampling()) -> List[int]:
+              sampling: Sampling = Sampling()) -> list[int]:
         for slot, length in enumerate(lengths):
             self.cache.length[slot] = self.cache.position[slot] = length
             runner.start(slot, 11 + slot, sampling, [])
@@ -169,15 +169,15 @@ class Bench:
         return (weights + self.config.kv_values_per_token * 2 * sum(lengths)) / self.bandwidth * 1e3
 
 
-def tunings() -> List[Tuning]:
+def tunings() -> list[Tuning]:
     """Return what `--tune` tries."""
     return [Tuning({bits: warps for bits in (16, 8, 4)}, stages, least)
             for (warps, stages), least in itertools.product(CUTS, LEAST_TILES)]
 
 
-def compile_kernels(config: ModelConfig, tuned: bool, cubins: Path) -> Dict[str, bytes]:
+def compile_kernels(config: ModelConfig, tuned: bool, cubins: Path) -> dict[str, bytes]:
     """Compile on all processors, before this process uses the GPU."""
-    needed: Set[Step] = kernels_needed(config, TIERS, DEFAULT, Limits())
+    needed: set[Step] = kernels_needed(config, TIERS, DEFAULT, Limits())
     for tuning in tunings() if tuned else ():
         needed |= kernels_needed(config, TIERS, tuning, Limits(), (1, 4, 8))
     units = sources(needed)
@@ -188,7 +188,7 @@ def compile_kernels(config: ModelConfig, tuned: bool, cubins: Path) -> Dict[str,
 
 def tune(bench: Bench) -> Tuning:
     """Try all tunings on one sequence; each tier may keep warps of its own."""
-    best: Dict[str, Any] = {}
+    best: dict[str, Any] = {}
     for tier in bench.tiers:
         rows = []
         for tuning in tunings():
@@ -207,7 +207,7 @@ def tune(bench: Bench) -> Tuning:
     return best['bf16']
 
 
-def ablate(bench: Bench, tuning: Tuning, tier: Tier, length: int) -> Dict[str, float]:
+def ablate(bench: Bench, tuning: Tuning, tier: Tier, length: int) -> dict[str, float]:
     """Time a step with phases left out: without attention, and with nothing but the barriers."""
     def without(keep: Any, rows: bool) -> float:
         runner = bench.runner(tuning)
@@ -259,7 +259,7 @@ def reference_logits(bench: Bench, tier: Tier, slot: int, token: int, length: in
     return dequantize(tier.head).float() @ norm(x, tier.final_norm)
 
 
-def check(bench: Bench, tuning: Tuning) -> Dict[str, float]:
+def check(bench: Bench, tuning: Tuning) -> dict[str, float]:
     """Return the relative error of the logits, per tier and batch width, worst row."""
     errors = {}
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -280,7 +280,7 @@ def check(bench: Bench, tuning: Tuning) -> Dict[str, float]:
     return errors
 
 
-def parity(bench: Bench, tuning: Tuning, prompts: int, tokens: int) -> Dict[str, Any]:
+def parity(bench: Bench, tuning: Tuning, prompts: int, tokens: int) -> dict[str, Any]:
     """Compare greedy tokens with the plain decoder's (bf16) up to the first difference."""
     runner, cache = bench.runner(tuning), bench.cache
     decoder = Decoder(bench.config, bench.weights, bench.rope, cache)
@@ -326,7 +326,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     began = time.monotonic()
-    result: Dict[str, Any] = {'torch': torch.__version__,
+    result: dict[str, Any] = {'torch': torch.__version__,
                               'date': time.strftime('%Y-%m-%d'), 'shape': arguments.shape}
 
     def note(what: str) -> None:
@@ -369,7 +369,7 @@ def main() -> None:
     note('done')
 
 
-def step_table(bench: Bench, tuning: Tuning) -> List[Dict[str, Any]]:
+def step_table(bench: Bench, tuning: Tuning) -> list[dict[str, Any]]:
     runner, table = bench.runner(tuning), []
     for tier in bench.tiers:
         for width in (1, 4, 8):
@@ -416,7 +416,7 @@ class TimedGraphs(StepGraphs):
 
 
 def tail_rows(bench: Bench, tuning: Tuning, steps: int, beside: str,
-              what: str) -> Iterator[Dict[str, Any]]:
+              what: str) -> Iterator[dict[str, Any]]:
     """Consecutive steps at a constant cached length, idle and beside other processes."""
     yield {'beside': 'nothing', **tail(bench, tuning, steps, 'int4', 'as the engine')}
     if beside:
@@ -431,7 +431,7 @@ def tail_rows(bench: Bench, tuning: Tuning, steps: int, beside: str,
         yield {'beside': 'nothing', **tail(bench, tuning, count, tier, wait)}
 
 
-def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict[str, Any]:
+def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> dict[str, Any]:
     """Return quantiles of a step's time, and of the device's and the host's share of it."""
     step = DecodeStep(bench.config, bench.weights.embed, bench.rope, bench.cache, bench.kernels,
                       tuning, bench.limits)
@@ -457,7 +457,7 @@ def tail(bench: Bench, tuning: Tuning, steps: int, tier: str, wait: str) -> Dict
     gc.enable()
     whole, device, launch = (sorted(column) for column in zip(*times))
     host = sorted(all_ms - device_ms for all_ms, device_ms, _ in times)
-    row: Dict[str, Any] = {'tier': tier, 'wait': wait, 'steps': steps}
+    row: dict[str, Any] = {'tier': tier, 'wait': wait, 'steps': steps}
     for name, column in (('step', whole), ('device', device), ('host', host), ('launch', launch)):
         row[name] = {share: round(column[min(steps - 1, int(float(share) * steps))], 4)
                      for share in ('0.5', '0.99', '0.999', '1')}

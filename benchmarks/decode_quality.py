@@ -23,7 +23,7 @@ import json
 from math import exp, floor, log2
 from pathlib import Path
 import time
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +47,7 @@ CPU_WINDOWS, GPU_WINDOWS = 10, 40
 CHECKED_STEPS, CHECKED_WIDTHS = 40, (1, 2, 3, 4)
 
 
-def paragraphs() -> List[str]:
+def paragraphs() -> list[str]:
     """Return the paragraphs of this repository's documentation, longest first."""
     root = Path(__file__).resolve().parent.parent
     texts = [path.read_text(encoding='utf-8') for path in
@@ -56,7 +56,7 @@ def paragraphs() -> List[str]:
     return sorted((p for p in found if p[:1].isalpha() and len(p) > 200), key=len, reverse=True)
 
 
-def prefilled(engine: Engine, ids: List[int], room: int, sampling: Sampling) -> Any:
+def prefilled(engine: Engine, ids: list[int], room: int, sampling: Sampling) -> Any:
     sequence = engine.open_sequence(ids, len(ids) + room, sampling)
     while not engine.prefill_chunk(sequence):
         pass
@@ -64,7 +64,7 @@ def prefilled(engine: Engine, ids: List[int], room: int, sampling: Sampling) -> 
     return sequence
 
 
-def greedy(engine: Engine, ids: List[int], cap: int) -> List[int]:
+def greedy(engine: Engine, ids: list[int], cap: int) -> list[int]:
     sequence = prefilled(engine, ids, cap, Sampling(repetition_penalty=1.0))
     try:
         while len(sequence.tokens) < cap and sequence.tokens[-1] not in engine.end_ids:
@@ -85,7 +85,7 @@ def dense(tier: Tier, weights: Weights) -> Weights:
 
 @torch.inference_mode()
 def check_steps(engine: Engine, weights: Weights, config: Any, tap_layer: int,
-                prompts: List[str]) -> List[Dict[str, Any]]:
+                prompts: list[str]) -> list[dict[str, Any]]:
     """Compare each step of the kernels with plain tensor code on the same cache."""
     cache, rows = engine._cache, []
     rope = rope_table(config, engine.info.max_context, engine.device)
@@ -125,7 +125,7 @@ def gap_in_steps(logits: torch.Tensor, better: int, worse: int) -> float:
 
 
 @torch.inference_mode()
-def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[str, Any]:
+def parity(engine: Engine, oracle: Any, prompts: list[str], cap: int) -> dict[str, Any]:
     """Compare with transformers' greedy answers, and with what it finds likeliest behind ours."""
     same, first_gaps, compared, gaps = 0, [], 0, []
     for text in prompts:
@@ -151,13 +151,13 @@ def parity(engine: Engine, oracle: Any, prompts: List[str], cap: int) -> Dict[st
             'tokens_differing': len(gaps), 'gaps_in_bf16_steps': sorted(gaps)}
 
 
-def windows(engine: Engine, texts: List[str]) -> List[List[int]]:
+def windows(engine: Engine, texts: list[str]) -> list[list[int]]:
     ids = [token for text in texts for token in engine.tokenize([Turn('user', text)])[8:-6]]
     size = CONTEXT_TOKENS + READ_TOKENS
     return [ids[i:i + size] for i in range(0, len(ids) - size + 1, size)]
 
 
-def quality(engine: Engine, texts: List[str]) -> List[Dict[str, Any]]:
+def quality(engine: Engine, texts: list[str]) -> list[dict[str, Any]]:
     """Read the last tokens of every window with every tier, from the same prefilled cache."""
     sums = {tier: [0.0, 0.0, 0.0, 0] for tier in engine.info.tiers}
     for ids in windows(engine, texts)[:GPU_WINDOWS]:
@@ -185,7 +185,7 @@ def quality(engine: Engine, texts: List[str]) -> List[Dict[str, Any]]:
             for tier, (nll, agree, divergence, n) in sums.items()]
 
 
-def weights_quality(directory: Path, texts: List[str]) -> List[Dict[str, Any]]:
+def weights_quality(directory: Path, texts: list[str]) -> list[dict[str, Any]]:
     """Read the last tokens of every window with transformers and the weights of each tier."""
     encode = AutoTokenizer.from_pretrained(directory).encode
     ids = [token for text in texts for token in encode(text)]
@@ -248,7 +248,7 @@ def main() -> None:
     oracle = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.bfloat16).to(device)
     texts = paragraphs()
     prompts = [text[:700] for text in texts[:arguments.prompts]]
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
         'device': engine.info.device, 'torch': torch.__version__,
         'date': time.strftime('%Y-%m-%d'), 'model': source.name}
     for part, measure in {
@@ -261,7 +261,7 @@ def main() -> None:
             save(result, arguments.out, 'decode-quality')
 
 
-def save(result: Dict[str, Any], out: Path, kind: str) -> None:
+def save(result: dict[str, Any], out: Path, kind: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = f'{kind}-{result["model"].lower().replace("/", "-")}.json'
     (out / name).write_text(json.dumps(result, indent=1))

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import host_pace
 import torch
@@ -72,7 +72,7 @@ def note(what: Any) -> None:
     print(f'[{time.monotonic() - BEGAN_S:6.1f} s] {what}', flush=True)
 
 
-def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
+def check(engine: Engine, model: LoadedModel) -> list[dict[str, Any]]:
     """Compare the sliced prefill and the graphs with the plain decoder: logits, keys, scores."""
     rows = []
     rope = rope_table(model.config, model.max_context, model.device)
@@ -100,11 +100,11 @@ def check(engine: Engine, model: LoadedModel) -> List[Dict[str, Any]]:
     return rows
 
 
-def in_turns(engine: Engine) -> List[Dict[str, Any]]:
+def in_turns(engine: Engine) -> list[dict[str, Any]]:
     """Prefill prompts one after the other, then slice by slice in turns: the results must agree."""
     prompts = [[(n + i) % 256 for i in range(n)] for n in (3000, 4000, 9000, 20000, 30000)
                if n < engine.info.max_context - 2]
-    ones: List[Dict[str, torch.Tensor]] = []
+    ones: list[dict[str, torch.Tensor]] = []
     for ids in prompts:
         seq = engine.open_sequence(ids, len(ids) + 2)
         while not engine.prefill_chunk(seq):
@@ -124,7 +124,7 @@ def in_turns(engine: Engine) -> List[Dict[str, Any]]:
     return rows
 
 
-def state_of(engine: Engine, seq: Any) -> Dict[str, torch.Tensor]:
+def state_of(engine: Engine, seq: Any) -> dict[str, torch.Tensor]:
     keys = engine._cache.k[:, seq.slot, :, :seq.n_prompt].float().clone()
     empty = torch.ones(1, device=keys.device)       # a CPU makes no scores
     return {'logits': seq.logits.float().clone(), 'keys': keys,
@@ -135,7 +135,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return round(float((ours - theirs).norm() / theirs.norm()), 5)
 
 
-def fresh(engine: Engine, longest: int, count: int) -> List[Dict[str, Any]]:
+def fresh(engine: Engine, longest: int, count: int) -> list[dict[str, Any]]:
     """Prefill prompts of lengths not met before, then twice again: what the first time costs."""
     generator = torch.Generator().manual_seed(7)
     lengths = torch.exp(torch.rand(count, generator=generator) * math.log(longest / 16)) * 16
@@ -161,7 +161,7 @@ def fresh(engine: Engine, longest: int, count: int) -> List[Dict[str, Any]]:
     return table
 
 
-def slots(engine: Engine, tier: str, length: int, steps: int) -> List[Dict[str, Any]]:
+def slots(engine: Engine, tier: str, length: int, steps: int) -> list[dict[str, Any]]:
     """Time steps at the same length in every slot of the cache, in turns: the place may matter."""
     ids, rows = [i % 256 for i in range(length)], []
     opened = [engine.open_sequence(ids, length + 8 * steps + 8) for _ in range(
@@ -192,7 +192,7 @@ def attention_kernels(device: torch.device) -> None:
         q = torch.randn((1, rows, 28, 128), device=device, dtype=torch.bfloat16).transpose(1, 2)
         k, v = (torch.randn((1, 4, entries, 128), device=device, dtype=torch.bfloat16)
                 for _ in range(2))
-        ways: Dict[str, Callable[[], Any]] = {
+        ways: dict[str, Callable[[], Any]] = {
             'lower right flash': lambda: torch.ops.aten._scaled_dot_product_flash_attention(
                 q, k, v, 0.0, True, False)}
         if rows == entries:
@@ -230,7 +230,7 @@ def kernels(what: str, action: Callable[[], Any]) -> None:
         print(f'    {event.self_device_time_total / 1e3:9.3f} ms {event.count:5} {event.key[:110]}')
 
 
-def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[str, Any]]:
+def start_up(shape: str, out: Path, device: str, tiers: list[str]) -> list[dict[str, Any]]:
     """Write a checkpoint; start on it in new processes, first without compiled kernels."""
     rows = []
     with tempfile.TemporaryDirectory() as made:
@@ -257,9 +257,9 @@ def start_up(shape: str, out: Path, device: str, tiers: List[str]) -> List[Dict[
     return rows
 
 
-def watch_capture() -> Dict[str, float]:
+def watch_capture() -> dict[str, float]:
     """Return what the next capture of a prefill's graphs takes, once it is over."""
-    cost: Dict[str, float] = {}
+    cost: dict[str, float] = {}
     inner = PrefillGraphs.capture
 
     def capture(graphs: PrefillGraphs) -> None:
@@ -273,7 +273,7 @@ def watch_capture() -> Dict[str, float]:
     return cost
 
 
-def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
+def run_parts(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     began_s = time.monotonic()
     with torch.inference_mode():
@@ -337,7 +337,7 @@ def run_parts(shape: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     return report
 
 
-def write(arguments: argparse.Namespace, report: Dict[str, Any]) -> None:
+def write(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
     path = arguments.out / f'engine-{report["shape"]}.json'
     path.write_text(json.dumps(report, indent=1), encoding='utf-8')
 

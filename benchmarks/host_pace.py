@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Iterator
 
 from timebill_ros.engine.cuda.prefill_graphs import PrefillGraphs
 from timebill_ros.engine.engine import Engine
@@ -20,7 +20,7 @@ _BURN = 'while True: pass'
 _REPEATS = 7
 
 
-def measure(engine: Engine, lengths: List[int]) -> List[Dict[str, Any]]:
+def measure(engine: Engine, lengths: list[int]) -> list[dict[str, Any]]:
     """
     Return a row per length: prefill by graphs, the same launched by kernel, and an eviction.
 
@@ -30,14 +30,14 @@ def measure(engine: Engine, lengths: List[int]) -> List[Dict[str, Any]]:
     """
     prefill, meter = engine._prefill, EngineMeter(engine)
     graphs, none = prefill.graphs, PrefillGraphs(prefill.graphs.layers, [], 0, 1.0)
-    actions: Dict[str, Callable[[int], float]] = {
+    actions: dict[str, Callable[[int], float]] = {
         'ms': lambda length: sum(prefill_s(engine, [1] * length)),
         'launched_ms': lambda length: sum(prefill_s(engine, [1] * length)),
         'evict_ms': lambda length: meter.measure_evict(length, 0.5)}
     with _own_core() as core:
-        rows: List[Dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for length in lengths:
-            row: Dict[str, Any] = {'tokens': length}
+            row: dict[str, Any] = {'tokens': length}
             for name, action in actions.items():
                 prefill.graphs = none if name == 'launched_ms' else graphs
                 quiet = _median_s(action, length)

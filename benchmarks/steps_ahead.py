@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import torch
 
@@ -44,16 +44,16 @@ class Watched(NotedEngine):
         super().__init__(engine)
         self._ahead = ahead
 
-    def decode_step(self, sequences: List[Any], tier: str,
-                    goes_on: Callable[[bool], bool]) -> List[int]:
+    def decode_step(self, sequences: list[Any], tier: str,
+                    goes_on: Callable[[bool], bool]) -> list[int]:
         return super().decode_step(
             sequences, tier, goes_on if self._ahead else lambda over: False)
 
 
-def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> List[List[int]]:
+def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> list[list[int]]:
     """Return the tokens of sequences that join, leave, are evicted from and change tiers."""
-    rows: List[Any] = []
-    answers: List[List[int]] = []
+    rows: list[Any] = []
+    answers: list[list[int]] = []
     at_once = min(4, engine.info.max_batch)
     together, tier = at_once, engine.info.tiers[0]
     for _ in range(calls):
@@ -89,9 +89,9 @@ def chosen(engine: Engine, rng: random.Random, ahead: bool, calls: int) -> List[
     return answers
 
 
-def same_tokens(engine: Engine, scenarios: int) -> Dict[str, Any]:
+def same_tokens(engine: Engine, scenarios: int) -> dict[str, Any]:
     """Compare the tokens of random scenarios with and without steps that go ahead."""
-    result: Dict[str, Any] = {'scenarios': scenarios, 'tokens': 0, 'different': []}
+    result: dict[str, Any] = {'scenarios': scenarios, 'tokens': 0, 'different': []}
     for number in range(scenarios):
         with_, without = (chosen(engine, random.Random(number), ahead, 120)
                           for ahead in (True, False))
@@ -104,12 +104,12 @@ def same_tokens(engine: Engine, scenarios: int) -> Dict[str, Any]:
 
 
 def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
-          repeats: int) -> Dict[str, Any]:
+          repeats: int) -> dict[str, Any]:
     """Return what a token takes, with steps that go ahead and with steps on demand."""
     planning = any_planning(engine.info, [tier])
-    row: Dict[str, Any] = {'tier': tier, 'width': width, 'n_prompt': n_prompt, 'tokens': tokens}
-    steps_ms: Dict[str, List[float]] = {'ahead': [], 'asked': []}
-    others: Dict[str, List[Tuple[float, float]]] = {'ahead': [], 'asked': []}
+    row: dict[str, Any] = {'tier': tier, 'width': width, 'n_prompt': n_prompt, 'tokens': tokens}
+    steps_ms: dict[str, list[float]] = {'ahead': [], 'asked': []}
+    others: dict[str, list[tuple[float, float]]] = {'ahead': [], 'asked': []}
     for _ in range(repeats):
         for name, steps in steps_ms.items():
             watched: Any = Watched(engine, name == 'ahead')
@@ -130,7 +130,7 @@ def timed(engine: Engine, tier: str, width: int, n_prompt: int, tokens: int,
     return row
 
 
-def storm(engine: Engine, queries: int) -> Dict[str, Any]:
+def storm(engine: Engine, queries: int) -> dict[str, Any]:
     """Drop queries at random moments; return what is left on the device afterwards."""
     planning = any_planning(engine.info, engine.info.tiers)
     rng = random.Random(3)
@@ -138,7 +138,7 @@ def storm(engine: Engine, queries: int) -> Dict[str, Any]:
     scheduler = Scheduler(Pace(planning), engine.info.max_batch)
     lock = threading.RLock()
     dispatcher = Dispatcher(engine, scheduler, lock)
-    waits: List[float] = []
+    waits: list[float] = []
     ended, number = 0, 0
     while ended < queries:
         while number < queries and scheduler.n_waiting < 4:
@@ -185,7 +185,7 @@ def main() -> None:
         model = random_model(Path(tempfile.mkdtemp()), arguments.shape, device, dtype, 4096)
     engine = Engine(model, Load(
         arguments.shape, arguments.device, tiers=arguments.tiers, max_batch=4))
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
         'device': device_name(device), 'torch': torch.__version__, 'shape': arguments.shape,
         'date': time.strftime('%Y-%m-%d')}
 

@@ -10,7 +10,7 @@ Nothing here knows of ROS or of torch: the node and the engine process both impo
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import nan
-from typing import List, Optional
+from typing import Optional
 
 NS_PER_S = 1_000_000_000
 ALPHA_MAX = 0.95        # largest eviction ratio that can be asked for (the paper's)
@@ -140,7 +140,7 @@ class Query:
     """
 
     query_id: str                      # hexadecimal goal id
-    messages: List[Turn]               # the whole conversation, system turn included
+    messages: list[Turn]               # the whole conversation, system turn included
     arrival_ns: int                    # when the goal arrived
     deadline_ns: int                   # hard deadline: the result is at the client by then
     plan_deadline_ns: int              # deadline - delivery margin: later only a miss goes out
@@ -150,7 +150,7 @@ class Query:
     overrun: Overrun = Overrun.KILL
     alpha_max: float = ALPHA_MAX
     min_tier: str = ''
-    stop: List[str] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
     overrun_ns: int = 0                # how long beyond plan_deadline_ns it may run (SKIP_NEXT)
     waited_ns: int = 0                 # of the budget gone before arrival_ns (sent_at)
@@ -219,9 +219,9 @@ class QueryTiming:
     coefficients_source: str = ''
     coefficients_stamp_ns: int = 0     # system time, nanoseconds
     plan_elapsed: float = nan
-    law_prefill: List[float] = field(default_factory=list)
-    law_decode_step: List[float] = field(default_factory=list)
-    replans: List[str] = field(default_factory=list)
+    law_prefill: list[float] = field(default_factory=list)
+    law_decode_step: list[float] = field(default_factory=list)
+    replans: list[str] = field(default_factory=list)
 
     time_allowance: float = nan
     delivery_margin: float = nan
@@ -244,7 +244,7 @@ class QueryTiming:
     evict: float = nan
     decode: float = nan
     decode_step_max: float = nan
-    stretches: List[DecodeStretch] = field(default_factory=list)
+    stretches: list[DecodeStretch] = field(default_factory=list)
     overhead: float = nan
     first_token: float = nan
     total: float = nan

@@ -5,7 +5,7 @@
 import ctypes
 from pathlib import Path
 import subprocess
-from typing import Callable, Tuple
+from typing import Callable
 
 
 class EmulatedKernels:
@@ -22,7 +22,7 @@ class EmulatedKernels:
              '-o', str(library)], check=True)
         self._library = ctypes.CDLL(str(library))
 
-    def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
+    def launch(self, name: str, grid: tuple[int, int, int], threads: int, shared_bytes: int,
                arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """Run one kernel to its end."""
         getattr(self._library, name)(*grid, shared_bytes, ctypes.byref(arguments))

@@ -5,7 +5,7 @@
 from math import isnan
 from pathlib import Path
 import threading
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import numpy as np
 import pytest
@@ -180,10 +180,10 @@ class Reader:
 
     def __init__(self, beside: bool) -> None:
         self.beside = beside
-        self.given: List[List[int]] = []
+        self.given: list[list[int]] = []
         self.thread: Optional[threading.Thread] = None
 
-    def predict(self, prompt_ids: List[int], state: Any = None) -> LengthDistribution:
+    def predict(self, prompt_ids: list[int], state: Any = None) -> LengthDistribution:
         self.given.append(list(prompt_ids))
         self.thread = threading.current_thread()
         return LengthDistribution(np.eye(64)[19], 16)
@@ -255,7 +255,7 @@ def test_a_model_for_which_none_is_shipped_has_none(make_checkpoint: Any) -> Non
     assert Engine.load(Load(str(_tiny(make_checkpoint)), device='cpu')).predictor is None
 
 
-_MADE: List[Path] = []
+_MADE: list[Path] = []
 
 
 def _tiny(make_checkpoint: Any) -> Path:

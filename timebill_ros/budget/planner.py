@@ -215,8 +215,7 @@ def _choose(inputs: PlanInputs, estimator: TimeEstimator, config: PlannerConfig,
 
 def _beside_s(times: PlannedTimes, inputs: PlanInputs, n_worst: int) -> float:
     """Return what ``n_worst`` tokens take that is in no sum over steps, whatever is evicted."""
-    recovery_s = times.recovery_s(inputs.n_prompt, n_worst - 1, inputs.width)
-    return times.overhead_s(n_worst) + recovery_s
+    return times.overhead_s(n_worst) + times.recovery_s(inputs.n_prompt, n_worst - 1)
 
 
 def _step(estimator: TimeEstimator, config: PlannerConfig, width: int, n_worst: int) -> Law:

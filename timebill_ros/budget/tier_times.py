@@ -63,8 +63,7 @@ class TierTimes:
         self._step = estimator.law(DECODE_STEP, tier, at.width)
         self._overhead = estimator.law(OVERHEAD, tier)
         recovery, self._behind = estimator.law(RECOVERY, tier), Behind(at.n_prompt, self._cached)
-        recovers = at.width == 1 and self._cached < recovery.lasts_steps
-        self._recovery = recovery if recovers else None
+        self._recovery = recovery if self._cached < recovery.lasts_steps else None
         evict = estimator.law(REEVICT if at.evicted else EVICT, tier)
         if at.evicted and evict.samples == 0:
             evict = estimator.law(EVICT, tier)

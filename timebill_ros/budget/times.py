@@ -37,10 +37,10 @@ class PlannedTimes:
         return self._factor * self.estimator.decode_s(
             n_cached, steps, self.config.worst_case_times, width=width, behind=behind)
 
-    def recovery_s(self, n_prompt: int, steps: int, width: int = 1) -> float:
+    def recovery_s(self, n_prompt: int, steps: int) -> float:
         """Return what of the first ``steps`` steps is due to the prompt that they lie behind."""
         return self._factor * self.estimator.recovery_s(
-            steps, Behind(n_prompt), self.config.worst_case_times, width=width)
+            steps, Behind(n_prompt), self.config.worst_case_times)
 
     @property
     def _factor(self) -> float:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much KV cache there can be, for how many sequences, and whether one more fits."""
 
-from typing import Dict, List, Tuple
 
 import torch
 
@@ -34,10 +33,10 @@ class CacheMemory:
         self._limit_bytes = limit_bytes
         self._free_bytes = free_bytes
         self._capacity = 0                      # tokens of one slot
-        self._written: List[int] = []           # per slot, the most ever cached: pages we have
-        self._held: Dict[int, int] = {}         # by slot, tokens that its sequence may reach
+        self._written: list[int] = []           # per slot, the most ever cached: pages we have
+        self._held: dict[int, int] = {}         # by slot, tokens that its sequence may reach
 
-    def reserve(self, max_context: int, max_batch: int) -> Tuple[int, int]:
+    def reserve(self, max_context: int, max_batch: int) -> tuple[int, int]:
         """
         Return how many slots to reserve, and of how many tokens.
 
@@ -84,7 +83,7 @@ class CacheMemory:
         """Count a sequence no more; on a CPU its pages stay with the slot."""
         self._held.pop(slot, None)
 
-    def _have_bytes(self, slot: int, held: Dict[int, int]) -> int:
+    def _have_bytes(self, slot: int, held: dict[int, int]) -> int:
         """Return the memory for a sequence in ``slot`` beside the sequences ``held``."""
         have = self._capacity * self.token_bytes
         if self._device.type != 'cpu':

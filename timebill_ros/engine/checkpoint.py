@@ -4,7 +4,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 from safetensors import safe_open, SafetensorError
 import torch
@@ -27,7 +27,7 @@ class Checkpoint:
         self._device = device
         self._dtype = dtype
         self._files = ExitStack()
-        self._open: Dict[str, Any] = {}
+        self._open: dict[str, Any] = {}
         self._file_of = _files_by_tensor(directory)
 
     def __enter__(self) -> 'Checkpoint':
@@ -36,7 +36,7 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    def stack(self, names: List[str], rows: List[int], columns: int = 0) -> Tensor:
+    def stack(self, names: list[str], rows: list[int], columns: int = 0) -> Tensor:
         """
         Read tensors of ``rows[i]`` rows (and ``columns``, unless 0) into one, along the rows.
 
@@ -72,7 +72,7 @@ class Checkpoint:
         return tensor
 
 
-def _files_by_tensor(directory: Path) -> Optional[Dict[str, str]]:
+def _files_by_tensor(directory: Path) -> Optional[dict[str, str]]:
     """Return tensor name to file name, or None where one file holds all."""
     index = read_json(directory / _INDEX)
     if index is not None:

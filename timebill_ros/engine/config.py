@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional
 
 from timebill_ros.engine.errors import ModelError
 
@@ -30,8 +30,8 @@ class ModelConfig:
     vocab_size: int
     norm_eps: float
     max_positions: int            # tokens; longest sequence that is computed exactly
-    eos_ids: Tuple[int, ...]      # tokens that end a response
-    rope: Dict[str, Any]          # rotary parameters as transformers keeps them ("rope_type", ...)
+    eos_ids: tuple[int, ...]      # tokens that end a response
+    rope: dict[str, Any]          # rotary parameters as transformers keeps them ("rope_type", ...)
     attention_bias: bool          # q, k, v have a bias
     output_bias: bool             # o has a bias
     mlp_bias: bool
@@ -101,7 +101,7 @@ def read_config(directory: Path) -> ModelConfig:
         rope_positions=config.max_position_embeddings)
 
 
-def read_json(path: Path) -> Optional[Dict[str, Any]]:
+def read_json(path: Path) -> Optional[dict[str, Any]]:
     """Return a file's JSON object, None if there is no file; raises ModelError if it is broken."""
     if not path.is_file():
         return None
@@ -111,7 +111,7 @@ def read_json(path: Path) -> Optional[Dict[str, Any]]:
         raise ModelError(f'{path} is not a valid JSON object: {error}') from error
 
 
-def _refuse_unsupported(raw: Dict[str, Any], directory: Path) -> None:
+def _refuse_unsupported(raw: dict[str, Any], directory: Path) -> None:
     family = raw.get('model_type')
     if family not in FAMILIES:
         raise ModelError(f'{directory}: architecture {family!r} is not supported; '
@@ -146,7 +146,7 @@ def _refuse_impossible(config: Any, directory: Path) -> None:
                          f'{config.num_key_value_heads} KV heads evenly')
 
 
-def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
+def _limit_positions(config: Any) -> tuple[int, Optional[int]]:
     """Return the longest exact context, and the sliding window if that is what limits it."""
     limit = int(config.max_position_embeddings)
     rope = config.rope_parameters
@@ -161,7 +161,7 @@ def _limit_positions(config: Any) -> Tuple[int, Optional[int]]:
     return limit, None
 
 
-def _eos_ids(generation_config: Path, config: Any) -> Tuple[int, ...]:
+def _eos_ids(generation_config: Path, config: Any) -> tuple[int, ...]:
     """
     Return the end tokens of the generation config, else of the model config.
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward pass as plain tensor code: a chunk of one prompt, or one token of each slot."""
 
-from typing import List, Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Decoder:
         cache.advance(slot, count)
         return self._logits(x[-1:])[0] if last else None
 
-    def step(self, slots: List[int], ids: Tensor) -> Tensor:
+    def step(self, slots: list[int], ids: Tensor) -> Tensor:
         """Run one token of each slot, ``ids`` [B]; returns the logits [B, vocab_size]."""
         cache = self._cache
         positions = torch.tensor([cache.position[slot] for slot in slots], device=ids.device)
@@ -90,7 +90,7 @@ class Decoder:
         return self._logits(x)
 
     def _project(self, layer: LayerWeights, x: Tensor, cos: Tensor,
-                 sin: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+                 sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q [M, n_heads, D], k and v [M, n_kv_heads, D]; q and k are normed and rotated."""
         c = self._config
         qkv = linear(self._norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)

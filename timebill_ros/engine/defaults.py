@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import json
 from math import inf
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import yaml
 
@@ -28,7 +28,7 @@ def default_sampling(name: str, directory: Path) -> Sampling:
     return _own_sampling(directory / 'generation_config.json')
 
 
-def sampling_fields(sampling: Sampling) -> Dict[str, Any]:
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """Return what a query may set, without the seed."""
     return {key: value for key, value in asdict(sampling).items() if key in _FIELDS}
 
@@ -46,7 +46,7 @@ def _entries(path: Path) -> Any:
     return entries
 
 
-def _checked(given: Dict[str, Any]) -> Sampling:
+def _checked(given: dict[str, Any]) -> Sampling:
     """Return the fields that are given as a sampling; raises ValueError for what cannot be one."""
     for key, allowed, limit in (
             ('temperature', lambda value: 0.0 <= value < inf, '0 or above'),

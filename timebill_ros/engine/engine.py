@@ -4,7 +4,7 @@
 
 from array import array
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Engine:
         self._ids = torch.zeros(
             (slots, capacity), dtype=torch.long, pin_memory=device.type == 'cuda')
         self._free_slots = list(range(slots))[::-1]
-        self._newest_slots: List[int] = []          # of the newest decode step, by row
+        self._newest_slots: list[int] = []          # of the newest decode step, by row
         self.notes = [*model.notes, *notes]
         if slots < load.max_batch:
             self.notes.append(f'{slots} of {load.max_batch} sequences at once: there is room for '
@@ -112,7 +112,7 @@ class Engine:
         return Engine(model, load, predictor)
 
     @property
-    def padded_lengths(self) -> List[int]:
+    def padded_lengths(self) -> list[int]:
         """The lengths to which short prompts are filled up, ascending; [] = they are not."""
         return self._prefill.padded_lengths
 
@@ -122,12 +122,12 @@ class Engine:
         return self._prefill.attention_stair
 
     @property
-    def packed_bytes(self) -> Dict[str, int]:
+    def packed_bytes(self) -> dict[str, int]:
         """Return by tier what its matrices take, where they are packed tighter than it says."""
         return self._steps.packed_bytes
 
     @property
-    def end_ids(self) -> Tuple[int, ...]:
+    def end_ids(self) -> tuple[int, ...]:
         """The tokens that end a response."""
         return self._end_ids
 
@@ -147,7 +147,7 @@ class Engine:
         elif self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
-    def tokenize(self, messages: List[Turn], limit: int = 0) -> List[int]:
+    def tokenize(self, messages: list[Turn], limit: int = 0) -> list[int]:
         """
         Return a conversation's ids up to where the answer starts; raises EngineError.
 
@@ -155,7 +155,7 @@ class Engine:
         """
         return self._codec.encode_chat(messages, limit)
 
-    def response_text(self, stop: List[str]) -> ResponseText:
+    def response_text(self, stop: list[str]) -> ResponseText:
         """Return the text side of a new response."""
         return ResponseText(self._codec, stop)
 
@@ -176,7 +176,7 @@ class Engine:
         """Return the free slot that costs the least: the one with the most memory already taken."""
         return max(self._free_slots, key=self._memory.written_tokens)
 
-    def open_sequence(self, ids: List[int], capacity: int,
+    def open_sequence(self, ids: list[int], capacity: int,
                       sampling: Optional[Sampling] = None) -> Sequence:
         """
         Start a sequence that may grow to ``capacity`` tokens, prompt and response.
@@ -350,8 +350,8 @@ class Engine:
         return seq.scores
 
     @torch.inference_mode()
-    def decode_step(self, seqs: List[Sequence], tier: str = '',
-                    goes_on: Callable[[bool], bool] = lambda over: False) -> List[int]:
+    def decode_step(self, seqs: list[Sequence], tier: str = '',
+                    goes_on: Callable[[bool], bool] = lambda over: False) -> list[int]:
         """
         Run the newest token of each sequence in one forward pass and choose the next ones.
 
@@ -390,7 +390,7 @@ class Engine:
         """Tell whether a decode step is under way that nobody has asked for yet."""
         return self._steps.ahead
 
-    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+    def is_ahead(self, seqs: list[Sequence], tier: str) -> bool:
         """Tell whether that is this step."""
         return self._steps.is_ahead(seqs, tier)
 

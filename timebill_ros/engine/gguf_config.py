@@ -3,7 +3,7 @@
 """The Hugging Face configuration that a GGUF file's metadata describes, and its tensors' names."""
 
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _BLOCK = {
     'ffn_down': 'mlp.down_proj'}
 
 
-def hugging_face_config(reader: Any, file: Path) -> Dict[str, Any]:
+def hugging_face_config(reader: Any, file: Path) -> dict[str, Any]:
     """Return the content of config.json; raises ModelError for what the engine cannot run."""
     fields = _Fields(reader, file)
     arch = fields.get('general.architecture')
@@ -38,7 +38,7 @@ def hugging_face_config(reader: Any, file: Path) -> Dict[str, Any]:
         raise ModelError(f'{file} has no tensor token_embd.weight')
     n_heads = fields.count(f'{arch}.attention.head_count')
     d_model = fields.count(f'{arch}.embedding_length')
-    config: Dict[str, Any] = {
+    config: dict[str, Any] = {
         'architectures': [_ARCHITECTURES[arch]], 'model_type': arch, 'hidden_act': 'silu',
         'num_hidden_layers': fields.count(f'{arch}.block_count'), 'hidden_size': d_model,
         'intermediate_size': fields.count(f'{arch}.feed_forward_length'),
@@ -101,7 +101,7 @@ class _Fields:
         return value
 
 
-def _rope(reader: Any, fields: _Fields, arch: str, file: Path) -> Dict[str, Any]:
+def _rope(reader: Any, fields: _Fields, arch: str, file: Path) -> dict[str, Any]:
     """Return the rotary parameters; frequency factors must be those that Llama 3's rule gives."""
     theta = float(fields.get(f'{arch}.rope.freq_base', 10000.0))
     table = [tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
@@ -121,7 +121,7 @@ def _rope(reader: Any, fields: _Fields, arch: str, file: Path) -> Dict[str, Any]
                      'use the safetensors checkpoint')
 
 
-def llama3_rope(factors: NDArray[np.float64], theta: float, file: Path) -> Dict[str, Any]:
+def llama3_rope(factors: NDArray[np.float64], theta: float, file: Path) -> dict[str, Any]:
     """
     Recover Llama 3's scaling from its table of frequency divisors [head_dim / 2].
 

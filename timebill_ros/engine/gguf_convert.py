@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,8 +129,8 @@ def _open(file: Path) -> Any:
         raise ModelError(f'{file} is not a readable GGUF file: {error}') from error
 
 
-def _tensors(reader: Any, config: Dict[str, Any], dtype: torch.dtype,
-             file: Path) -> Iterator[Tuple[str, Tensor]]:
+def _tensors(reader: Any, config: dict[str, Any], dtype: torch.dtype,
+             file: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor unpacked, under its Hugging Face name and in its row order."""
     from gguf.quants import dequantize
     for tensor in reader.tensors:
@@ -158,12 +158,12 @@ def split_halves(values: NDArray[np.float32], n_heads: int) -> NDArray[np.float3
     return paired.swapaxes(1, 2).reshape(values.shape)
 
 
-def _save_weights(tensors: Iterator[Tuple[str, Tensor]], directory: Path, count: int,
+def _save_weights(tensors: Iterator[tuple[str, Tensor]], directory: Path, count: int,
                   report: Callable[[float], None]) -> None:
     """Write shards of limited size, so that a large model never stands in memory whole."""
-    shard: Dict[str, Tensor] = {}
-    file_of: Dict[str, str] = {}
-    files: List[str] = []
+    shard: dict[str, Tensor] = {}
+    file_of: dict[str, str] = {}
+    files: list[str] = []
 
     def flush() -> None:
         files.append(f'model-{len(files) + 1:05d}.safetensors')

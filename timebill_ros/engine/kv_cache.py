@@ -3,7 +3,6 @@
 """The KV cache: one block of memory with fixed addresses in slots; one slot holds one sequence."""
 
 from dataclasses import dataclass, field
-from typing import List
 
 import torch
 from torch import Tensor
@@ -26,8 +25,8 @@ class KVCache:
 
     k: Tensor
     v: Tensor
-    length: List[int] = field(default_factory=list)      # per slot, entries
-    position: List[int] = field(default_factory=list)    # per slot, tokens
+    length: list[int] = field(default_factory=list)      # per slot, entries
+    position: list[int] = field(default_factory=list)    # per slot, tokens
 
     @property
     def capacity(self) -> int:

@@ -5,7 +5,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
 import time
-from typing import List, Optional, TYPE_CHECKING
+from typing import Optional, TYPE_CHECKING
 
 from timebill_ros.budget.quantiles import PROBABILITIES, Quantiles
 from timebill_ros.length_predictor.device_probe import DeviceProbe, Pending
@@ -32,7 +32,7 @@ class LengthForecast:
     """
 
     def __init__(
-        self, engine: 'Engine', prompt_ids: List[int], cap: int, estimator: 'TimeEstimator'
+        self, engine: 'Engine', prompt_ids: list[int], cap: int, estimator: 'TimeEstimator'
     ) -> None:
         """Prepare for a prompt whose response is at most ``cap`` tokens long."""
         self.n_predicted = 0                # N_hat, tokens; 0 = not predicted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import hashlib
 from pathlib import Path
 import platform
-from typing import Callable, List, Optional, TYPE_CHECKING
+from typing import Callable, Optional, TYPE_CHECKING
 
 import torch
 
@@ -48,8 +48,8 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     max_context: int                         # tokens, prompt and response
-    notes: List[str]                         # for the operator
-    tiers: Optional[List['Tier']] = None     # CUDA, made while loading: no bf16 weights were kept
+    notes: list[str]                         # for the operator
+    tiers: Optional[list['Tier']] = None     # CUDA, made while loading: no bf16 weights were kept
 
 
 def load_model(load: Load, report: Report) -> LoadedModel:
@@ -98,7 +98,7 @@ def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device,
 
 
 def _notes(load: Load, source: ModelSource, config: ModelConfig, codec: TextCodec,
-           device: torch.device) -> List[str]:
+           device: torch.device) -> list[str]:
     """Return what the operator should know of the model."""
     notes = []
     if not codec.has_chat_template:

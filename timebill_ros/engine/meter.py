@@ -33,9 +33,9 @@ class EngineMeter:
 
     Prefills, steps, evictions and overhead are those of queries (``unattended``), sampled as the
     server does by default. Prompts are taken as prefilled, but on a GPU, where a prefill lowers the
-    clock of what comes next: a single one is really prefilled there, up to _LONGEST_REAL tokens;
-    before a longer one, or several, another of so many. Nothing is measured there until the clock
-    has recovered from the prompt before.
+    clock of what comes next: a single one is really prefilled there, up to _LONGEST_REAL tokens,
+    before a longer one another of so many. Nothing is measured there until the clock has recovered
+    from the prompt before.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -127,10 +127,10 @@ class EngineMeter:
         """Return the engine that answers ``width`` prompts, prefilled as far as the class says."""
         if self.prefills_first:
             self._pause(_PAUSE_S)
-        if self.prefills_first >= n_prompt and width == 1:
+        if width == 1 and self.prefills_first >= n_prompt:
             return NotedEngine(self._engine)
-        if self.prefills_first:
-            self._whole_prefill(min(n_prompt, self.prefills_first))
+        if width == 1 and self.prefills_first:
+            self._whole_prefill(self.prefills_first)
         return _Assumed(self._engine)
 
     def _pause(self, least_s: float) -> None:

@@ -3,7 +3,7 @@
 """The law of a length predictor's time, measured when the engine starts."""
 
 import time
-from typing import List, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def with_predict_law(coefficients: TimingCoefficients, engine: 'Engine') -> Timi
     return coefficients.with_laws(PREDICT, [fit_law(PREDICT, _samples(engine.predictor))])
 
 
-def _samples(predictor: 'Predictor') -> List[Sample]:
+def _samples(predictor: 'Predictor') -> list[Sample]:
     points = [n for n in _PROMPT_TOKENS if n <= predictor.max_prompt_tokens]
     state = np.zeros(predictor.card.d_model, np.float32) if predictor.state_layer else None
     each = [(0, _STATE_ROUNDS)] if not points else [(n, _ROUNDS) for n in points]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill behind one interface: chunk by chunk anywhere, in slices of a chunk on CUDA."""
 
-from typing import List, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ class Prefill(Protocol):
 
     eviction: Eviction
 
-    padded_lengths: List[int]       # to which short prompts are filled up, ascending
+    padded_lengths: list[int]       # to which short prompts are filled up, ascending
     attention_stair: int            # attention of longer ones is done for a multiple of so many
 
     def begin(self, seq: Sequence) -> None:
@@ -46,7 +46,7 @@ class Prefill(Protocol):
 class PlainPrefill:
     """Whole chunks through the decoder's tensor code."""
 
-    padded_lengths: List[int] = []
+    padded_lengths: list[int] = []
     attention_stair = 1
 
     def __init__(self, decoder: Decoder, chunk_tokens: int, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 """The choice of the next token: what transformers' processors compute, in their order."""
 
 import math
-from typing import List, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Sampler:
     and response; then, unless greedy, temperature, top-k, top-p (arXiv 1904.09751), and a draw.
     """
 
-    def __init__(self, sampling: Sampling, prompt: List[int], device: torch.device) -> None:
+    def __init__(self, sampling: Sampling, prompt: list[int], device: torch.device) -> None:
         """Start a sequence; the same seed gives the same draws."""
         self.sampling = sampling
         self._generator = None
@@ -32,7 +32,7 @@ class Sampler:
                 self._generator.manual_seed(sampling.seed)
         self._prompt, self._device = prompt, device
         self._seen: Optional[Tensor] = None     # ids of prompt and response, but the newer ones
-        self._newer: List[int] = []
+        self._newer: list[int] = []
         self._begun: Optional[Tensor] = None    # the first token and its score
 
     def begin(self, logits: Tensor, prompt: Tensor) -> Optional[Tensor]:

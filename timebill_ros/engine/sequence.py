@@ -3,7 +3,7 @@
 """One query's state in the engine."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Optional
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Sequence:
     """A prompt on its way through prefill, eviction and decoding; only ``Engine`` changes it."""
 
     slot: int                                # of the KV cache
-    prompt: List[int]
+    prompt: list[int]
     capacity: int                            # tokens it may reach, prompt and response
     sampler: Sampler
     window: QueryWindow                      # queries for SnapKV
@@ -34,7 +34,7 @@ class Sequence:
     state_submitted: Callable[['Sequence'], None] = lambda seq: None
     submitted: Callable[['Sequence'], None] = lambda seq: None
     choose_first: Callable[['Sequence'], None] = lambda seq: None
-    tokens: List[int] = field(default_factory=list)    # the response so far
+    tokens: list[int] = field(default_factory=list)    # the response so far
     begun: bool = False                      # a device that keeps its own state knows of it
     closed: bool = False
 

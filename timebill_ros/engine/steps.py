@@ -3,7 +3,7 @@
 """Decode steps behind one interface: compiled on CPU and CUDA, plain tensor code anywhere."""
 
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Protocol, Tuple, TYPE_CHECKING, Union
+from typing import Callable, Optional, Protocol, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from timebill_ros.engine.cuda.runner import StepRunner
     from timebill_ros.engine.cuda.tiers import Tier
 
-Tiers = Union['CpuTiers', List['Tier']]      # of a CPU, of a CUDA device
+Tiers = Union['CpuTiers', list['Tier']]      # of a CPU, of a CUDA device
 
 _TIER_OF = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
 
@@ -33,11 +33,11 @@ class Steps(Protocol):
     """Takes decode steps in one of several precisions."""
 
     @property
-    def tiers(self) -> List[str]:
+    def tiers(self) -> list[str]:
         """Return the precisions, best quality first."""
 
     @property
-    def packed_bytes(self) -> Dict[str, int]:
+    def packed_bytes(self) -> dict[str, int]:
         """Return by tier what its matrices take, where they are packed tighter than it says."""
 
     @property
@@ -48,8 +48,8 @@ class Steps(Protocol):
     def logits(self) -> Tensor:
         """Return the logits of the newest step, [rows, vocab_size]; valid until the next one."""
 
-    def step(self, seqs: List[Sequence], tier: str,
-             goes_on: Callable[[bool], bool]) -> List[int]:
+    def step(self, seqs: list[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> list[int]:
         """
         Run the newest token of each sequence and return the next ones; '' = the first tier.
 
@@ -70,10 +70,10 @@ class Steps(Protocol):
     def ahead(self) -> bool:
         """Tell whether a step is under way that nobody has asked for yet."""
 
-    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+    def is_ahead(self, seqs: list[Sequence], tier: str) -> bool:
         """Tell whether that is this step."""
 
-    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+    def go_ahead(self, seqs: list[Sequence], tier: str) -> None:
         """Start a step like the newest one, for when it is asked for; where that is possible."""
 
     def settle(self) -> None:
@@ -85,11 +85,11 @@ class StepsOnDemand:
 
     ahead = False
 
-    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+    def is_ahead(self, seqs: list[Sequence], tier: str) -> bool:
         """Return False: there is none."""
         return False
 
-    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+    def go_ahead(self, seqs: list[Sequence], tier: str) -> None:
         """Start nothing."""
 
     def settle(self) -> None:
@@ -99,7 +99,7 @@ class StepsOnDemand:
 class PlainSteps(StepsOnDemand):
     """Steps through the decoder's tensor code, in the precision that the weights are in."""
 
-    packed_bytes: Dict[str, int] = {}
+    packed_bytes: dict[str, int] = {}
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype, device: torch.device) -> None:
         """Take the decoder that prefills as well."""
@@ -119,8 +119,8 @@ class PlainSteps(StepsOnDemand):
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
 
-    def step(self, seqs: List[Sequence], tier: str,
-             goes_on: Callable[[bool], bool]) -> List[int]:
+    def step(self, seqs: list[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> list[int]:
         """Run a step, as ``Steps`` says."""
         ids = torch.tensor([seq.tokens[-1] for seq in seqs], device=self._device)
         self.logits = self._decoder.step([seq.slot for seq in seqs], ids)
@@ -130,13 +130,13 @@ class PlainSteps(StepsOnDemand):
 class GraphSteps:
     """Steps as replays of CUDA graphs, the choice of the token included."""
 
-    packed_bytes: Dict[str, int] = {}
+    packed_bytes: dict[str, int] = {}
 
     def __init__(self, runner: 'StepRunner') -> None:
         """Take the runner of the graphs."""
         self.tiers = runner.tiers
         self._runner = runner
-        self._ahead: Optional[Tuple[List[Sequence], str]] = None
+        self._ahead: Optional[tuple[list[Sequence], str]] = None
 
     @property
     def tap(self) -> Optional[Tensor]:
@@ -158,8 +158,8 @@ class GraphSteps:
         """Tell the device how long the slot is now."""
         self._runner.move(slot)
 
-    def step(self, seqs: List[Sequence], tier: str,
-             goes_on: Callable[[bool], bool]) -> List[int]:
+    def step(self, seqs: list[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> list[int]:
         """Run a step, as ``Steps`` says."""
         if not self.is_ahead(seqs, tier):
             self.settle()
@@ -181,12 +181,12 @@ class GraphSteps:
         """Tell whether a step went ahead, as ``Steps`` says."""
         return self._ahead is not None
 
-    def is_ahead(self, seqs: List[Sequence], tier: str) -> bool:
+    def is_ahead(self, seqs: list[Sequence], tier: str) -> bool:
         """Tell whether this step did; a slot may have another sequence by now."""
         return self._ahead is not None and self._ahead[1] == tier and (
             [*map(id, self._ahead[0])] == [*map(id, seqs)])
 
-    def go_ahead(self, seqs: List[Sequence], tier: str) -> None:
+    def go_ahead(self, seqs: list[Sequence], tier: str) -> None:
         """Start a step; the device has all that it takes."""
         self._runner.enqueue(tier or self.tiers[0], [seq.slot for seq in seqs])
         self._ahead = list(seqs), tier
@@ -200,7 +200,7 @@ class GraphSteps:
                 seq.slot: seq.tokens[-1] for seq in seqs if not seq.closed})
 
 
-def make_tiers(model: LoadedModel, load: Load) -> Tuple['Tiers', List[str]]:
+def make_tiers(model: LoadedModel, load: Load) -> tuple['Tiers', list[str]]:
     """Make the tiers asked for that fit, for ``make_steps``; and notes on the rest."""
     if model.device.type == 'cpu':
         from timebill_ros.engine.cpu import setup as cpu

@@ -3,7 +3,7 @@
 """Text to tokens through the model's chat template, and tokens back to text as they come."""
 
 from pathlib import Path
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable, Sequence
 
 from timebill_ros.engine.errors import EngineError, ModelError, PromptRefused
 from timebill_ros.query import Turn
@@ -41,7 +41,7 @@ class TextCodec:
         self._backend.no_padding()
         self.has_chat_template = bool(tokenizer.chat_template)
 
-    def encode_chat(self, messages: Sequence[Turn], limit: int = 0) -> List[int]:
+    def encode_chat(self, messages: Sequence[Turn], limit: int = 0) -> list[int]:
         """
         Return a conversation's ids up to where the answer starts.
 
@@ -79,7 +79,7 @@ class TextCodec:
             [{'role': turn.role, 'content': turn.content} for turn in messages],
             add_generation_prompt=True, tokenize=False))
 
-    def _encode_within(self, text: str, limit: int, special: bool = False) -> List[int]:
+    def _encode_within(self, text: str, limit: int, special: bool = False) -> list[int]:
         n_characters = _LONG_CHARACTERS * limit
         if 0 < n_characters < len(text):
             ids = self.encode(text[:n_characters], special)
@@ -87,7 +87,7 @@ class TextCodec:
                 return ids
         return self.encode(text, special)
 
-    def encode(self, text: str, special: bool = False) -> List[int]:
+    def encode(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a text; ``special`` adds what the tokenizer puts around a text."""
         # not ``encode``, which holds Python's lock: the model would stand still as long
         encoded, = self._backend.encode_batch([text], add_special_tokens=special)
@@ -115,8 +115,8 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         """Start a response; ``decode`` as ``TextCodec.decode``."""
         self._decode = decode
-        self._context: List[int] = []     # tokens whose text is out, kept for what follows them
-        self._pending: List[int] = []     # tokens whose text is not out yet
+        self._context: list[int] = []     # tokens whose text is out, kept for what follows them
+        self._pending: list[int] = []     # tokens whose text is not out yet
 
     def push(self, token: int) -> str:
         """Take the next token; returns the text that it completes."""
@@ -180,7 +180,7 @@ class StopStrings:
         return held
 
 
-def _first_end(text: str, stop: str) -> Tuple[int, int]:
+def _first_end(text: str, stop: str) -> tuple[int, int]:
     return text.index(stop) + len(stop), len(stop)
 
 

@@ -3,7 +3,6 @@
 """CPU threads and environment of the engine process; imports no torch, which reads them."""
 
 import os
-from typing import List
 
 
 def prepare_environment() -> None:
@@ -36,7 +35,7 @@ def choose_threads(requested: int) -> int:
     return len(os.sched_getaffinity(0))
 
 
-def step_threads(requested: int) -> List[int]:
+def step_threads(requested: int) -> list[int]:
     """Return the numbers of threads worth trying for a decode step; one where it was asked for."""
     most = choose_threads(requested)
     if requested > 0 or os.environ.get('OMP_NUM_THREADS'):

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable, List, Optional, TYPE_CHECKING, Union
+from typing import Callable, Optional, TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Weights:
     """A whole model, every tensor in one dtype on one device. V = vocab_size."""
 
     embed: Tensor                      # [V, d]
-    layers: List[LayerWeights]
+    layers: list[LayerWeights]
     final_norm: Tensor                 # [d]
     head: Product                      # [V, d]; the same tensor as embed where tied and laid out so
 
@@ -105,10 +105,10 @@ def _load_layer(source: Checkpoint, config: ModelConfig, prefix: str) -> LayerWe
     def vector(name: str, size: int) -> Tensor:
         return source.stack([prefix + name], [size])
 
-    def product(names: List[str], rows: List[int], columns: int) -> Tensor:
+    def product(names: list[str], rows: list[int], columns: int) -> Tensor:
         return lay_out(source.stack([f'{prefix}{n}.weight' for n in names], rows, columns))
 
-    def bias(present: bool, names: List[str], rows: List[int]) -> Optional[Tensor]:
+    def bias(present: bool, names: list[str], rows: list[int]) -> Optional[Tensor]:
         return source.stack([f'{prefix}{n}.bias' for n in names], rows) if present else None
 
     qkv = [f'self_attn.{part}_proj' for part in 'qkv']

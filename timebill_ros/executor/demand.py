@@ -7,6 +7,7 @@ What a query still needs of the engine, and how long that takes: the numbers of 
 predicted length, or with the worst-case length where no predictor ran.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,8 @@ class Pace:
 
     def alone_ns(self, demand: Demand) -> int:
         """Return the worst case of all that is left, with the engine to itself."""
-        steps_s = self._steps_s(demand, demand.n_cached, demand.steps, demand.tier, 1)
-        return round((demand.before_s + steps_s) * NS_PER_S)
+        steps_s = self._steps_s(demand.n_cached, demand.steps, demand.tier, 1)
+        return round((demand.before_s + steps_s) * NS_PER_S) + self.own_recovery_ns(demand)
 
     def at_most_ns(self, demand: Demand, n_cached: int) -> int:
         """
@@ -73,17 +74,26 @@ class Pace:
         That is in the best tier, with nothing evicted of the ``n_cached`` tokens.
         """
         steps = demand.steps + demand.steps_beyond
-        steps_s = self._steps_s(demand, n_cached, steps, self.planning.estimator.tiers[0], 1)
-        return round((demand.before_s + steps_s) * NS_PER_S)
+        steps_s = self._steps_s(n_cached, steps, self.planning.estimator.tiers[0], 1)
+        return round((demand.before_s + steps_s) * NS_PER_S) + self.recovery_ns(demand.behind)
 
     def recovery_ns(self, behind: Behind) -> int:
-        """Return what steps of any tier from there on may take longer."""
-        return round(self._factor * self._recovery_s(behind) * NS_PER_S)
+        """Return what steps of any tier from there on may take longer, in the worst case."""
+        estimator = self.planning.estimator
+        longest_s = max((estimator.recovery_s(_EVER, behind, self._worst, tier)
+                         for tier in estimator.tiers), default=0.0)
+        return round(self._factor * longest_s * NS_PER_S)
 
     def own_recovery_ns(self, demand: Demand) -> int:
-        """Return what of ``alone_ns`` is due to its own prompt."""
-        own_s = self._own_recovery_s(demand, demand.steps, demand.tier)
-        return round(self._factor * own_s * NS_PER_S)
+        """
+        Return what of ``alone_ns`` is due to its own prompt.
+
+        Before it decodes all of that: whoever's steps come next may meet it.
+        """
+        if not demand.decodes:
+            return self.recovery_ns(demand.behind)
+        return round(self._factor * NS_PER_S * self.planning.estimator.recovery_s(
+            demand.steps, demand.behind, self._worst, demand.tier))
 
     def lately(self, before: Behind, behind: Behind) -> Behind:
         """Return where the device is after a prompt, if it was ``before``: what lasts longer."""
@@ -93,19 +103,26 @@ class Pace:
         return before if before.n_prompt > behind.n_prompt and before.done < lasts else behind
 
     def steps_ns(self, demand: Demand, n_cached: int, tier: str, width: int) -> int:
-        """Return the worst case of the decode steps that are left, ``width`` queries in each."""
-        return round(self._steps_s(demand, n_cached, demand.steps, tier, width) * NS_PER_S)
-
-    def step_ns(self, n_cached: float, tier: str, width: int, *places: Behind) -> int:
         """
-        Return the worst case of one decode step of ``width`` queries.
+        Return the worst case of the decode steps that are left, ``width`` queries in each.
 
-        ``places``: where it lies behind its own prompt, and behind one that the device met lately.
+        That is of settled ones: ``recovery_ns`` comes on top.
         """
-        estimator, worst = self.planning.estimator, self._worst
+        return round(self._steps_s(n_cached, demand.steps, tier, width) * NS_PER_S)
+
+    def step_ns(
+            self, n_cached: float, tier: str, lately: Behind, own: Sequence[Behind]) -> int:
+        """
+        Return the worst case of one decode step that some queries share.
+
+        ``own``: where it lies behind each one's prompt; ``lately``: behind the longest prompt that
+        the device met lately, whoever's that was.
+        """
+        estimator, worst, width = self.planning.estimator, self._worst, len(own)
         seconds = estimator.decode_s(n_cached, 1, worst, tier, width) + max(
-            (estimator.recovery_s(1, behind, worst, tier, width) for behind in places),
-            default=0.0)
+            estimator.recovery_s(1, behind, worst, tier) for behind in own)
+        if all(behind.n_prompt != lately.n_prompt for behind in own):
+            seconds += estimator.recovery_s(1, lately, worst, tier)
         return round((self._factor * seconds + width * self._token_s) * NS_PER_S)
 
     def likely_ns(self, demand: Demand, tier: str, width: int) -> int:
@@ -133,25 +150,12 @@ class Pace:
         both = estimator.overhead_s(2, self._worst) - estimator.overhead_s(1, self._worst)
         return self._factor * both
 
-    def _steps_s(self, demand: Demand, n_cached: int, steps: int, tier: str, width: int) -> float:
-        estimator, worst, seconds = self.planning.estimator, self._worst, 0.0
-        if steps > 0:
-            seconds = (estimator.decode_s(n_cached, steps, worst, tier, width)
-                       + width * estimator.overhead_s(steps, worst))
-        return self._factor * (seconds + self._own_recovery_s(demand, steps, tier, width))
-
-    def _own_recovery_s(self, demand: Demand, steps: int, tier: str, width: int = 1) -> float:
-        """Return the part of its steps' time that is due to its prompt."""
-        if not demand.decodes:      # whoever's steps come next may meet it
-            return self._recovery_s(demand.behind) if width == 1 else 0.0
-        return self.planning.estimator.recovery_s(
-            steps, demand.behind, self._worst, tier, width)
-
-    def _recovery_s(self, behind: Behind) -> float:
-        """Return what steps of any tier from there on may take longer."""
+    def _steps_s(self, n_cached: int, steps: int, tier: str, width: int) -> float:
+        if steps < 1:
+            return 0.0
         estimator = self.planning.estimator
-        return max((estimator.recovery_s(_EVER, behind, self._worst, tier)
-                    for tier in estimator.tiers), default=0.0)
+        decode_s = estimator.decode_s(n_cached, steps, self._worst, tier, width)
+        return self._factor * (decode_s + width * estimator.overhead_s(steps, self._worst))
 
 
 def demand_of_waiting(needs: Needs, cap: int) -> Demand:

@@ -15,7 +15,7 @@ import functools
 import json
 import struct
 import typing
-from typing import Any, BinaryIO, Dict, List, Optional
+from typing import Any, BinaryIO, Optional
 
 from timebill_ros.query import Ending, Query, QueryTiming, Stage
 
@@ -41,13 +41,13 @@ class Load:
     realtime_priority: int = 0               # SCHED_FIFO of a GPU's engine thread; 0 = off
     gpu_memory_fraction: float = 0.9         # share of a GPU's memory that the engine may take
     prefill_chunk: int = 0                   # tokens per prefill chunk; 0 = chosen by the engine
-    tiers: List[str] = field(default_factory=lambda: [AUTO_TIERS])  # and bf16, int8, int4
+    tiers: list[str] = field(default_factory=lambda: [AUTO_TIERS])  # and bf16, int8, int4
     prefill_tier: str = ''                   # of a CPU's prefill, or int16; "" = full precision
     tap_layer: int = 0                       # layers before the state to read; a predictor sets it
     predictor: str = 'default'               # of response lengths: a name or a path; "" = none
     allow_download: bool = False
     cache_dir: str = ''                      # models and profiles; "" = the user's cache directory
-    policy: Dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig
+    policy: dict[str, Any] = field(default_factory=dict)  # fields of planner.PlannerConfig
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Drop:
 class Adopt:
     """Plan with these coefficients from the next query on (``TimingCoefficients.to_dict``)."""
 
-    coefficients: Dict[str, Any]
+    coefficients: dict[str, Any]
     source: str                              # "topic", "file" or "profile"
 
 
@@ -76,7 +76,7 @@ class Adopt:
 class SetPolicy:
     """Plan with these fields of planner.PlannerConfig from the next query on."""
 
-    policy: Dict[str, Any]
+    policy: dict[str, Any]
 
 
 @dataclass
@@ -116,7 +116,7 @@ class ModelInfo:
     family: str                              # "llama", "qwen2", "qwen3", "mistral"
     device: str                              # device name, e.g. "NVIDIA H200"
     dtype: str
-    tiers: List[str]                         # best quality first
+    tiers: list[str]                         # best quality first
     n_layers: int
     n_heads: int
     n_kv_heads: int
@@ -125,7 +125,7 @@ class ModelInfo:
     max_context: int                         # tokens, prompt and response
     n_max: int
     kv_bytes_per_token: int
-    sampling: Dict[str, Any]                 # the server's default sampling for this model
+    sampling: dict[str, Any]                 # the server's default sampling for this model
     engine_version: str
     max_batch: int = 1                       # sequences at once
 
@@ -135,7 +135,7 @@ class Ready:
     """The engine answers queries from now on."""
 
     info: ModelInfo
-    coefficients: Dict[str, Any]             # what it plans with (``TimingCoefficients.to_dict``)
+    coefficients: dict[str, Any]             # what it plans with (``TimingCoefficients.to_dict``)
     coefficients_source: str                 # "file" or "profile"
     load_s: float
     profile_s: float
@@ -205,7 +205,7 @@ class ProfileProgress:
 class ProfileDone:
     """The profile ended. ``error_msg`` is empty on success."""
 
-    coefficients: Optional[Dict[str, Any]]
+    coefficients: Optional[dict[str, Any]]
     path: str
     error_msg: str
     canceled: bool = False
@@ -261,7 +261,7 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=None)
-def _hints(cls: Any) -> Dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -153,8 +153,11 @@ class Promises:
         """
         slack_ns, end_ns, free = 1 << 62, start_ns, self._free
         if kept:
-            end_ns += max(0, self._pace.recovery_ns(lately)
-                          - self._pace.own_recovery_ns(demands[kept[0].query_id]))
+            first = demands[kept[0].query_id]
+            met_ns = self._pace.recovery_ns(lately)
+            if lately.n_prompt == first.behind.n_prompt:
+                met_ns = max(0, met_ns - self._pace.own_recovery_ns(first))
+            end_ns += met_ns
         done: set[str] = set()
         counts = False
         for job in kept:
@@ -183,9 +186,10 @@ class Promises:
         mine = [demands[job.query_id] for job in kept]
         tier = self.shared_tier(kept)
         start_ns += round(sum(each.before_s for each in mine) * NS_PER_S)
-        # one by itself goes on where others have ended, and recovers where several would have
-        start_ns += max(self._pace.recovery_ns(place)
-                        for place in (lately, *(each.behind for each in mine)))
+        own = max((each.behind for each in mine), key=self._pace.recovery_ns)
+        start_ns += self._pace.recovery_ns(own)
+        if lately.n_prompt != own.n_prompt:
+            start_ns += self._pace.recovery_ns(lately)
         n_cached = _longest(kept, demands)
         slack_ns = min(
             job.query.due_ns - start_ns

@@ -304,7 +304,7 @@ class Scheduler:
         tier = tier or self._fastest(jobs)
         n_cached = sum(job.demand.n_cached for job in jobs) / len(jobs)
         return Turn(Act.STEP, tuple(jobs), tier, self.pace.step_ns(
-            n_cached, tier, len(jobs), jobs[0].demand.behind, self._lately))
+            n_cached, tier, self._lately, [job.demand.behind for job in jobs]))
 
     def _unit_of(self, job: Job) -> Turn:
         if not job.running:

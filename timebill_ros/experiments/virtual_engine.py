@@ -203,8 +203,7 @@ class VirtualEngine:
         n_cached, width = sum(seq.n_cached for seq in seqs) / len(seqs), len(seqs)
         self._step_factor = self._factor('decode_step', width)
         seconds = self._estimator.decode_s(n_cached, 1, False, tier, width)
-        if width == 1:
-            seconds += self._recovery_s(seqs[0], tier)
+        seconds += max(self._recovery_s(seq, tier) for seq in seqs)
         self._hot = self._hot._replace(done=self._hot.done + 1)
         self._ahead = list(seqs), tier
         span_ns = int(self._step_factor * seconds * NS_PER_S)

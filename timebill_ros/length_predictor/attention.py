@@ -8,7 +8,7 @@ values once per query head, and cuDNN's attention plans anew for every cache len
 rows each of these costs more than the model.
 """
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class _SlotLayer(DynamicLayer):
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Write one position per row where the cache says; return views of what may be seen."""
         cache = self._cache
         self.keys[cache.rows, :, cache.position] = key_states[:, :, 0]
@@ -88,7 +88,7 @@ def batched_attention(
     attention_mask: Optional[Tensor],
     scaling: Optional[float] = None,
     **kwargs: Any,
-) -> Tuple[Tensor, None]:
+) -> tuple[Tensor, None]:
     """
     Attend causally (prefill, no mask) or under a mask (one query position per row).
 

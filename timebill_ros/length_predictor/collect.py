@@ -5,7 +5,7 @@
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 
@@ -60,7 +60,7 @@ def collect(
     added = 0
     with path.open('a', encoding='utf-8', buffering=1) as out:
 
-        def write(index: int, response: List[int]) -> None:
+        def write(index: int, response: list[int]) -> None:
             nonlocal added
             prompt, ids = todo[index]
             row = _row(prompt, len(ids), response, target.eos_ids, config)
@@ -71,7 +71,7 @@ def collect(
 
         total, rows, tokens = len(todo), config.max_rows, config.max_batch_tokens
         while todo:
-            finished: Set[int] = set()
+            finished: set[int] = set()
             try:
                 generate(
                     target, [ids for _, ids in todo], config.sampling, config.cap, rows, tokens,
@@ -89,11 +89,11 @@ def collect(
 def _row(
     prompt: Prompt,
     n_prompt: int,
-    response: List[int],
+    response: list[int],
     eos_ids: Sequence[int],
     config: CollectConfig,
-) -> Dict[str, Any]:
-    row: Dict[str, Any] = {
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
         'id': prompt.prompt_id,
         'n_prompt': n_prompt,
         'n': len(response),
@@ -104,7 +104,7 @@ def _row(
     return row
 
 
-def _resume(path: Path, header: Dict[str, Any]) -> set:
+def _resume(path: Path, header: dict[str, Any]) -> set:
     """Start the file, or check its settings and drop a line that a crash cut off."""
     if not path.exists() or path.stat().st_size == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +123,8 @@ def _resume(path: Path, header: Dict[str, Any]) -> set:
 class Lengths:
     """Collected lengths of one target under one setting of its sampling."""
 
-    header: Dict[str, Any]
-    rows: Dict[str, Dict[str, Any]]  # by prompt id
+    header: dict[str, Any]
+    rows: dict[str, dict[str, Any]]  # by prompt id
 
 
 def read_lengths(path: Path, expect_target: Optional[str] = None) -> Lengths:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 import subprocess
 import sys
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from timebill_ros.length_predictor.target import load_target, Target
 from timebill_ros.length_predictor.train import HeadTraining, Rows
 
 
-def read_runs(paths: List[Path]) -> List[Lengths]:
+def read_runs(paths: list[Path]) -> list[Lengths]:
     """Read the length files of several runs; ValueError if their settings differ."""
     runs = [read_lengths(path) for path in paths]
     first = _settings_of(runs[0])
@@ -29,12 +29,12 @@ def read_runs(paths: List[Path]) -> List[Lengths]:
     return runs
 
 
-def _settings_of(run: Lengths) -> Dict[str, Any]:
+def _settings_of(run: Lengths) -> dict[str, Any]:
     """Return what has to be alike in runs; device and precision are their noise."""
     return {k: v for k, v in run.header.items() if k not in ('device', 'dtype')}
 
 
-def lengths_of(ids: List[str], runs: List[Lengths]) -> NDArray[np.int64]:
+def lengths_of(ids: list[str], runs: list[Lengths]) -> NDArray[np.int64]:
     """Return [prompts, runs], tokens; ValueError for a prompt that a run lacks."""
     missing = next((i for i in ids if any(i not in run.rows for run in runs)), None)
     if missing is not None:
@@ -56,7 +56,7 @@ def read_states(arguments: argparse.Namespace, run: Lengths) -> StatesFile:
 
 def read_variations(
     arguments: argparse.Namespace, own: StatesFile, run: Lengths
-) -> List[Tuple[StatesFile, Lengths]]:
+) -> list[tuple[StatesFile, Lengths]]:
     """Read the states and lengths of variations, in pairs of files."""
     paths = list(zip(arguments.more_states, arguments.more_lengths))
     if len(arguments.more_states) != len(arguments.more_lengths):
@@ -69,8 +69,8 @@ def read_variations(
 
 
 def variation_rows(
-    found: Sequence[Tuple[StatesFile, Lengths]], layer: int
-) -> List[Rows]:
+    found: Sequence[tuple[StatesFile, Lengths]], layer: int
+) -> list[Rows]:
     """Return what a head on the prompts' states at ``layer`` learns from variations."""
     return [
         Rows(states.at(layer), lengths_of(states.ids, [run]), states.ids) for states, run in found]
@@ -84,7 +84,7 @@ def check_cap(card: Card, arguments: argparse.Namespace, run: Lengths) -> None:
             f'{arguments.lengths[0]} has the cap {run.header["cap"]}')
 
 
-def head_training(chosen: Dict[str, Any]) -> HeadTraining:
+def head_training(chosen: dict[str, Any]) -> HeadTraining:
     """Return a head's training from the settings "train"."""
     names = ('hidden', 'dropout', 'input_noise', 'epochs')
     return HeadTraining(
@@ -120,7 +120,7 @@ def target_of(arguments: argparse.Namespace) -> Target:
     return load_target(directory_of(arguments), device_of(arguments), arguments.dtype)
 
 
-def make_card(arguments: argparse.Namespace, runs: List[Lengths], width: int, kind: str) -> Card:
+def make_card(arguments: argparse.Namespace, runs: list[Lengths], width: int, kind: str) -> Card:
     """Return the card of a checkpoint to be trained."""
     from timebill_ros.engine.config import read_config
 

@@ -4,7 +4,7 @@
 
 import argparse
 import time
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from timebill_ros.length_predictor.states_file import collect_states
 from timebill_ros.length_predictor.vary import vary as vary_prompts
 from timebill_ros.query import Sampling
 
-Result = Dict[str, Any]     # to be printed
+Result = dict[str, Any]     # to be printed
 
 
 def collect(arguments: argparse.Namespace, settings: Settings) -> Result:

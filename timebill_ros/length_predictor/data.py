@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gzip
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Iterator, Sequence
 import zlib
 
 
@@ -19,14 +19,14 @@ class Prompt:
     text: str
 
 
-def read_prompts(path: Path) -> List[Prompt]:
+def read_prompts(path: Path) -> list[Prompt]:
     """
     Read ``{"id", "prompt"[, "source"]}`` lines; the source defaults to the id up to a "/".
 
     Raises ValueError naming the line when one has no id or prompt, or an id comes twice, and for a
     file without prompts.
     """
-    prompts: List[Prompt] = []
+    prompts: list[Prompt] = []
     seen = set()
     for number, row in enumerate(read_jsonl(path, may_be_cut_off=False), start=1):
         try:
@@ -58,7 +58,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
             out.write(json.dumps(row) + '\n')
 
 
-def read_jsonl(path: Path, may_be_cut_off: bool = True) -> Iterator[Dict[str, Any]]:
+def read_jsonl(path: Path, may_be_cut_off: bool = True) -> Iterator[dict[str, Any]]:
     """
     Yield the objects of a JSON lines file, gzipped if its name ends so.
 

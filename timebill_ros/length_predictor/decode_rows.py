@@ -3,7 +3,7 @@
 """Rows that decode in step, each with a prompt of its own: what collecting lengths runs on."""
 
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class DecodeRows:
         self._alive = torch.zeros(rows, dtype=torch.bool, device=device)
         # the last column takes what rows without a prompt write
         self._out = torch.zeros(rows, cap + 1, dtype=torch.long, device=device)
-        self._graphs: Dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._recorded = device.type == 'cuda' and sampling.temperature == 0
-        self.prompt: List[Optional[int]] = [None] * rows    # which prompt a row works on
+        self.prompt: list[Optional[int]] = [None] * rows    # which prompt a row works on
 
     def fill(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Prefill prompts of similar length into rows and choose their first tokens."""
@@ -79,7 +79,7 @@ class DecodeRows:
         for _ in range(steps):
             self._advance(visible)
 
-    def take_ended(self) -> List[Tuple[int, List[int]]]:
+    def take_ended(self) -> list[tuple[int, list[int]]]:
         """Return the rows that have ended, by number, with their responses, and free them."""
         busy = [row for row, prompt in enumerate(self.prompt) if prompt is not None]
         alive, count = self._alive.tolist(), self._count.tolist()

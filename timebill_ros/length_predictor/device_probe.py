@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The probe on a GPU: from a state to a calibrated distribution without a word from the host."""
 
-from typing import Dict, Optional
+from typing import Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class DeviceProbe(ProbePredictor):
     """
 
     def __init__(
-        self, card: Card, tensors: Dict[str, NDArray[np.float32]], device: torch.device
+        self, card: Card, tensors: dict[str, NDArray[np.float32]], device: torch.device
     ) -> None:
         """Put the heads on ``device`` (a CPU only in tests)."""
         super().__init__(card, tensors)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 import math
 import random
-from typing import Callable, Dict, Iterator, List, Sequence
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def predict_logits(
     """Return logits [sequences, classes]."""
     device = next(model.parameters()).device
     model.eval()
-    out: Dict[int, Tensor] = {}
+    out: dict[int, Tensor] = {}
     for batch in batches_by_length([len(s) for s in sequences], 512, max_batch_tokens, 0):
         ids, n_tokens = pad([sequences[i] for i in batch], device)
         with torch.autocast(device.type, torch.bfloat16):
@@ -127,7 +127,7 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> 'tuple[Tens
 
 def _mixed_batches(
     sequences: Sequence[Sequence[int]], rows: Sequence[int], size: int, shuffle: random.Random
-) -> Iterator[List[int]]:
+) -> Iterator[list[int]]:
     """Yield shuffled batches of similar length: sorted within random pools of 32 batches."""
     order = list(rows)
     shuffle.shuffle(order)
@@ -139,5 +139,5 @@ def _mixed_batches(
     yield from batches
 
 
-def _copy_trained(model: PromptClassifier) -> Dict[str, Tensor]:
+def _copy_trained(model: PromptClassifier) -> dict[str, Tensor]:
     return {name: copy.deepcopy(value.detach()) for name, value in model.trained()}

@@ -5,7 +5,7 @@
 import copy
 from dataclasses import dataclass
 import math
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class HeadConfig:
 
 def standardisation(
     features: NDArray[np.float32],
-) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and scale per feature; a feature that never changes gets scale 1."""
     mean = features.mean(0, dtype=np.float64)
     scale = features.std(0, dtype=np.float64)
@@ -45,9 +45,9 @@ def fit_head(
     train: Sequence[int],
     validation: Sequence[int],
     config: HeadConfig,
-    scaling: Optional[Tuple[NDArray[np.float32], NDArray[np.float32]]] = None,
+    scaling: Optional[tuple[NDArray[np.float32], NDArray[np.float32]]] = None,
     device: str = 'cpu',
-) -> Tuple[Head, float]:
+) -> tuple[Head, float]:
     """
     Train one member; return it and its best validation cross-entropy.
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batched generation for collecting lengths: a row that ends makes room for the next prompt."""
 
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable, Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ _SHRINK_SHARE = 1 / 2       # at the end the batch shrinks when no more than thi
 _PREFILL_TOKENS = 100_000   # in one forward pass
 _LONG = 3                   # prompts that need more than 3 caps of room have a batch of their own
 
-Done = Callable[[int, List[int]], None]     # index of a prompt, its response ids
+Done = Callable[[int, list[int]], None]     # index of a prompt, its response ids
 
 
 @torch.inference_mode()
@@ -28,16 +28,16 @@ def generate(
     max_rows: int = 1024,
     max_batch_tokens: int = 1_600_000,
     done: Done = lambda index, response: None,
-) -> List[List[int]]:
+) -> list[list[int]]:
     """
     Return each prompt's response ids, the end token included, at most ``cap`` of them.
 
     At most ``max_rows`` prompts are answered at once, with room for ``max_batch_tokens`` prompt
     and response tokens together; ``done`` is called for each as soon as its end has been seen.
     """
-    answers: List[List[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     limit = _LONG * cap
-    groups: Tuple[List[int], List[int]] = ([], [])
+    groups: tuple[list[int], list[int]] = ([], [])
     for index, ids in enumerate(prompts):
         groups[len(ids) + cap > limit].append(index)
     for group in groups:
@@ -53,9 +53,9 @@ def generate(
 
 def _work_off(
     batch: DecodeRows,
-    group: List[int],
+    group: list[int],
     prompts: Sequence[Sequence[int]],
-    answers: List[List[int]],
+    answers: list[list[int]],
     done: Done,
 ) -> None:
     waiting = sorted(group, key=lambda i: len(prompts[i]))      # the longest last: first to go

@@ -3,7 +3,7 @@
 """A small head on fixed features: two layers, evaluated in numpy within microseconds."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Head:
         members = np.matmul(self.w2, first.reshape(len(self.w2), -1, 1))[:, :, 0] + self.b2
         return softmax(members.astype(np.float64)).mean(0)
 
-    def tensors(self) -> Dict[str, NDArray[np.float32]]:
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return the arrays by name, for a checkpoint."""
         return {
             'mean': self.mean,
@@ -65,7 +65,7 @@ class Head:
         }
 
 
-def join_heads(heads: List[Head]) -> Head:
+def join_heads(heads: list[Head]) -> Head:
     """Return one ensemble of several heads that share their standardisation."""
     first = heads[0]
     if any(

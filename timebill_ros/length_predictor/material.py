@@ -3,7 +3,7 @@
 """What the tables are made from: the files that collecting and training left."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from timebill_ros.length_predictor.split import Split
 from timebill_ros.length_predictor.states_file import StatesFile
 from timebill_ros.length_predictor.train import HeadTraining, held_out_rows, Rows
 
-Table = List[Dict[str, Any]]
+Table = list[dict[str, Any]]
 
 
 @dataclass
@@ -26,13 +26,13 @@ class Material:
     prompts: Sequence[Prompt]
     split: Split
     run: Lengths                        # what is measured against
-    other_runs: List[Lengths]           # of the same target with other arithmetic
+    other_runs: list[Lengths]           # of the same target with other arithmetic
     states: StatesFile
     probe: Predictor                    # the shipped checkpoint
-    predictions: List[Predictions]
+    predictions: list[Predictions]
     training: HeadTraining
     say: Callable[[str], None]
-    variations: List[Rows] = field(default_factory=list)    # at the layer that the probe reads
+    variations: list[Rows] = field(default_factory=list)    # at the layer that the probe reads
 
     def __post_init__(self) -> None:
         """Put everything into the order of the states file's rows."""
@@ -53,6 +53,6 @@ class Material:
         """Return the lengths of the prompts that were predicted."""
         return self.lengths[[self._row[i] for i in said.ids]]
 
-    def sources_of(self, said: Predictions) -> List[str]:
+    def sources_of(self, said: Predictions) -> list[str]:
         """Return the sources of the prompts that were predicted."""
         return [str(self.sources[self._row[i]]) for i in said.ids]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good predictions of length are."""
 
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ MIN_ROWS_PER_SOURCE = 300
 
 def evaluate_points(
     median: NDArray[np.float64], mean: NDArray[np.float64], lengths: NDArray[np.int64]
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """
     Return the errors of point predictions, tokens.
 
@@ -42,7 +42,7 @@ def evaluate_distribution(
     lengths: NDArray[np.int64],
     sources: Optional[Sequence[str]] = None,
     width: int = 16,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """
     Return all measures of predicted ``pmf`` [rows, cap] against the true lengths [rows].
 
@@ -52,7 +52,7 @@ def evaluate_distribution(
     points = {q: (cumulated < q - 1e-9).sum(1) + 1 for q in QUANTILES}
     points = {q: np.minimum(v, pmf.shape[1]) for q, v in points.items()}
     mean = pmf @ np.arange(1, pmf.shape[1] + 1)
-    out: Dict[str, Any] = dict(evaluate_points(points[0.5], mean, lengths))
+    out: dict[str, Any] = dict(evaluate_points(points[0.5], mean, lengths))
     out['mae_upper_edge'] = float(
         np.abs(np.minimum(-(-points[0.5] // width) * width, pmf.shape[1]) - lengths).mean()
     )

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,12 @@ class Predictions:
     """
 
     kind: str
-    ids: List[str]
+    ids: list[str]
     n_layers: int = 0
-    points: Dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    points: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     probabilities: Optional[NDArray[np.float64]] = None
     calibration: Optional[Calibration] = None
-    shortened: Dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    shortened: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def pmf(self, n_p: int = 0) -> NDArray[np.float64]:
         """Return the distributions [rows, cap], for prompts shortened to ``n_p`` if given."""

@@ -3,7 +3,7 @@
 """The one interface of all predictors, as the engine calls it."""
 
 from pathlib import Path
-from typing import Dict, Optional, Protocol, Sequence
+from typing import Optional, Protocol, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Predictor(Protocol):
 class ProbePredictor:
     """A head on the target's own states: a prediction is two small products."""
 
-    def __init__(self, card: Card, tensors: Dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, card: Card, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.name = 'probe'
         self.card = card
         self.max_prompt_tokens, self.beside = 0, False
@@ -94,7 +94,7 @@ class ProbePredictor:
 class FixedPredictor:
     """The baselines "median" and "length": the prompt's length at most counts."""
 
-    def __init__(self, card: Card, tensors: Dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, card: Card, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.name = card.kind
         self.card = card
         self.max_prompt_tokens, self.beside = 0, False
@@ -171,7 +171,7 @@ def load_predictor(
 
 def head_tensors(
     prefix: str, head: Head, calibration: Calibration
-) -> Dict[str, NDArray[np.float64]]:
+) -> dict[str, NDArray[np.float64]]:
     """Return what _parts reads back: a head and its calibration under ``prefix``."""
     tensors = {
         f'{prefix}head.{name}': value.astype(np.float64) for name, value in head.tensors().items()
@@ -185,7 +185,7 @@ def head_tensors(
 
 
 def _parts(
-    tensors: Dict[str, NDArray[np.float32]], prefix: str, buckets: Buckets
+    tensors: dict[str, NDArray[np.float32]], prefix: str, buckets: Buckets
 ) -> 'tuple[Head, Calibration]':
     within = tensors[f'calibration.{prefix}within'].astype(np.float64)
     calibration = Calibration(

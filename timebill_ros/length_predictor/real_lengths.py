@@ -5,7 +5,7 @@
 import gzip
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,13 @@ _GAMMA = 1.0        # of the Gaussian kernel, per mean squared distance of a fea
 _RIDGE = 0.3        # added to the kernel's diagonal of ones
 
 
-def read_real_lengths(path: Path) -> Dict[str, Any]:
+def read_real_lengths(path: Path) -> dict[str, Any]:
     """Read ``{"prompts": [...], "prompt_tokens": [...], "lengths": {model: [...]}}``, gzipped."""
     with gzip.open(path, 'rt', encoding='utf-8') as file:
         return json.load(file)
 
 
-def real_length_table(data: Dict[str, Any], states: StatesFile) -> List[Dict[str, Any]]:
+def real_length_table(data: dict[str, Any], states: StatesFile) -> list[dict[str, Any]]:
     """
     Return, per target, how well lengths are predicted that ten-fold heads have not seen.
 
@@ -43,7 +43,7 @@ def real_length_table(data: Dict[str, Any], states: StatesFile) -> List[Dict[str
         'prompt length': np.concatenate([log_prompt, log_prompt**2], 1),
     }
     known = {name: _floats(data['lengths'][name]) for name in TARGETS}
-    table: List[Dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for target, lengths in known.items():
         kept = np.isfinite(lengths)
         for name, values in features.items():
@@ -60,13 +60,13 @@ def real_length_table(data: Dict[str, Any], states: StatesFile) -> List[Dict[str
     return table
 
 
-def _floats(values: List[Any]) -> NDArray[np.float64]:
+def _floats(values: list[Any]) -> NDArray[np.float64]:
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
 def _cross_validated(
     features: NDArray[np.float64], lengths: NDArray[np.float64], share: float
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     fold = rng.integers(0, _FOLDS, len(lengths))
     log = np.log(lengths)

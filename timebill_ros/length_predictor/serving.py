@@ -3,7 +3,7 @@
 """Which predictor a server uses: found, loaded and checked when it starts."""
 
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from timebill_ros.length_predictor.checkpoint import CheckpointError, read_card
 from timebill_ros.length_predictor.predictor import load_predictor, Predictor
@@ -52,7 +52,7 @@ def _shipped(kind: str, key: str) -> Optional[Path]:
 def _only_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found: List[Path] = sorted(path.glob('*.safetensors'))
+    found: list[Path] = sorted(path.glob('*.safetensors'))
     if len(found) != 1:
         raise CheckpointError(
             f'{path} holds {len(found)} .safetensors files; name the checkpoint itself')

@@ -4,11 +4,11 @@
 
 from math import isfinite
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 from timebill_ros.paths import config_file
 
-Settings = Dict[str, Dict[str, Any]]
+Settings = dict[str, dict[str, Any]]
 
 # The smallest value; of other whole numbers 1, of other numbers 0.
 _LEAST = {'cap': 2, 'seed': 0}
@@ -72,5 +72,5 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _among(names: Dict[str, Any]) -> str:
+def _among(names: dict[str, Any]) -> str:
     return f'there are {", ".join(map(str, names))}'

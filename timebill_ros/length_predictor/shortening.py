@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of a prompt a predictor that reads prompts is given (TimeBill, section 3.2)."""
 
-from typing import Callable, List, Sequence
+from typing import Callable, Sequence
 
 _LEAST_TOKENS = 16      # fewer say nothing about the answer
 
@@ -29,7 +29,7 @@ def prompt_tokens_that_fit(
     return low
 
 
-def shorten(ids: Sequence[int], limit: int) -> List[int]:
+def shorten(ids: Sequence[int], limit: int) -> list[int]:
     """
     Shorten a prompt to ``limit`` tokens: half from its head, half (and the odd one) from its tail.
 

@@ -3,7 +3,7 @@
 """The paper's predictor at run time: a language model beside the target."""
 
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class SlmPredictor:
     def __init__(
         self,
         card: Card,
-        tensors: Dict[str, NDArray[np.float32]],
+        tensors: dict[str, NDArray[np.float32]],
         target_directory: Path,
         device: str,
     ) -> None:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 import hashlib
 import re
-from typing import Dict, List, Sequence, Set
+from typing import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ _BANDS, _ROWS = 32, 3
 _PRIME = (1 << 31) - 1
 
 
-def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
+def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
     """Return a group number per text; texts of one group are near-duplicates."""
     sets = [shingles(text) for text in texts]
     signatures = (
@@ -49,11 +49,11 @@ def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
         return i
 
     for band in range(_BANDS):
-        buckets: Dict[bytes, List[int]] = defaultdict(list)
+        buckets: dict[bytes, list[int]] = defaultdict(list)
         for i, row in enumerate(signatures[:, band * _ROWS : (band + 1) * _ROWS]):
             buckets[row.tobytes()].append(i)
         for members in buckets.values():
-            kept: List[int] = []  # members that are no near-duplicate of an earlier one
+            kept: list[int] = []  # members that are no near-duplicate of an earlier one
             for i in members:
                 match = next(
                     (
@@ -75,8 +75,8 @@ def near_duplicate_groups(texts: Sequence[str]) -> List[int]:
 class Split:
     """Where each prompt id belongs, and the smallest id of its group of near-duplicates."""
 
-    place: Dict[str, str]  # "train", "validation" or "held-out"
-    group: Dict[str, str]
+    place: dict[str, str]  # "train", "validation" or "held-out"
+    group: dict[str, str]
 
     def fold(self, prompt_id: str, n_folds: int) -> int:
         """Return a fold by hash, for cross-fitting; near-duplicates share theirs."""
@@ -86,7 +86,7 @@ class Split:
 def split_prompts(prompts: Sequence[Prompt]) -> Split:
     """Split prompts by the module's rule."""
     groups = near_duplicate_groups([p.text for p in prompts])
-    first_id: Dict[int, str] = {}
+    first_id: dict[int, str] = {}
     for prompt, number in zip(prompts, groups):
         first_id[number] = min(first_id.get(number, prompt.prompt_id), prompt.prompt_id)
     group = {prompt.prompt_id: first_id[number] for prompt, number in zip(prompts, groups)}
@@ -105,7 +105,7 @@ def _hash_share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') / 2.0**64
 
 
-def shingles(text: str) -> Set[int]:
+def shingles(text: str) -> set[int]:
     """Return the hashes of a text's runs of SHINGLE_WORDS words."""
     words = re.findall(r'[a-z0-9]+', text.lower())
     count = max(1, len(words) - SHINGLE_WORDS + 1)
@@ -121,12 +121,12 @@ def shingles(text: str) -> Set[int]:
     }
 
 
-def _minhash(found: Set[int]) -> NDArray[np.int64]:
+def _minhash(found: set[int]) -> NDArray[np.int64]:
     values = np.fromiter(found, dtype=np.int64)
     return ((values[:, None] * _MULTIPLY + _ADD) % _PRIME).min(axis=0)
 
 
-def _jaccard(a: Set[int], b: Set[int]) -> float:
+def _jaccard(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b)
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hidden states of the target: what the probe reads."""
 
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ def read_states(
     layers: Sequence[int],
     mean_layer: int = 0,
     max_batch_tokens: int = 200_000,
-) -> Tuple[List[NDArray[np.float16]], NDArray[np.float16]]:
+) -> tuple[list[NDArray[np.float16]], NDArray[np.float16]]:
     """
     Run the target over whole sequences and return its states at chosen positions and layers.
 
@@ -29,7 +29,7 @@ def read_states(
     a sequence's first position at the layer ``layers[mean_layer]``, [sequences, d_model].
     """
     d_model = target.model.config.hidden_size
-    states: List[NDArray[np.float16]] = [np.zeros((0, 0, 0), np.float16)] * len(sequences)
+    states: list[NDArray[np.float16]] = [np.zeros((0, 0, 0), np.float16)] * len(sequences)
     means = np.zeros((len(sequences), d_model), np.float16)
     decoder, device = target.model.get_decoder(), target.device
     for batch in batches_by_length([len(s) for s in sequences], 512, max_batch_tokens, 0):

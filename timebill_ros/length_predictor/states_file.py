@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,9 +31,9 @@ class StatesFile:
     """
 
     target: str
-    layers: List[int]
+    layers: list[int]
     decode_layer: int
-    ids: List[str]
+    ids: list[str]
     n_prompt: NDArray[np.int64]
     prompt: NDArray[np.float32]
     mean: NDArray[np.float32]
@@ -52,7 +52,7 @@ class StatesFile:
 
     def save(self, path: Path) -> None:
         """Write the file (npz), states in 8 bits."""
-        stored: Dict[str, NDArray[Any]] = {
+        stored: dict[str, NDArray[Any]] = {
             'ids': np.array(self.ids),
             'n_prompt': self.n_prompt,
             'decode_row': self.decode_row,
@@ -85,7 +85,7 @@ class StatesFile:
             raise ValueError(f'{path} is no whole file of states: {error}') from error
 
 
-def _packed(name: str, values: NDArray[np.float32]) -> Dict[str, NDArray[Any]]:
+def _packed(name: str, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     if not len(values):
         return {name: values.astype(np.int8)}
     mean = values.mean(0, dtype=np.float64).astype(np.float32)
@@ -118,7 +118,7 @@ def collect_states(
         raise ValueError(f'the decode layer {decode_layer} is not among the layers {layers}')
     kept = [p for p in prompts if lengths is None or p.prompt_id in lengths.rows]
     ids = target.prompt_ids([p.text for p in kept])
-    answers: List[List[int]] = [[] for _ in kept]
+    answers: list[list[int]] = [[] for _ in kept]
     if lengths is not None:
         answers = [lengths.rows[p.prompt_id].get('tokens', []) for p in kept]
         if steps and not all(answers):
@@ -127,11 +127,11 @@ def collect_states(
                 'steps'
             )
     reached = [[s for s in steps if s < len(answer)] for answer in answers]
-    prompt: List[NDArray[np.float16]] = []
-    mean: List[NDArray[np.float16]] = []
-    rows: List[int] = []
-    decode_steps: List[int] = []
-    decode: List[NDArray[np.float16]] = []
+    prompt: list[NDArray[np.float16]] = []
+    mean: list[NDArray[np.float16]] = []
+    rows: list[int] = []
+    decode_steps: list[int] = []
+    decode: list[NDArray[np.float16]] = []
     at = list(layers).index(decode_layer)
     for start in range(0, len(kept), 5000):
         part = range(start, min(start + 5000, len(kept)))

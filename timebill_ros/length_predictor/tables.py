@@ -3,7 +3,7 @@
 """Tables of predictors that are trained already, measured on the held-out prompts."""
 
 import time
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def _said_by_probe(m: Material) -> 'tuple[NDArray[np.float64], float]':
     return np.stack(pmf), 1e3 * float(np.median(seconds))
 
 
-def _prompt_length(m: Material) -> Dict[str, Any]:
+def _prompt_length(m: Material) -> dict[str, Any]:
     config = HeadTraining(m.training.width, 2, head=HeadConfig(dropout=0.0, input_noise=0.0))
     rows = Rows(length_features(m.states.n_prompt), m.lengths[:, None], m.states.ids)
     trained = train_head(rows, m.split, m.cap, config)
@@ -102,7 +102,7 @@ def refinement(m: Material) -> Table:
 def _remaining(
     step: int, known: NDArray[np.float64], refined: 'NDArray[np.float64] | None',
     whole: NDArray[np.int64],
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     prompt = evaluate_distribution(known, whole)
     row = {'generated': step, 'n': len(whole), 'mae_from_prompt': prompt['mae'],
            'rmse_from_prompt': prompt['rmse']}

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import json
 from pathlib import Path
 import platform
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 from timebill_ros.length_predictor import command_inputs as inputs
 from timebill_ros.length_predictor import tables, training_tables
@@ -25,7 +25,7 @@ from timebill_ros.length_predictor.train import HeadTraining
 
 _DECIMALS = 4
 
-MAKERS: Dict[str, Callable[[Material], Table]] = {
+MAKERS: dict[str, Callable[[Material], Table]] = {
     'comparison': tables.comparison,
     'refinement': tables.refinement,
     'training prompts': training_tables.training_prompts,
@@ -39,7 +39,7 @@ MAKERS: Dict[str, Callable[[Material], Table]] = {
 def make_tables(
     arguments: argparse.Namespace, training: HeadTraining, command: str,
     say: Callable[[str], None],
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """
     Make the tables, write them as JSON and as Markdown, and return where they are.
 
@@ -53,7 +53,7 @@ def make_tables(
     run = read_lengths(arguments.lengths[0])
     material = _material(arguments, prompts, run, training, say)
     card = material.probe.card
-    made: Dict[str, Any] = {
+    made: dict[str, Any] = {
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'), 'command': command,
         'machine': platform.processor() or platform.machine(), 'target': card.target,
         'sampling': card.sampling, 'cap': card.cap}
@@ -78,7 +78,7 @@ def make_tables(
 
 
 def _material(
-    arguments: argparse.Namespace, prompts: List[Prompt], run: Lengths,
+    arguments: argparse.Namespace, prompts: list[Prompt], run: Lengths,
     training: HeadTraining, say: Callable[[str], None],
 ) -> Material:
     target = str(run.header['target'])
@@ -102,7 +102,7 @@ def _by_source(comparison: Table) -> Table:
         for source, share in row.pop('pit_below_0.95_by_source', {}).items()]
 
 
-def _write(made: Dict[str, Any], out: Path) -> None:
+def _write(made: dict[str, Any], out: Path) -> None:
     rounded = _rounded(made)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_json(rounded), encoding='utf-8')
@@ -121,7 +121,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def _json(made: Dict[str, Any]) -> str:
+def _json(made: dict[str, Any]) -> str:
     """Return JSON with one row of a table a line."""
     parts = []
     for name, value in made.items():

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of ``timebill predictor tables`` as Markdown, beside its JSON and in the docs."""
 
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 from timebill_ros.markdown import markdown_table, number, percent
 
 # What a table shows, in order: fields of its rows.
-_COLUMNS: Dict[str, Sequence[str]] = {
+_COLUMNS: dict[str, Sequence[str]] = {
     'comparison': ('predictor', 'n', 'mae', 'rmse', 'r2', 'spearman', 'pit_below_0.95'),
     'sources': ('predictor', 'source', 'pit_below_0.95'),
     'bucket widths': ('B', 'mae', 'mae_upper_edge', 'r2', 'spearman', 'pit_below_0.95'),
@@ -30,13 +30,13 @@ _HEADS = {
 _DIGITS = {'mae': 1, 'rmse': 1}     # by the field's first word; others have three
 
 
-def markdown(made: Dict[str, Any]) -> str:
+def markdown(made: dict[str, Any]) -> str:
     """Return all tables that were made, each with a heading."""
     return '\n'.join(
         f'### {name}\n\n{table(made, name)}' for name in _COLUMNS if made.get(name))
 
 
-def table(made: Dict[str, Any], name: str) -> str:
+def table(made: dict[str, Any], name: str) -> str:
     """Return one of the tables."""
     columns = _COLUMNS[name]
     return markdown_table(
@@ -44,7 +44,7 @@ def table(made: Dict[str, Any], name: str) -> str:
         ([_cell(row, column) for column in columns] for row in made[name])) + '\n'
 
 
-def _cell(row: Dict[str, Any], column: str) -> str:
+def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if column.startswith('coverage '):
         value = row.get('coverage', {}).get(column.split()[1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ class Target:
 
     model: Any  # transformers' ...ForCausalLM, in eval mode
     tokenizer: Any
-    eos_ids: Tuple[int, ...]
+    eos_ids: tuple[int, ...]
     key: str  # see target_key
 
     @property
@@ -32,7 +32,7 @@ class Target:
         """Where the model is."""
         return torch.device(self.model.device)
 
-    def prompt_ids(self, prompts: Sequence[str]) -> List[List[int]]:
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return each prompt's ids as a user turn under the chat template, up to the answer."""
         texts = [
             self.tokenizer.apply_chat_template(
@@ -105,7 +105,7 @@ def target_key(directory: Path) -> str:
     return f'{config.get("model_type")}-{digest.hexdigest()[:16]}'
 
 
-def sampling_key(sampling: Sampling, cap: int) -> Dict[str, Any]:
+def sampling_key(sampling: Sampling, cap: int) -> dict[str, Any]:
     """Return the settings that a length depends on, as the length file has them."""
     return {
         'temperature': sampling.temperature,
@@ -119,7 +119,7 @@ def sampling_key(sampling: Sampling, cap: int) -> Dict[str, Any]:
 
 def batches_by_length(
     lengths: Sequence[int], max_rows: int, max_tokens: int, extra: int
-) -> List[List[int]]:
+) -> list[list[int]]:
     """
     Group indices of prompts into batches of similar length, longest first.
 
@@ -127,7 +127,7 @@ def batches_by_length(
     ``max_tokens``, at least one row.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches: List[List[int]] = []
+    batches: list[list[int]] = []
     start = 0
     while start < len(order):
         rows = max(1, min(max_rows, max_tokens // (lengths[order[start]] + extra)))

@@ -3,7 +3,7 @@
 """Training of heads: cross-fitted members, calibrated on what they did not see."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Rows:
 
     features: NDArray[np.float32]  # [rows, features]
     lengths: NDArray[np.int64]  # [rows, runs], tokens; the first run is the one that measures use
-    prompt_ids: List[str]  # [rows]
+    prompt_ids: list[str]  # [rows]
 
     def take(self, rows: NDArray[np.int64]) -> 'Rows':
         """Return a selection of the rows."""
@@ -55,7 +55,7 @@ class TrainedHead:
 
     head: Head
     calibration: Calibration
-    ratios: Dict[str, Any]      # of N / N_hat on training prompts, by members that left them out
+    ratios: dict[str, Any]      # of N / N_hat on training prompts, by members that left them out
 
     def pmf(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the calibrated distributions [rows, cap]."""
@@ -91,7 +91,7 @@ def train_head(
         raise ValueError('there are variations of held-out prompts among the additional rows')
     varied_fold = np.array([split.fold(prompt, config.n_folds) for prompt in varied], np.int64)
     scaling = standardisation(rows.features[used])
-    members: List[Head] = []
+    members: list[Head] = []
     unseen = np.zeros((len(used), buckets.n_classes))
     for number in range(config.n_folds):
         settings = HeadConfig(**{**asdict(config.head), 'seed': config.seed * 1000 + number})
@@ -116,7 +116,7 @@ def train_head(
         join_heads(members), calibration, ratio_quantiles(rows.lengths[used, 0], n_hat))
 
 
-def ratio_quantiles(lengths: NDArray[np.int64], n_hat: NDArray[np.int64]) -> Dict[str, Any]:
+def ratio_quantiles(lengths: NDArray[np.int64], n_hat: NDArray[np.int64]) -> dict[str, Any]:
     """
     Return quantiles of N / N_hat on prompts unseen in training: what k has to cover.
 
@@ -159,8 +159,8 @@ def held_out_rows(prompt_ids: Sequence[str], split: Split) -> NDArray[np.int64]:
 
 
 def measure(
-    trained: TrainedHead, rows: Rows, split: Split, sources: Optional[Dict[str, str]] = None
-) -> Dict[str, Any]:
+    trained: TrainedHead, rows: Rows, split: Split, sources: Optional[dict[str, str]] = None
+) -> dict[str, Any]:
     """Return the measures on the held-out rows."""
     held_out = rows.take(held_out_rows(rows.prompt_ids, split))
     return evaluate_distribution(
@@ -171,7 +171,7 @@ def measure(
     )
 
 
-def label_noise(lengths: NDArray[np.int64]) -> Tuple[float, float]:
+def label_noise(lengths: NDArray[np.int64]) -> tuple[float, float]:
     """
     Return the correlation of two runs and their mean absolute difference, tokens.
 

@@ -3,7 +3,7 @@
 """Training of predictors that read the prompt themselves: slm, and what it is compared with."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,29 +45,29 @@ class ClassifierTraining:
 class Data:
     """Prompts that have lengths [rows, runs], and their split."""
 
-    prompts: List[Prompt]
+    prompts: list[Prompt]
     lengths: NDArray[np.int64]
     cap: int
     split: Split
 
-    def rows(self, place: str) -> List[int]:
+    def rows(self, place: str) -> list[int]:
         """Return the rows of "train", "validation" or "held-out"."""
         return [
             row for row, p in enumerate(self.prompts) if self.split.place[p.prompt_id] == place]
 
     @property
-    def held_out_ids(self) -> List[str]:
+    def held_out_ids(self) -> list[str]:
         """The held-out prompts, in the order of their rows."""
         return [self.prompts[row].prompt_id for row in self.rows('held-out')]
 
 
 Say = Callable[[str], None]
-Tensors = Dict[str, NDArray[Any]]
+Tensors = dict[str, NDArray[Any]]
 
 
 def train_slm(
     target: Target, data: Data, config: ClassifierTraining, say: Say
-) -> Tuple[Predictions, Tensors]:
+) -> tuple[Predictions, Tensors]:
     """Train the paper's predictor; return what it says and what its checkpoint has to hold."""
     whole = target.prompt_ids([p.text for p in data.prompts])
     sequences = [shorten(ids, config.max_prompt_tokens) for ids in whole]
@@ -134,7 +134,7 @@ def _slm(target: Target, config: ClassifierTraining, n_out: int) -> PromptClassi
 
 
 def _fit(
-    model: PromptClassifier, sequences: List[List[int]], labels: NDArray[np.float32], data: Data,
+    model: PromptClassifier, sequences: list[list[int]], labels: NDArray[np.float32], data: Data,
     config: FitConfig, say: Say,
 ) -> None:
     fit(
@@ -143,6 +143,6 @@ def _fit(
 
 
 def _probabilities(
-    model: PromptClassifier, sequences: List[List[int]]
+    model: PromptClassifier, sequences: list[list[int]]
 ) -> NDArray[np.float64]:
     return softmax(predict_logits(model, sequences).astype(np.float64))

@@ -3,7 +3,7 @@
 """``timebill predictor train``: from collected lengths (and states) to a checkpoint."""
 
 import argparse
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from timebill_ros.length_predictor import command_inputs as inputs
 from timebill_ros.length_predictor import train_classifier as training
@@ -20,7 +20,7 @@ from timebill_ros.length_predictor.train_head_command import train_head_kind
 _COMPARED = ('regression', 'proxy', 's3')       # they leave predictions, no checkpoint
 
 
-def train(arguments: argparse.Namespace, settings: Settings) -> Dict[str, Any]:
+def train(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """Train one predictor, write its checkpoint and return its measures."""
     if arguments.out is None and arguments.kind not in _COMPARED:
         raise ValueError('say with --out where the checkpoint is to go')
@@ -34,10 +34,10 @@ def train(arguments: argparse.Namespace, settings: Settings) -> Dict[str, Any]:
 def _train_classifier(
     arguments: argparse.Namespace,
     settings: Settings,
-    prompts: List[Prompt],
+    prompts: list[Prompt],
     split: Split,
-    runs: List[Lengths],
-) -> Dict[str, Any]:
+    runs: list[Lengths],
+) -> dict[str, Any]:
     """Train "slm", "regression", "proxy" or "s3"."""
     kind = arguments.kind
     config = _classifier_training(kind, settings)
@@ -77,8 +77,8 @@ def _train_slm(
     arguments: argparse.Namespace,
     data: training.Data,
     config: training.ClassifierTraining,
-    runs: List[Lengths],
-) -> Tuple[Predictions, Dict[str, Any]]:
+    runs: list[Lengths],
+) -> tuple[Predictions, dict[str, Any]]:
     said, tensors = training.train_slm(inputs.target_of(arguments), data, config, inputs.say)
     card = inputs.make_card(arguments, runs, config.width, 'slm')
     card.n_layers, card.rank = config.n_layers, config.rank

@@ -3,7 +3,7 @@
 """``timebill predictor train probe | length | median``: predictors that are heads alone."""
 
 import argparse
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -32,15 +32,15 @@ from timebill_ros.length_predictor.train import (
 def train_head_kind(
     arguments: argparse.Namespace,
     settings: Settings,
-    prompts: List[Prompt],
+    prompts: list[Prompt],
     split: Split,
-    runs: List[Lengths],
-) -> Dict[str, Any]:
+    runs: list[Lengths],
+) -> dict[str, Any]:
     """Train the predictor, write its checkpoint and return its measures."""
     config = inputs.head_training(settings['train'])
     card = inputs.make_card(arguments, runs, config.width, arguments.kind)
-    tensors: Dict[str, Any] = {}
-    more: List[Rows] = []
+    tensors: dict[str, Any] = {}
+    more: list[Rows] = []
     if arguments.kind == 'probe':
         file = inputs.read_states(arguments, runs[0])
         varied = inputs.read_variations(arguments, file, runs[0])
@@ -70,7 +70,7 @@ def train_head_kind(
     return card.metrics
 
 
-def _fixed_rows(kind: str, prompts: List[Prompt], runs: List[Lengths]) -> Rows:
+def _fixed_rows(kind: str, prompts: list[Prompt], runs: list[Lengths]) -> Rows:
     """Return what "length" and "median" learn from: the prompts' lengths, or nothing."""
     ids = [p.prompt_id for p in prompts if all(p.prompt_id in run.rows for run in runs)]
     n_prompt = np.array([runs[0].rows[i]['n_prompt'] for i in ids])
@@ -82,10 +82,10 @@ def _train_refinement(
     card: Card,
     file: StatesFile,
     run: Lengths,
-    varied: List[Tuple[StatesFile, Lengths]],
+    varied: list[tuple[StatesFile, Lengths]],
     split: Split,
     config: HeadTraining,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Train the head on states of decode steps; return its tensors and note it on the card."""
     rows = remaining_rows(file, run)
     more = [remaining_rows(states, other) for states, other in varied if len(states.decode)]

@@ -3,7 +3,7 @@
 """Tables of heads that are trained for them: what width, layer, prompts and sources do."""
 
 from dataclasses import replace
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def _quick(m: Material) -> HeadTraining:
     return replace(m.training, n_folds=_QUICK_FOLDS)
 
 
-def _measured(m: Material, trained: TrainedHead, at: NDArray[np.int64]) -> Dict[str, Any]:
+def _measured(m: Material, trained: TrainedHead, at: NDArray[np.int64]) -> dict[str, Any]:
     width = trained.calibration.buckets.width
     pmf = trained.pmf(m.states.at(m.probe.state_layer)[at])
     measured = evaluate_distribution(pmf, m.lengths[at], None, width)

@@ -11,7 +11,7 @@ another order, a sentence left out, a sentence or some words of a prompt of the 
 from collections import Counter, defaultdict
 import random
 import re
-from typing import Dict, List, Optional, Sequence
+from typing import Optional, Sequence
 
 from timebill_ros.length_predictor.data import Prompt
 from timebill_ros.length_predictor.split import shingles, Split
@@ -32,7 +32,7 @@ def origin(prompt_id: str) -> str:
     return prompt_id.split('/', 1)[1] if prompt_id.startswith(_MARK) else prompt_id
 
 
-def vary(prompts: Sequence[Prompt], split: Split, name: str) -> List[Prompt]:
+def vary(prompts: Sequence[Prompt], split: Split, name: str) -> list[Prompt]:
     """
     Return up to one variation of each prompt that is not held out; seeded by ``name`` and the id.
 
@@ -40,7 +40,7 @@ def vary(prompts: Sequence[Prompt], split: Split, name: str) -> List[Prompt]:
     """
     held_out = _HeldOut([p.text for p in prompts if split.place[p.prompt_id] == 'held-out'])
     trained = [p for p in prompts if split.place[p.prompt_id] != 'held-out']
-    kinds: Dict[str, List[Prompt]] = defaultdict(list)
+    kinds: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in trained:
         kinds[_kind(prompt)].append(prompt)
     known = {p.text for p in prompts}
@@ -61,7 +61,7 @@ class _HeldOut:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._sizes = []
-        self._with: Dict[str, List[int]] = defaultdict(list)
+        self._with: dict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
             found = shingles(text)
             self._sizes.append(len(found))
@@ -83,7 +83,7 @@ def _kind(prompt: Prompt) -> str:
 
 
 def _varied(
-    text: str, like: List[Prompt], chance: random.Random, held_out: _HeldOut
+    text: str, like: list[Prompt], chance: random.Random, held_out: _HeldOut
 ) -> Optional[str]:
     for _ in range(_ATTEMPTS):
         changed = text
@@ -148,9 +148,9 @@ def _with_words_of(text: str, other: str, chance: random.Random) -> str:
     return ' '.join(words)
 
 
-def _sentences(text: str) -> List[str]:
+def _sentences(text: str) -> list[str]:
     return re.split(r'(?<=[.!?\n]) +|(?<=\n)', text)
 
 
-def _joined(pieces: List[str]) -> str:
+def _joined(pieces: list[str]) -> str:
     return ''.join(piece if piece.endswith('\n') else piece + ' ' for piece in pieces).strip()

@@ -18,8 +18,8 @@ The first work after idling takes longer (clocks, caches): the worst case of a p
 start includes the law COLD, because nobody knows beforehand what runs before it.
 
 Steps right behind a long prompt take longer on a GPU (law RECOVERY); what comes on top of the sum
-counts as part of it, in the worst case too. That is known of steps of one sequence; of several it
-is in their law, which is measured behind a prompt.
+counts as part of it, in the worst case too. It is measured with one sequence, and taken to be the
+same for several.
 
 Sequences that decode while another prompt is prefilled take turns with its chunks, so what both
 take is the sum of the chunks and of the steps between them: no law of its own.
@@ -90,13 +90,10 @@ class TimeEstimator:
         law = self.law(laws.DECODE_STEP, tier, width)
         seconds = law.sum_steps(n_cached, steps) * (worst_factor(law, steps) if worst else 1.0)
         return seconds if behind is None else seconds + self.recovery_s(
-            steps, behind, worst, tier, width)
+            steps, behind, worst, tier)
 
-    def recovery_s(self, steps: int, behind: Behind, worst: bool = False, tier: str = '',
-                   width: int = 1) -> float:
+    def recovery_s(self, steps: int, behind: Behind, worst: bool = False, tier: str = '') -> float:
         """Return what of ``decode_s`` is due to the prompt that the steps lie behind."""
-        if width != 1:
-            return 0.0
         seconds = self.law(laws.RECOVERY, tier).behind(behind, steps)
         if not worst or not seconds:
             return seconds

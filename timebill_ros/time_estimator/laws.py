@@ -39,7 +39,7 @@ REEVICT = 'reevict'            # of the prompt's length: a later eviction to few
 PREDICT = 'predict'            # of the predictor's prompt length
 OVERHEAD = 'overhead'          # of the response's length: tokenise, plan, detokenise, messages
 COLD = 'cold'                  # a constant: what the first work after idling costs more
-RECOVERY = 'recovery'          # of where steps of one sequence lie behind their prompt: on top
+RECOVERY = 'recovery'          # of where decode steps lie behind their prompt: on top of them
 NAMES = (PREFILL, DECODE_STEP, RECOVERY, EVICT, REEVICT, PREDICT, OVERHEAD, COLD)
 
 Name = tuple[str, str, int]    # law, tier, width

@@ -190,7 +190,7 @@ class _Pilot:
         steps = {laws.DECODE_STEP: self._effort.steps_of(point.width),
                  laws.OVERHEAD: point.n_tokens}
         own_s = step_s * growth * steps.get(point.law, 1)
-        first = min(point.n_tokens, self._target.prefills_first)
+        first = min(point.n_tokens, self._target.prefills_first) if point.width == 1 else 0
         return own_s + self._prefill_s(first, growth) if first else own_s
 
     def _prefill_s(self, n_tokens: int, growth: float) -> float:
@@ -225,7 +225,7 @@ def _measure(target: Target, point: Point, n: int, effort: Effort, run: int) -> 
     elif point.law == laws.DECODE_STEP:
         times = target.measure_decode_step(
             n, effort.steps_of(point.width), point.tier, point.width)
-        prefilled = min(n, target.prefills_first)
+        prefilled = min(n, target.prefills_first) if point.width == 1 else 0
     elif point.law == laws.EVICT:
         times = [target.measure_evict(n, alpha)]
     elif point.law == laws.REEVICT:

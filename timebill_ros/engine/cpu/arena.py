@@ -5,7 +5,6 @@
 import contextlib
 import math
 import mmap
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class Arena:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self.used = 0            # bytes of the newest chunk
 
-    def zeros(self, shape: Tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return zeros that begin at a cache line."""
         n_bytes = math.prod(shape) * dtype.itemsize
         if self.used + n_bytes > self._chunk.numel():

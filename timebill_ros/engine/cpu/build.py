@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from typing import List, Optional
+from typing import Optional
 
 from timebill_ros.engine.errors import EngineError
 
@@ -56,7 +56,7 @@ def library(cache: Path) -> ctypes.CDLL:
         raise NoCompiler(f'the compiled steps cannot be loaded: {error}') from error
 
 
-def sources() -> List[Path]:
+def sources() -> list[Path]:
     """Return the files to compile."""
     return sorted(_KERNELS.glob('*.cpp'))
 
@@ -70,7 +70,7 @@ def find_compiler() -> Optional[str]:
     return None
 
 
-def compile_steps(compiler: str, files: List[Path], options: List[str], path: Path) -> None:
+def compile_steps(compiler: str, files: list[Path], options: list[str], path: Path) -> None:
     """Compile into ``path``, which appears whole or not at all; raises NoCompiler."""
     handle, name = tempfile.mkstemp(prefix='.', suffix='.so', dir=path.parent)
     os.close(handle)
@@ -92,7 +92,7 @@ def _first_error(text: str) -> str:
     return (lines or text.splitlines() or ['no message'])[0]
 
 
-def _options() -> List[str]:
+def _options() -> list[str]:
     """Return the options for this very processor; ARM's compilers call that -mcpu."""
     return [*_OPTIONS, '-march=native' if platform.machine() == 'x86_64' else '-mcpu=native']
 

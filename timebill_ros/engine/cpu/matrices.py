@@ -4,7 +4,7 @@
 
 import ctypes
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Packer:
             self._arena.give_back(used)
         return self._pack(weight, FLOAT32, exact=True)[0]
 
-    def _pack(self, weight: Tensor, code: int, exact: bool) -> Tuple[Matrix, float]:
+    def _pack(self, weight: Tensor, code: int, exact: bool) -> tuple[Matrix, float]:
         """Return the matrix and its error; with ``exact``, unfinished where there is an error."""
         rows, columns = weight.shape
         if code == FLOAT32:

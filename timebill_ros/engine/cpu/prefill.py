@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefill in the compiled code of the decode steps, from the same packed weights."""
 
-from typing import List
 
 import torch
 
@@ -19,7 +18,7 @@ assert WINDOW == SNAPKV_WINDOW
 class CompiledPrefill:
     """Whole chunks, each one call (``engine.prefill.Prefill``)."""
 
-    padded_lengths: List[int] = []
+    padded_lengths: list[int] = []
     attention_stair = 1
 
     def __init__(self, steps: CompiledSteps, config: ModelConfig, chunk_tokens: int,

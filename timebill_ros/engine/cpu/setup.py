@@ -7,7 +7,7 @@ import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 import time
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 
@@ -32,8 +32,8 @@ _CLEARLY = 0.85
 class CpuTiers:
     """What was packed, and the library that computes with it; ``tiers`` empty = plain steps."""
 
-    tiers: List[CpuTier]
-    notes: List[str]
+    tiers: list[CpuTier]
+    notes: list[str]
     library: Optional[ctypes.CDLL] = None
 
 
@@ -75,8 +75,8 @@ def _return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _that_fit(others: List[str], config: ModelConfig,
-              device: torch.device) -> 'tuple[List[str], List[str]]':
+def _that_fit(others: list[str], config: ModelConfig,
+              device: torch.device) -> 'tuple[list[str], list[str]]':
     names, notes, free = ['fp32'], [], available_bytes(device)
     for name in others:
         need = tier_bytes(config, INT8 if name == 'int8' else INT4, INT8)
@@ -90,7 +90,7 @@ def _that_fit(others: List[str], config: ModelConfig,
 
 
 def make_steps(made: CpuTiers, config: ModelConfig, weights: Weights, rope: RopeTable,
-               cache: KVCache, tap_layer: int, threads: List[int]) -> CompiledSteps:
+               cache: KVCache, tap_layer: int, threads: list[int]) -> CompiledSteps:
     """
     Return the steps with the fastest of some numbers of ``threads``, found by trial.
 

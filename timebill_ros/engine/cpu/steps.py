@@ -3,7 +3,7 @@
 """Decode steps and prefill chunks, each one call into compiled code, over the KV cache."""
 
 import ctypes
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class CompiledSteps(StepsOnDemand):
     """
 
     def __init__(self, library: ctypes.CDLL, config: ModelConfig, weights: Weights,
-                 tiers: List[CpuTier], rope: RopeTable, cache: KVCache, tap_layer: int,
+                 tiers: list[CpuTier], rope: RopeTable, cache: KVCache, tap_layer: int,
                  threads: int) -> None:
         """Hand the addresses over; everything named here is kept alive with the steps."""
         check_sizes(library)
@@ -43,7 +43,7 @@ class CompiledSteps(StepsOnDemand):
         self._count = 0
         tables = (rope.cos.contiguous(), sign_sin(rope.sin).contiguous())
         self._kept = (weights, tiers, tables)
-        self._tier: Dict[str, TierC] = {
+        self._tier: dict[str, TierC] = {
             tier.name: tier_c(tier, weights, 32 if tier.name == 'fp32' else 8) for tier in tiers}
         self._prefill_tier = {
             tier.name: self._tier[tier.name] for tier in tiers if is_packed(tier)}
@@ -72,8 +72,8 @@ class CompiledSteps(StepsOnDemand):
         if getattr(self, '_handle', None):
             self._destroy(self._handle)
 
-    def prefill(self, slot: int, ids: List[int], window: Optional[Tensor], last: bool,
-                tier: str = 'fp32') -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    def prefill(self, slot: int, ids: list[int], window: Optional[Tensor], last: bool,
+                tier: str = 'fp32') -> tuple[Optional[Tensor], Optional[Tensor]]:
         """
         Run the next ``ids`` of a slot's prompt in a tier that ``can_prefill``.
 
@@ -110,13 +110,13 @@ class CompiledSteps(StepsOnDemand):
     def moved(self, slot: int) -> None:
         """Nothing to do: lengths are read from the cache at every step."""
 
-    def step(self, seqs: List[Sequence], tier: str,
-             goes_on: Callable[[bool], bool]) -> List[int]:
+    def step(self, seqs: list[Sequence], tier: str,
+             goes_on: Callable[[bool], bool]) -> list[int]:
         """Run the newest token of each sequence and return the next ones; '' = the first tier."""
         logits = self.run([seq.slot for seq in seqs], [seq.tokens[-1] for seq in seqs], tier)
         return [seq.sampler.choose(row) for seq, row in zip(seqs, logits)]
 
-    def run(self, slots: List[int], tokens: List[int], tier: str) -> Tensor:
+    def run(self, slots: list[int], tokens: list[int], tier: str) -> Tensor:
         """
         Run one token of each slot; returns the logits [B, vocab_size], valid until the next call.
 
@@ -141,7 +141,7 @@ class CompiledSteps(StepsOnDemand):
             cache.advance(slot, 1)
         return self._logits[:count]
 
-    def _check_ids(self, ids: List[int]) -> None:
+    def _check_ids(self, ids: list[int]) -> None:
         """Raise EngineError for a token that the embedding has no row for."""
         if min(ids) < 0 or max(ids) >= self._model.vocab_size:
             raise EngineError(f'a token id is not in the vocabulary of {self._model.vocab_size}')

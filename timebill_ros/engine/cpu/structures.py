@@ -3,7 +3,7 @@
 """What the compiled code is handed: the structures of ``kernels/``, declared once more."""
 
 import ctypes
-from typing import Dict, Optional
+from typing import Optional
 
 from torch import Tensor
 
@@ -91,7 +91,7 @@ def check_sizes(library: ctypes.CDLL) -> None:
         raise EngineError(f'compiled structures have {list(sizes)} bytes, expected {declared}')
 
 
-def _biases(layer: LayerWeights) -> Dict[str, Optional[Tensor]]:
+def _biases(layer: LayerWeights) -> dict[str, Optional[Tensor]]:
     gate: Optional[Tensor] = None
     up: Optional[Tensor] = None
     if layer.gate_up_bias is not None:

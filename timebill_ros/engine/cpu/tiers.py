@@ -10,7 +10,7 @@ the checkpoint has not been rounded before.
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 from torch import Tensor
 
@@ -30,23 +30,23 @@ class CpuTier:
     """A whole model in one precision; norms and biases are the loaded ones."""
 
     name: str
-    layers: List[Dict[str, Matrix]]      # by product
+    layers: list[dict[str, Matrix]]      # by product
     head: Matrix
 
     @property
-    def matrices(self) -> List[Matrix]:
+    def matrices(self) -> list[Matrix]:
         """All matrices, the head last."""
         return [*(matrix for layer in self.layers for matrix in layer.values()), self.head]
 
 
-def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: List[str],
-                free: bool = False) -> Tuple[List[CpuTier], List[str]]:
+def build_tiers(packer: Packer, weights: Weights, config: ModelConfig, names: list[str],
+                free: bool = False) -> tuple[list[CpuTier], list[str]]:
     """
     Return the tiers ``names`` (fp32 first) and notes on those that are left out.
 
     With ``free``, the one that takes no memory comes as well, if there is one.
     """
-    layers: Dict[str, List[Dict[str, Matrix]]] = {name: [] for name in names}
+    layers: dict[str, list[dict[str, Matrix]]] = {name: [] for name in names}
     for layer in weights.layers:
         made = {product: _formats(packer, weight, names, _FORMAT)
                 for product, weight in _products(layer, config).items()}
@@ -73,8 +73,8 @@ def free_tier(base: CpuTier) -> Optional[CpuTier]:
     return CpuTier('int4' if layers == {INT4} else 'int8', base.layers, base.head)
 
 
-def _formats(packer: Packer, weight: Tensor, names: List[str],
-             wanted: Dict[str, int]) -> Dict[str, Matrix]:
+def _formats(packer: Packer, weight: Tensor, names: list[str],
+             wanted: dict[str, int]) -> dict[str, Matrix]:
     """Return a matrix as each tier has it: rounded only where it has more bits than that."""
     lossless = packer.pack_lossless(weight)
     made = {lossless.format: lossless}
@@ -89,7 +89,7 @@ def _formats(packer: Packer, weight: Tensor, names: List[str],
     return out
 
 
-def _without_twins(tiers: List[CpuTier]) -> Tuple[List[CpuTier], List[str]]:
+def _without_twins(tiers: list[CpuTier]) -> tuple[list[CpuTier], list[str]]:
     """Leave out an int8 that is int4 to the last bit: the checkpoint has no more to give."""
     by_name = {tier.name: tier for tier in tiers}
     if {'int8', 'int4'} <= by_name.keys() and all(
@@ -100,7 +100,7 @@ def _without_twins(tiers: List[CpuTier]) -> Tuple[List[CpuTier], List[str]]:
     return tiers, []
 
 
-def _products(layer: LayerWeights, config: ModelConfig) -> Dict[str, Tensor]:
+def _products(layer: LayerWeights, config: ModelConfig) -> dict[str, Tensor]:
     gate_up = layer.gate_up
     return {'qkv': layer.qkv, 'o': layer.o, 'gate': gate_up[:config.d_ff],
             'up': gate_up[config.d_ff:], 'down': layer.down}

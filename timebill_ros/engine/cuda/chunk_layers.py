@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two halves of a layer on a chunk of a prompt, in few kernels."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -147,7 +147,7 @@ def attention_rows(count: int) -> int:
     return -(-count // ATTENTION_STAIR) * ATTENTION_STAIR
 
 
-def choose_chunk(config: ModelConfig, itemsize: int, free_bytes: int) -> Tuple[int, int]:
+def choose_chunk(config: ModelConfig, itemsize: int, free_bytes: int) -> tuple[int, int]:
     """
     Return the tokens of a chunk, and the memory to leave to it beside the cache.
 
@@ -165,7 +165,7 @@ def working_bytes(config: ModelConfig, itemsize: int, tokens: int) -> int:
     return tokens * token + min(tokens, ROWS) * row
 
 
-def _working_bytes(config: ModelConfig, itemsize: int) -> Tuple[int, int]:
+def _working_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
     """Return what each token of a chunk takes, and each row of those in the feed-forward."""
     heads = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     # hidden state, its norm, the attention's result; qkv and three tensors of its rotation

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of one decode step in their order, from the embedding to the next token."""
 
-from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Iterable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ WIDTHS = (1, 2, 4, 8)        # batch widths that have kernels
 
 
 def kernels_needed(config: ModelConfig, tiers: Iterable[str], tuning: Tuning,
-                   limits: Limits = Limits(), widths: Sequence[int] = WIDTHS) -> Set[Step]:
+                   limits: Limits = Limits(), widths: Sequence[int] = WIDTHS) -> set[Step]:
     """Return the kernels that steps of these tiers and widths launch."""
     return {tier_plan(config, tier, width, tuning, limits).kernel
             for tier in tiers for width in widths}
@@ -62,7 +62,7 @@ class DecodeStep:
         self._attended = buffer(config.n_heads * config.head_dim)
         self._activated = buffer(config.d_ff)
         self.tap = buffer(config.d_model)        # [MAX_BATCH, d_model], rows of the newest step
-        self._programs: Dict[Tuple[str, int], Tuple[Plan, Tensor]] = {}
+        self._programs: dict[tuple[str, int], tuple[Plan, Tensor]] = {}
 
     def launch(self, tier: Tier, width: int) -> None:
         """Put the step of ``width`` rows into the current stream."""
@@ -74,12 +74,12 @@ class DecodeStep:
             config.head_dim ** -0.5, self._embed, self._hidden, tuning.attention_least_tiles)
         launch.sample(self._kernels, width, self._blocks, self.state)
 
-    def _program(self, tier: Tier, width: int) -> Tuple[Plan, Tensor]:
+    def _program(self, tier: Tier, width: int) -> tuple[Plan, Tensor]:
         """Return kernel and phases of a tier and width, made once: graphs keep their addresses."""
         program = self._programs.get((tier.name, width))
         if program is None:
             plan = tier_plan(self._config, tier.name, width, self.tuning, self._limits)
-            phases: List[Phase] = []
+            phases: list[Phase] = []
             for index in range(len(tier.layers)):
                 phases += self._layer_phases(tier, index, plan)
             phases += product_phases(tier.head, 'logits', self._blocks, self._hidden, None,
@@ -88,7 +88,7 @@ class DecodeStep:
             self._programs[tier.name, width] = program
         return program
 
-    def _layer_phases(self, tier: Tier, index: int, plan: Plan) -> List[Phase]:
+    def _layer_phases(self, tier: Tier, index: int, plan: Plan) -> list[Phase]:
         layer, blocks = tier.layers[index], self._blocks
         small = layer.small
         tap = self.tap if index == self._tap_layer else None

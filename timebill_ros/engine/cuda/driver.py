@@ -3,7 +3,7 @@
 """Loads compiled kernels and launches them on torch's current stream through the CUDA driver."""
 
 import ctypes
-from typing import Dict, Iterable, List, Tuple
+from typing import Iterable
 
 import torch
 
@@ -44,15 +44,15 @@ class Kernels:
         torch.cuda.current_stream(device).synchronize()   # torch makes its context current
         self._driver = ctypes.CDLL('libcuda.so.1')
         self._device = device
-        self._modules: List[ctypes.c_void_p] = []
+        self._modules: list[ctypes.c_void_p] = []
         for cubin in cubins:
             module = ctypes.c_void_p()
             self._check(self._driver.cuModuleLoadData(ctypes.byref(module), cubin))
             self._modules.append(module)
-        self._functions: Dict[str, ctypes.c_void_p] = {}
-        self._shared_bytes: Dict[str, int] = {}
+        self._functions: dict[str, ctypes.c_void_p] = {}
+        self._shared_bytes: dict[str, int] = {}
 
-    def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
+    def launch(self, name: str, grid: tuple[int, int, int], threads: int, shared_bytes: int,
                arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """
         Put a kernel into the current stream (or the graph that it captures).

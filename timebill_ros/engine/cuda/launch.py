@@ -3,7 +3,7 @@
 """One function per kernel: tensors in, grid and arguments worked out, one launch."""
 
 import ctypes
-from typing import Optional, Protocol, Tuple
+from typing import Optional, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from timebill_ros.engine.cuda.variants import SAMPLE_SHARED_BYTES, SAMPLE_THREAD
 class Launcher(Protocol):
     """What runs a kernel: driver.Kernels on a GPU, an emulator in the tests."""
 
-    def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
+    def launch(self, name: str, grid: tuple[int, int, int], threads: int, shared_bytes: int,
                arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """Launch one kernel; ``cooperative``: all of its blocks run at the same time."""
 

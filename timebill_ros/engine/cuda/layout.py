@@ -4,7 +4,7 @@
 
 import ctypes
 from dataclasses import dataclass
-from typing import Dict, Iterable, Tuple
+from typing import Iterable
 
 from timebill_ros.engine.config import ModelConfig
 from timebill_ros.engine.cuda.arguments import Phase
@@ -36,7 +36,7 @@ class Plan:
 
     kernel: Step
     layout: Layout
-    parts: Dict[str, int]
+    parts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Product:
         return warps * span * 16 * batch * 4 + warps * batch * 4
 
 
-def product_shape(config: ModelConfig, product: str) -> Tuple[int, int]:
+def product_shape(config: ModelConfig, product: str) -> tuple[int, int]:
     """Return rows of the result and columns of the matrix of a product."""
     c = config
     heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
@@ -106,7 +106,7 @@ def make_plan(config: ModelConfig, bits: int, head_bits: int, group: int, batch:
 
 
 def _cut(config: ModelConfig, kernel: Step, part_bytes: int
-         ) -> Tuple[Dict[str, Product], Dict[str, int]]:
+         ) -> tuple[dict[str, Product], dict[str, int]]:
     products, all_parts = {}, {}
     for name in PRODUCTS:
         rows, k = product_shape(config, name)

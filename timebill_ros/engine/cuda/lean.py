@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading without bf16 weights: each layer is quantised when it is read, and its bf16 let go."""
 
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ class LeanTiers:
     def __init__(self, names: Sequence[str], config: ModelConfig) -> None:
         """Take the names of the tiers, best first; bf16 is none of them."""
         self._config, self._group = config, int4_group(config)
-        self._layers: Dict[str, List[TierLayer]] = {name: [] for name in names}
+        self._layers: dict[str, list[TierLayer]] = {name: [] for name in names}
 
     def shrink(self, layer: LayerWeights) -> None:
         """Quantise a layer for every tier, and replace its own matrices."""
@@ -33,7 +33,7 @@ class LeanTiers:
         best = next(iter(made.values()))
         layer.qkv, layer.o, layer.gate_up, layer.down = best.qkv, best.o, best.gate_up, best.down
 
-    def finish(self, weights: Weights) -> List[Tier]:
+    def finish(self, weights: Weights) -> list[Tier]:
         """Quantise the head; its bf16 stays where it is the embedding, which is looked up in."""
         heads = {HEAD_BITS[name]: quantize(weights.head, HEAD_BITS[name], self._group)
                  for name in self._layers}

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import os
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Iterator, Sequence
 
 from timebill_ros.engine.errors import EngineError
 
@@ -19,7 +19,7 @@ class CompileError(EngineError):
     """The kernels could not be compiled; the message carries the compiler's log."""
 
 
-def compile_cubins(sources: Sequence[str], architecture: str, cache: Path) -> List[bytes]:
+def compile_cubins(sources: Sequence[str], architecture: str, cache: Path) -> list[bytes]:
     """Compile several sources side by side; see ``compile_cubin``."""
     with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda source: compile_cubin(source, architecture, cache), sources))
@@ -45,7 +45,7 @@ def compile_cubin(source: str, architecture: str, cache: Path) -> bytes:
     return cubin
 
 
-def _compile(library: ctypes.CDLL, source: str, options: List[str]) -> bytes:
+def _compile(library: ctypes.CDLL, source: str, options: list[str]) -> bytes:
     program = ctypes.c_void_p()
     _check(library, library.nvrtcCreateProgram(
         ctypes.byref(program), source.encode(), b'timebill.cu', 0, None, None))

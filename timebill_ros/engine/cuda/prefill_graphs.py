@@ -11,7 +11,7 @@ be left, and whoever waits for the tapped state can begin.
 
 import bisect
 from functools import partial
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ _STAIRS = (*range(64, 256, 64), *range(256, 2048, 128), *range(2048, 4096, 256),
 _MOST_WORK = 32e12
 
 
-def stairs(config: ModelConfig, most_tokens: int) -> List[int]:
+def stairs(config: ModelConfig, most_tokens: int) -> list[int]:
     """Return the padded lengths, ascending, that a model has graphs for if there is room."""
     most = min(most_tokens, int(_MOST_WORK / config.n_parameters))
     return [length for length in _STAIRS if length <= most]
@@ -47,7 +47,7 @@ class Graph:
 class PrefillGraphs:
     """The graphs of all padded lengths, and the buffers that they share."""
 
-    def __init__(self, layers: ChunkLayers, lengths: List[int], tap_layer: int,
+    def __init__(self, layers: ChunkLayers, lengths: list[int], tap_layer: int,
                  most_work: float) -> None:
         """Reserve the buffers; a graph is to do ``most_work`` operations. Nothing is captured."""
         self.layers, self.tap_layer, self.lengths = layers, tap_layer, lengths
@@ -71,7 +71,7 @@ class PrefillGraphs:
         self.ids = buffer(longest, dtype=torch.long)
         self.last = buffer(1 + SNAPKV_WINDOW, dtype=torch.long)     # places: last token, window
         self._places = torch.arange(longest, device=embed.device)
-        self.graphs: Dict[int, List[Graph]] = {
+        self.graphs: dict[int, list[Graph]] = {
             length: [Graph(piece, self._work(length, piece), partial(self._compute, length, piece))
                      for piece in cut] for length, cut in cuts.items()}
 
@@ -92,7 +92,7 @@ class PrefillGraphs:
                 graph.run = _recorded(graph.run, pool)
         self._leave_out({length: _seconds(self.graphs[length]) for length in self.lengths[::-1]})
 
-    def _leave_out(self, seconds: Dict[int, float]) -> None:
+    def _leave_out(self, seconds: dict[int, float]) -> None:
         """Forget the lengths that take no less than the next; prompts stay longer than half."""
         kept = self.lengths[-1:]
         for length, below in zip(self.lengths[-2::-1], [*self.lengths[-3::-1], 0]):
@@ -105,7 +105,7 @@ class PrefillGraphs:
         """Tell whether a prompt of this length is run here."""
         return bool(self.lengths) and n_prompt <= self.lengths[-1]
 
-    def buffers(self, length: int, n_layers: int) -> Tuple[Tensor, Tensor, Tensor]:
+    def buffers(self, length: int, n_layers: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return keys and values [n_layers, n_kv_heads, length, D], and scores likewise."""
         c = self.layers.config
         shape = (n_layers, c.n_kv_heads, length)
@@ -114,7 +114,7 @@ class PrefillGraphs:
         return (self._keys[:size].view(*shape, -1), self._values[:size].view(*shape, -1),
                 self._scores[:rows].view(shape))
 
-    def _cut(self, length: int, most_work: float) -> List[range]:
+    def _cut(self, length: int, most_work: float) -> list[range]:
         """Return the layers of each graph of a length: cut behind the tapped one, and by work."""
         n_layers = self.layers.config.n_layers
         step = max(1, int(most_work / self._work(length, range(1))))
@@ -203,7 +203,7 @@ class GraphedPrompt:
             self._hidden = self._graphs.hidden[:self._length].clone()
 
 
-def _seconds(graphs: List[Graph]) -> float:
+def _seconds(graphs: list[Graph]) -> float:
     """Return what the graphs of a length take on the GPU, by the first of them."""
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
@@ -214,7 +214,7 @@ def _seconds(graphs: List[Graph]) -> float:
     return 1e-3 * began.elapsed_time(ended) / share
 
 
-def _recorded(run: Callable[[], None], pool: Tuple[int, int]) -> Callable[[], None]:
+def _recorded(run: Callable[[], None], pool: tuple[int, int]) -> Callable[[], None]:
     """Return what replays ``run``; not by torch.cuda.graph, which empties the cache every time."""
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(pool=pool)

@@ -3,7 +3,7 @@
 """Builds the list of phases that a step kernel goes through (kernels/program.cuh)."""
 
 import ctypes
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _KEEP = 4
 
 def product_phases(weight: Matrix, epilogue: str, blocks: int, x: Tensor, out: Optional[Tensor],
                    bias: Optional[Tensor] = None, norm: Optional[Tensor] = None,
-                   tap: Optional[Tensor] = None, parts: int = 1) -> List[Phase]:
+                   tap: Optional[Tensor] = None, parts: int = 1) -> list[Phase]:
     """
     Return the phases of out = W x: one, or ``parts`` that take some of the columns each.
 

@@ -4,7 +4,7 @@
 
 import ctypes
 from pathlib import Path
-from typing import Optional, Protocol, Tuple
+from typing import Optional, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ HEAD_DIMS = (16, 32, 64, 128, 256)
 class Launcher(Protocol):
     """What runs a kernel: driver.Kernels on a GPU, an emulator in the tests."""
 
-    def launch(self, name: str, grid: Tuple[int, int, int], threads: int, shared_bytes: int,
+    def launch(self, name: str, grid: tuple[int, int, int], threads: int, shared_bytes: int,
                arguments: ctypes.Structure) -> None:
         """Launch one kernel."""
 
@@ -104,7 +104,7 @@ class PromptKernels:
                              GATE_THREADS, 0, arguments)
         return out
 
-    def select(self, scores: Tensor, n_best: int) -> Tuple[Tensor, Tensor]:
+    def select(self, scores: Tensor, n_best: int) -> tuple[Tensor, Tensor]:
         """
         Return the ``n_best`` entries with the highest ``scores`` [L, H, n], ascending, int32.
 

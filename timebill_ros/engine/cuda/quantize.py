@@ -3,7 +3,7 @@
 """Weight-only int8 and int4: from bf16 matrices to what kernels/formats.cuh reads, and back."""
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def _to_fine_int4(weight: Tensor) -> Matrix:
     return Matrix(4, k, data, scales, FINE_GROUP)
 
 
-def _best_fine_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
+def _best_fine_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Return integers [n, groups, 32] and bf16 (scale, offset) [n, groups, 2], least error."""
     low, high = groups.amin(dim=2, keepdim=True), groups.amax(dim=2, keepdim=True)
     mean = groups.mean(dim=2, keepdim=True)
@@ -143,7 +143,7 @@ def _best_fine_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
     return q.to(torch.int32), best.to(torch.bfloat16)
 
 
-def _best_int4(groups: Tensor) -> Tuple[Tensor, Tensor]:
+def _best_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Return the integers [n, groups, GROUP] and bf16 scales with the least squared error."""
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     # The scale's sign lets the extreme of either side use the one integer more that -8 is.

@@ -5,7 +5,7 @@
 import bisect
 from collections import deque
 import secrets
-from typing import Deque, List, Mapping, Protocol, Sequence, Tuple, Union
+from typing import Deque, Mapping, Protocol, Sequence, Union
 
 import torch
 
@@ -19,10 +19,10 @@ class Launches(Protocol):
     """What starts a step and waits for it: ``StepGraphs`` on a GPU."""
 
     @property
-    def tiers(self) -> List[str]:
+    def tiers(self) -> list[str]:
         """Names of the tiers that are loaded."""
 
-    def launch(self, tier: str, width: int, rows: Tuple[int, ...]) -> None:
+    def launch(self, tier: str, width: int, rows: tuple[int, ...]) -> None:
         """Start a step of ``rows`` [MAX_BATCH], slots, -1: nobody; those before had the same."""
 
     def sleep(self) -> None:
@@ -45,10 +45,10 @@ class StepRunner:
     def __init__(self, step: DecodeStep, launches: Launches, cache: KVCache) -> None:
         """Take the parts."""
         self._step, self._launches, self._cache = step, launches, cache
-        self._under_way: Deque[Tuple[int, ...]] = deque()   # slots by row, of each step
+        self._under_way: Deque[tuple[int, ...]] = deque()   # slots by row, of each step
 
     @property
-    def tiers(self) -> List[str]:
+    def tiers(self) -> list[str]:
         """Names of the tiers that are loaded."""
         return self._launches.tiers
 
@@ -88,7 +88,7 @@ class StepRunner:
         self._step.state.lengths[slot] = self._cache.length[slot]
         self._step.state.positions[slot] = self._cache.position[slot]
 
-    def step(self, tier: str, slots: Sequence[int]) -> List[int]:
+    def step(self, tier: str, slots: Sequence[int]) -> list[int]:
         """Run one step for the sequences in ``slots``; returns their next tokens in that order."""
         self.enqueue(tier, slots)
         self.sleep()
@@ -105,7 +105,7 @@ class StepRunner:
         """Sleep while the oldest step that is under way has long to go."""
         self._launches.sleep()
 
-    def collect(self) -> List[int]:
+    def collect(self) -> list[int]:
         """Wait for the oldest step that is under way and return its tokens."""
         slots = self._under_way.popleft()
         self._launches.wait()

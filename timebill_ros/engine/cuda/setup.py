@@ -5,7 +5,7 @@
 import bisect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 
@@ -43,8 +43,8 @@ _MIN_CAPABILITY = (8, 0)         # bf16 on the tensor cores
 class TierChoice:
     """The tiers that will be served and why others are not."""
 
-    names: List[str]
-    notes: List[str]
+    names: list[str]
+    notes: list[str]
 
 
 def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
@@ -65,7 +65,7 @@ def choose_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.devic
 
 def lean_tiers(wanted: Sequence[str], config: ModelConfig, device: torch.device,
                dtype: torch.dtype, free_bytes: int, max_context: int,
-               notes: List[str]) -> Optional[LeanTiers]:
+               notes: list[str]) -> Optional[LeanTiers]:
     """
     Return what quantises while loading if tiers are ``wanted`` without bf16; else None.
 
@@ -121,12 +121,12 @@ def _unserved(config: ModelConfig, device: torch.device, dtype: torch.dtype,
     return unsupported(config, name)
 
 
-def make_tiers(names: Sequence[str], config: ModelConfig, weights: Weights) -> List[Tier]:
+def make_tiers(names: Sequence[str], config: ModelConfig, weights: Weights) -> list[Tier]:
     """Quantise what is not bf16; takes about a second for a 7B model."""
     return [build_tier(name, weights, int4_group(config)) for name in names]
 
 
-def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: RopeTable,
+def make_runner(config: ModelConfig, weights: Weights, tiers: list[Tier], rope: RopeTable,
                 cache: KVCache, cubins: Path, tap_layer: Optional[int] = None) -> StepRunner:
     """
     Return the runner with its graphs captured.
@@ -147,7 +147,7 @@ def make_runner(config: ModelConfig, weights: Weights, tiers: List[Tier], rope: 
 
 
 def make_prompt_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype,
-                        cubins: Path) -> Tuple[Optional[PromptKernels], str]:
+                        cubins: Path) -> tuple[Optional[PromptKernels], str]:
     """Return the kernels of prefill and eviction, or None and why there are none."""
     if dtype != torch.bfloat16:
         return None, f'the kernels compute in bfloat16, not {dtype}'
@@ -179,7 +179,7 @@ def make_prefill(config: ModelConfig, weights: Weights, rope: RopeTable, cache: 
 
 
 def prefill_room(config: ModelConfig, itemsize: int, free_bytes: int,
-                 most_chunk: int) -> Tuple[int, int, int]:
+                 most_chunk: int) -> tuple[int, int, int]:
     """
     Return what is computed at once, as ``prefill.PrefillRoom``, where ``free_bytes`` are left.
 

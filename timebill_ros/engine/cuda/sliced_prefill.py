@@ -12,7 +12,7 @@ unless other sequences might want the device in between: so the device never wai
 from collections import deque
 from dataclasses import dataclass, field
 import time
-from typing import Deque, List, Optional, Protocol
+from typing import Deque, Optional, Protocol
 
 import torch
 
@@ -94,7 +94,7 @@ class SlicedPrefill:
                          else KernelEviction(layers.kernels))
 
     @property
-    def padded_lengths(self) -> List[int]:
+    def padded_lengths(self) -> list[int]:
         """Return the lengths to which short prompts are filled up, ascending."""
         return self.graphs.lengths
 

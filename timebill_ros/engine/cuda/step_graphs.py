@@ -4,7 +4,7 @@
 
 from collections import deque
 import time
-from typing import Deque, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Deque, Iterable, NamedTuple, Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ _LONGER = 1.01          # the shortest time of a kind of step follows longer one
 class _Launched(NamedTuple):
     """A step that is under way."""
 
-    kind: Tuple[str, int]       # tier and width
+    kind: tuple[str, int]       # tier and width
     launched_s: float
     done: torch.cuda.Event
 
@@ -38,19 +38,19 @@ class StepGraphs:
         self._tiers = {tier.name: tier for tier in tiers}
         step.state.chosen = torch.zeros_like(step.state.chosen, device='cpu').pin_memory()
         self._rows_host = torch.full((MAX_BATCH,), -1, dtype=torch.int32).pin_memory()
-        self._rows: Tuple[int, ...] = ()
+        self._rows: tuple[int, ...] = ()
         self._events = [torch.cuda.Event() for _ in range(2)]   # waited for busily, in turns
         self._under_way: Deque[_Launched] = deque()
         self._ended_s = 0.0                                 # of the newest step that is over
-        self._shortest_s: Dict[Tuple[str, int], float] = {}
-        self._graphs: Dict[Tuple[str, int], torch.cuda.CUDAGraph] = {}
+        self._shortest_s: dict[tuple[str, int], float] = {}
+        self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
 
     @property
-    def tiers(self) -> List[str]:
+    def tiers(self) -> list[str]:
         """Names of the tiers that are loaded."""
         return list(self._tiers)
 
-    def launch(self, tier: str, width: int, rows: Tuple[int, ...]) -> None:
+    def launch(self, tier: str, width: int, rows: tuple[int, ...]) -> None:
         """Start a step of ``rows`` [MAX_BATCH], slots, -1: nobody; those before had the same."""
         graph = self._graph(tier, width)
         if rows != self._rows:      # the copy of the rows before came before a step that is over

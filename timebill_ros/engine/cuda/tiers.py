@@ -3,7 +3,7 @@
 """Precision tiers: the same model with its matrices in bf16, int8 or int4; norms stay bf16."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Optional
 
 from torch import Tensor
 
@@ -12,9 +12,9 @@ from timebill_ros.engine.cuda.quantize import Matrix, matrix_bytes, quantize
 from timebill_ros.engine.cuda.variants import FINE_GROUP, GROUP, HEAD_DIMS, MAX_GROUP
 from timebill_ros.engine.weights import LayerWeights, Weights
 
-BITS: Dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 4}
+BITS: dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 4}
 # The head is the matrix whose errors reach the logits directly, so int4 keeps it at eight bits.
-HEAD_BITS: Dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 8}
+HEAD_BITS: dict[str, int] = {'bf16': 16, 'int8': 8, 'int4': 8}
 # Small models lose much by coarse groups, and their steps take as long whatever their bytes.
 _FINE_UP_TO_PARAMETERS = 1_000_000_000
 
@@ -35,7 +35,7 @@ class Tier:
     """A whole model in one precision."""
 
     name: str
-    layers: List[TierLayer]
+    layers: list[TierLayer]
     final_norm: Tensor
     head: Matrix
 

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, List
+from typing import Iterable
 
 GROUP = 128                  # columns of int4 that share a scale ...
 FINE_GROUP = 32              # ... or, finer, a scale and an offset
@@ -55,7 +55,7 @@ class Step:
         return f'ENTRY({self.name}, {self.threads}, StepArgs, (step<{arguments}>))'
 
 
-def sources(kernels: Iterable[Step]) -> List[str]:
+def sources(kernels: Iterable[Step]) -> list[str]:
     """Return translation units: one per step kernel, since each takes seconds, and sampling."""
     entries = sorted({kernel.entry() for kernel in kernels})
     units = [_text(_COMMON_SOURCES + _STEP_SOURCES) + entry + '\n' for entry in entries]

@@ -164,7 +164,37 @@ def _start(result: Row) -> str:
           f'{row["peak_bytes"] / 1e9:.2f} GB') for row in result['start']))
 
 
+def _clock(result: Row) -> str:
+    return markdown_table(
+        ['tier', 'prompt tokens', 'prefill', 'clock before', 'lowest', 'low from its start on',
+         'until', 'at the power cap'],
+        ((row['tier'], f'{row["tokens"]:,}', f'{row["prefill_ms"]:.0f} ms',
+          f'{row["before_mhz"]:,} MHz', f'{row["lowest_mhz"]:,} MHz', f'{row["low_from_ms"]} ms',
+          f'{row["low_until_ms"]} ms', 'yes' if row['power_cap'] else 'no')
+         for row in result['clock']))
+
+
+def _behind(result: Row) -> str:
+    return markdown_table(
+        ['tier', 'behind', 'prefill', 'step 1', '2-8', '9-16', '17-24', '25-32', '33-48', '49-64',
+         'later'],
+        ((row['tier'], f'{row["tokens"]:,} tokens', f'{row["prefill_ms"]:.1f} ms',
+          *(f'{ratio:.3f}' for ratio in row['ratios']), f'{row["settled_ms"]:.3f} ms')
+         for row in result['behind']))
+
+
+def _repeats(result: Row) -> str:
+    return markdown_table(
+        ['prompt tokens', 'prompts', 'prefill', 'deviation', 'of which the device', 'deviation',
+         'the rest', 'deviation'],
+        ((row['tokens'], row['prompts'], f'{row["prefill_ms"]:.2f} ms',
+          percent(row['prefill_deviation'], 1), f'{row["device_ms"]:.2f} ms',
+          percent(row['device_deviation'], 1), f'{row["host_ms"]:.2f} ms',
+          f'{row["host_deviation_ms"]:.2f} ms') for row in result['repeats']))
+
+
 _PARTS: dict[str, Callable[[Row], str]] = {
+    'clock': _clock, 'behind': _behind, 'repeats': _repeats,
     'steps': _steps, 'tail': _tail, 'quality': _quality, 'checked': _checked, 'parity': _parity,
     'prefill': _prefill, 'evict': _evict, 'fresh': _fresh, 'pace': _pace,
     'worth': _worth, 'start': _start, 'ahead': _ahead}

@@ -46,7 +46,7 @@ __all__ = ['Answer', 'PendingAnswer', 'TimeBillClient']
 
 FeedbackCallback = Callable[[QueryAction.Feedback], None]
 
-_LOOK_NS = 20_000_000  # while the server is not there, look for it this often
+_LOOK_NS = 20_000_000  # while the server is not there or does not hear us, look this often
 _THREAD_GRACE_S = 1.0  # for the client's own thread, beyond the moment when it gives up
 
 
@@ -81,6 +81,10 @@ class _Ask:
     sent: bool = False
     cancel_asked: bool = False
     handle: Any = None
+
+
+class _Look:
+    """Event: somebody wants to know whether the server hears us."""
 
 
 class TimeBillClient:
@@ -132,11 +136,14 @@ class TimeBillClient:
         named_by = self._node if node is None or namespace else node
         self.action_name = named_by.resolve_topic_name(qos.ACTION_NAME)
         self.client_id = (node or self._node).get_fully_qualified_name()
-        self._client = QuietActionClient(self._node, QueryAction, self.action_name)
         log = self._node.get_logger()
+        self._client = QuietActionClient(
+            self._node, QueryAction, self.action_name, guarded(log, self._on_heard)
+        )
         self._inbox = EventInbox(self._node, guarded(log, self._on_event))
         self._timer = DeadlineTimer(self._node, guarded(log, self._on_timer))
         self._asks: list[_Ask] = []  # open ones; only the client's thread touches them
+        self._heard = False  # as far as the client's thread knew when it last looked
         self._closing = False
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -145,9 +152,15 @@ class TimeBillClient:
         atexit.register(self.close)
 
     def wait_for_server(self, timeout_s: float) -> bool:
-        """Wait until the server is there, as it is once its engine is ready; False: it is not."""
+        """
+        Wait until the server answers this client, as it does once its engine is ready.
+
+        False: it does not. A query waits for that as well, so that its answer cannot be lost.
+        """
         end_s = time.monotonic() + timeout_s
-        while not self._client.server_is_ready():
+        self._heard = False
+        while not self._heard:
+            self._inbox.post(_Look())
             if time.monotonic() >= end_s or self._closing:
                 return False
             time.sleep(_LOOK_NS / NS_PER_S)
@@ -255,15 +268,21 @@ class TimeBillClient:
         if isinstance(event, _Ask):
             self._asks.append(event)
             self._on_timer()
+        elif isinstance(event, _Look):
+            self._heard = self._client.is_heard()
         else:
             for ask in [each for each in self._asks if each.pending is event]:
                 self._cancel(ask)
+
+    def _on_heard(self) -> None:
+        self._heard = True
+        self._on_timer()
 
     def _on_timer(self) -> None:
         """Send what waits for the server, give up what is over, arm the timer for what is next."""
         now_ns = time.monotonic_ns()
         unsent = [ask for ask in self._asks if not ask.sent]
-        if unsent and self._client.server_is_ready():
+        if unsent and self._client.is_heard():
             for ask in unsent:
                 self._send(ask)
         for ask in list(self._asks):
@@ -362,8 +381,8 @@ class TimeBillClient:
                     ask,
                     Outcome.FAILED,
                     ErrorCode.ENGINE_NOT_READY,
-                    f'no server {self.action_name}: it is not running, in another namespace '
-                    'or domain, or its engine still starts',
+                    f'no server {self.action_name} answers: it is not running, hangs, is in '
+                    'another namespace or domain, or its engine still starts',
                 ),
             )
 

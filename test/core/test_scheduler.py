@@ -187,7 +187,7 @@ def decoding(scheduler: Scheduler, *jobs: Job) -> Turn:
 def test_a_step_goes_ahead_if_the_next_turn_is_the_same() -> None:
     scheduler = Scheduler(pace(), n_slots=3)
     turn = decoding(scheduler, job('a', 100, worst_s=50))
-    assert scheduler.goes_ahead(turn, False, S) and scheduler.is_under_way(turn)
+    assert scheduler.begin_again(turn, False, S) and scheduler.is_under_way(turn)
     scheduler.ended(True, S)
     assert scheduler.starts_ns(turn, S) == S
     assert scheduler.submit(job('b', 100), S) is None
@@ -195,7 +195,7 @@ def test_a_step_goes_ahead_if_the_next_turn_is_the_same() -> None:
     assert other is not None and names(other) == ['b']
     assert scheduler.starts_ns(other, S) == S + turn.worst_ns    # behind the step under way
     scheduler.begin(other, S)
-    assert not scheduler.goes_ahead(turn, True, S)
+    assert not scheduler.begin_again(turn, True, S)
     scheduler.ended(False, S)
     assert scheduler.starts_ns(other, S) == S
 
@@ -203,26 +203,26 @@ def test_a_step_goes_ahead_if_the_next_turn_is_the_same() -> None:
 def test_only_who_is_alone_goes_ahead_of_the_token_that_may_end_it() -> None:
     scheduler = Scheduler(pace(), n_slots=2)
     turn = decoding(scheduler, job('a', 100, worst_s=50), job('b', 100, worst_s=50))
-    assert scheduler.goes_ahead(turn, True, S) and not scheduler.goes_ahead(turn, False, S)
+    assert scheduler.begin_again(turn, True, S) and not scheduler.begin_again(turn, False, S)
     scheduler = Scheduler(pace(), n_slots=1)
     scheduler.submit(job('a', 50, worst_s=20), 0)
     begin(scheduler)
     scheduler.submit(job('waits', 100), 0)
     turn = turn_begins(scheduler, 0)
-    assert scheduler.goes_ahead(turn, True, S) and not scheduler.goes_ahead(turn, False, S)
+    assert scheduler.begin_again(turn, True, S) and not scheduler.begin_again(turn, False, S)
 
 
 def test_no_step_goes_ahead_that_would_end_behind_a_deadline() -> None:
     scheduler = Scheduler(pace())
     turn = decoding(scheduler, job('a', 3, worst_s=2))
-    assert scheduler.goes_ahead(turn, True, 3 * S - turn.worst_ns)
-    assert not scheduler.goes_ahead(turn, True, 3 * S - turn.worst_ns + 1)
+    assert scheduler.begin_again(turn, True, 3 * S - turn.worst_ns)
+    assert not scheduler.begin_again(turn, True, 3 * S - turn.worst_ns + 1)
 
 
 def test_a_step_under_way_counts_where_something_is_promised() -> None:
     scheduler = Scheduler(pace(), n_slots=2)
     turn = decoding(scheduler, job('runs', 100, worst_s=50))
-    assert scheduler.goes_ahead(turn, True, S)
+    assert scheduler.begin_again(turn, True, S)
     scheduler.ended(True, S)
     assert scheduler.submit(job('next', 2.09, worst_s=1, guaranteed=True), S) is not None
     assert scheduler.submit(job('next', 2.1, worst_s=1, guaranteed=True), S) is None
@@ -231,8 +231,8 @@ def test_a_step_under_way_counts_where_something_is_promised() -> None:
 def test_no_step_in_vain_beyond_the_slack_of_a_promise() -> None:
     scheduler = Scheduler(pace(), n_slots=2)
     turn = decoding(scheduler, job('runs', 4, worst_s=1), job('kept', 2.3, 2.0, guaranteed=True))
-    assert scheduler.goes_ahead(turn, True, 0)
-    assert not scheduler.goes_ahead(turn, True, S)
+    assert scheduler.begin_again(turn, True, 0)
+    assert not scheduler.begin_again(turn, True, S)
 
 
 def test_best_effort_waits_if_it_would_endanger_a_promise() -> None:

@@ -137,16 +137,16 @@ class Dispatcher:
     def _do(self, turn: Turn) -> list[Message]:
         if turn.act is Act.STEP:
             return decode_together(
-                self._worked, turn.tier, lambda over: self._goes_ahead(turn, over))
+                self._worked, turn.tier, lambda over: self._begin_again(turn, over))
         job, = turn.jobs
         if turn.act is Act.BEGIN:
             self._begin(job)
         run = self._runs.get(job.query_id)      # it may have landed
         return [] if run is None else run.advance()
 
-    def _goes_ahead(self, turn: Turn, over: bool) -> bool:
+    def _begin_again(self, turn: Turn, over: bool) -> bool:
         with self._lock:
-            return self._scheduler.goes_ahead(turn, over, self._clock())
+            return self._scheduler.begin_again(turn, over, self._clock())
 
     def _begin(self, job: Job) -> None:
         def room(now_ns: int) -> Room:

@@ -26,7 +26,7 @@ from timebill_ros.executor.messages import (
     Adopt, CancelProfile, Drop, Finished, ProfileDone, RunProfile, SetPolicy, Shutdown, Submit)
 from timebill_ros.executor.outbox import Outbox
 from timebill_ros.executor.scheduler import Scheduler
-from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming
+from timebill_ros.query import Ending, ErrorCode, NS_PER_S, Outcome, Query, QueryTiming
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.estimator import TimeEstimator
 from timebill_ros.time_estimator.laws import PREDICT
@@ -129,7 +129,7 @@ class Intake:
         began_ns, planning = time.monotonic_ns(), self.planning
         limit = self._engine.info.max_context
         prompt_ids = self._engine.tokenize(query.messages, limit)
-        tokenize_s = (time.monotonic_ns() - began_ns) / 1e9
+        tokenize_s = (time.monotonic_ns() - began_ns) / NS_PER_S
         n_prompt = len(prompt_ids)
         cap = max(1, min(query.max_new_tokens, limit - n_prompt))
         record = TimingRecord(query, n_prompt, cap, tokenize_s, planning)

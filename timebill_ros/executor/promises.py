@@ -129,8 +129,11 @@ class Promises:
                        - self._pace.steps_ns(mine, mine.n_cached, mine.tier, width))
             return own_ns, width
         nothing = Demand(0.0, 0.0, 0.0, 0, 0, 0, job.demand.tier)
+        # what its own prompt did to the device its plan pays for, if nobody comes behind it
+        own = self._lately.n_prompt == job.demand.behind.n_prompt and kept[-1:] == [job]
         later = self._in_turn(
-            kept, {**demands, job.query_id: nothing}, now_ns, self._lately, job)
+            kept, {**demands, job.query_id: nothing}, now_ns, Behind(0) if own else self._lately,
+            job)
         if job not in kept:
             own_ns -= sum(round(each.demand.before_s * NS_PER_S)
                           for each in kept if deadline(each) < deadline(job))

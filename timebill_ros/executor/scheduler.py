@@ -160,13 +160,13 @@ class Scheduler:
             job.running = True
             self._begun += 1
 
-    def goes_ahead(self, turn: Turn, over: bool, now_ns: int) -> bool:
+    def begin_again(self, turn: Turn, over: bool, now_ns: int) -> bool:
         """
-        Tell whether the step of this turn may be begun again before the next turn, at its end.
+        Begin the step of this turn again before the next turn, if it may; returns whether.
 
-        That will hardly be another one. If it is, the step was done in vain; what the promises
-        leave has room for that, and the step counts as being done from now on. Before it is
-        ``over`` its token may be the last: then only if that costs nobody else anything.
+        The next turn will hardly be another one. If it is, the step was done in vain; what the
+        promises leave has room for that, and the step counts as being done from now on. Before it
+        is ``over`` its token may be the last: then only if that costs nobody else anything.
         """
         if not over and (self._waiting or len(turn.jobs) > 1):
             return False

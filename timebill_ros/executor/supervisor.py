@@ -16,7 +16,7 @@ from typing import Any
 
 from timebill_ros.executor.engine_process import CommandLine, EngineProcess
 from timebill_ros.executor.messages import Load, LoadFailed, Ready, Shutdown
-from timebill_ros.query import ErrorCode
+from timebill_ros.query import ErrorCode, NS_PER_S
 
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
@@ -192,7 +192,7 @@ class Supervisor:
 
     def _silence_left_s(self, process: EngineProcess) -> float:
         limit_s = self.limits.timeout_s if self._was_ready else self.limits.start_timeout_s
-        return limit_s - (time.monotonic_ns() - process.last_heard_ns) / 1e9
+        return limit_s - (time.monotonic_ns() - process.last_heard_ns) / NS_PER_S
 
     def _hung(self) -> EngineLost:
         if not self._was_ready:

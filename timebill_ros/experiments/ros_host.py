@@ -15,7 +15,7 @@ from timebill_ros.client import Answer, PendingAnswer, TimeBillClient
 from timebill_ros.experiments.engine_host import EngineFailed, GRACE_S, START_S
 from timebill_ros.experiments.recorder import Row
 from timebill_ros.experiments.tasks import Item
-from timebill_ros.query import Admission, Overrun
+from timebill_ros.query import Admission, NS_PER_S, Overrun
 
 if TYPE_CHECKING:
     from timebill_ros.experiments.workbench import Settings
@@ -83,7 +83,7 @@ class RosHost:
         pending = self.client.ask_async(
             item.prompt, within=budget_s, max_new_tokens=item.max_new_tokens, overrun=overrun,
             admission=admission)
-        return RosQuery(pending, time.monotonic_ns() + round(budget_s * 1e9))
+        return RosQuery(pending, time.monotonic_ns() + round(budget_s * NS_PER_S))
 
     def has_ended(self, query: RosQuery, wait_s: float = 0.0) -> bool:
         """Wait up to ``wait_s`` for a query's end; tell whether it has ended."""
@@ -91,7 +91,7 @@ class RosHost:
 
     def result(self, query: RosQuery) -> Row:
         """Wait for a query's end and return the row of its answer."""
-        left_s = max(0.0, query.deadline_ns / 1e9 - time.monotonic())
+        left_s = max(0.0, query.deadline_ns / NS_PER_S - time.monotonic())
         return row_of(query.pending.result(left_s + LATE_WAIT_S + GRACE_S))
 
     def ask(self, item: Item, budget_s: float, **fields: Any) -> Row:

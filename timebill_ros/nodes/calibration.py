@@ -27,6 +27,7 @@ from timebill_ros.nodes.guarded import guarded, spin_while
 from timebill_ros.nodes.profile_request import ProfileRequest
 from timebill_ros.nodes.run import run_node
 from timebill_ros.paths import cache_dir
+from timebill_ros.query import NS_PER_S
 from timebill_ros.time_estimator.calibrator import Calibrator
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError,
@@ -198,7 +199,7 @@ class Calibration(Node):
             return ''
         others = self.count_publishers(qos.COEFFICIENTS_TOPIC) - 1
         rival = f'; other nodes that publish: {others}' if others else ''
-        return f'source {status.coefficients_source}, stamp {stamp_ns / 1e9:.3f}{rival}'
+        return f'source {status.coefficients_source}, stamp {stamp_ns / NS_PER_S:.3f}{rival}'
 
     # --- the end
 

@@ -3,6 +3,7 @@
 """What the calibration node says in /diagnostics."""
 
 from timebill_ros.nodes.diagnostics import Diagnosis, ERROR, OK, WARN
+from timebill_ros.query import NS_PER_S
 from timebill_ros.time_estimator.calibrator import Calibrator
 from timebill_ros.time_estimator.coefficients import Drift
 from timebill_ros.time_estimator.fit import doubts
@@ -32,7 +33,7 @@ def _coefficients(calibrator: Calibrator, not_adopted: str) -> Diagnosis:
         'key': current.key,
         'source': calibrator.source,
         'file': str(calibrator.path),
-        'stamp': f'{current.stamp_ns / 1e9:.3f}',
+        'stamp': f'{current.stamp_ns / NS_PER_S:.3f}',
     }
     for law in current.laws:
         name = law.title

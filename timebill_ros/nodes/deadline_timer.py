@@ -8,6 +8,8 @@ import time
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from timebill_ros.query import NS_PER_S
+
 _IDLE_NS = 3_600_000_000_000
 
 
@@ -19,7 +21,7 @@ class DeadlineTimer:
         self._callback = callback
         self._due_ns: int | None = None
         self._timer = node.create_timer(
-            _IDLE_NS / 1e9, self._fired, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            _IDLE_NS / NS_PER_S, self._fired, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         self._timer.cancel()
 

@@ -7,7 +7,7 @@ from math import nan
 from typing import Any
 
 from timebill_ros.executor.messages import Finished, Planned, Progress
-from timebill_ros.query import Ending, ErrorCode, Outcome, Query, QueryTiming, Stage
+from timebill_ros.query import Ending, ErrorCode, NS_PER_S, Outcome, Query, QueryTiming, Stage
 
 
 @dataclass
@@ -114,12 +114,13 @@ class GoalRecord:
     def missed(self) -> Ending:
         """Return the ending of a query whose time is up; the message says how far it got."""
         assert self.query is not None
-        budget_s = self.query.time_allowance_ns / 1e9
-        margin_s = self.query.delivery_margin_ns / 1e9
+        budget_s = self.query.time_allowance_ns / NS_PER_S
+        margin_s = self.query.delivery_margin_ns / NS_PER_S
         where = {Stage.QUEUED: 'waiting for the engine', Stage.PREFILL: 'reading the prompt'}.get(
             self.stage, f'{self.n_generated} tokens into the response'
         )
-        also = f' and max_overrun_s = {self.query.overrun_ns / 1e9:g} s' if self.is_late else ''
+        overrun_s = self.query.overrun_ns / NS_PER_S
+        also = f' and max_overrun_s = {overrun_s:g} s' if self.is_late else ''
         return Ending(
             Outcome.DEADLINE_MISSED,
             error_code=ErrorCode.DEADLINE_MISSED,
@@ -130,16 +131,16 @@ class GoalRecord:
     def final_timing(self) -> QueryTiming:
         """Return the timing record with what only the node knows, once it was handed over."""
         timing = self.timing
-        timing.total = (self.ended_ns - self.arrival_ns) / 1e9
+        timing.total = (self.ended_ns - self.arrival_ns) / NS_PER_S
         timing.deadline_at_risk = timing.deadline_at_risk or self.deadline_at_risk
         timing.n_generated = max(timing.n_generated, self.n_generated)
         timing.last_token_to_result = (
-            (self.ended_ns - self.last_token_ns) / 1e9 if self.last_token_ns else nan
+            (self.ended_ns - self.last_token_ns) / NS_PER_S if self.last_token_ns else nan
         )
         if self.query is not None:
-            timing.time_allowance = self.query.time_allowance_ns / 1e9
-            timing.delivery_margin = self.query.delivery_margin_ns / 1e9
-            timing.slack = (self.query.deadline_ns - self.ended_ns) / 1e9
+            timing.time_allowance = self.query.time_allowance_ns / NS_PER_S
+            timing.delivery_margin = self.query.delivery_margin_ns / NS_PER_S
+            timing.slack = (self.query.deadline_ns - self.ended_ns) / NS_PER_S
             timing.n_cap = timing.n_cap or self.query.max_new_tokens
         return timing
 

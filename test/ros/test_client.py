@@ -134,14 +134,35 @@ def test_the_states_of_everybodys_goals_are_not_read_and_nothing_is_kept_of_ende
             seen.append((had_status, set(taken)))
             return taken
 
-        # a response can be lost while the server's side still discovers a new client
-        assert any(client.ask('', within=3.0).outcome == Outcome.INVALID for _ in range(5))
+        assert client.wait_for_server(WAIT_S)
         monkeypatch.setattr(actions, 'take_data', watched)
         for _ in range(3):
             assert client.ask('', within=WAIT_S).outcome == Outcome.INVALID
         assert not actions._goal_handles
     assert any(had_status for had_status, _ in seen), 'rclpy no longer has it where we look'
     assert all('status' not in taken for _, taken in seen)
+
+
+def test_the_first_query_of_a_new_client_is_answered(server: Server) -> None:
+    def ask_once(_: int) -> Outcome:
+        with TimeBillClient(namespace=server.namespace) as client:
+            return client.ask('', within=WAIT_S).outcome
+
+    # many at once, so that discovering them takes the server a while
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask_once, range(24))) == {Outcome.INVALID}
+
+
+def test_a_server_that_does_not_hear_a_new_client_gets_no_goal_of_it(server: Server) -> None:
+    with TimeBillClient(namespace=server.namespace) as client:
+        until(client._client.server_is_ready)
+        with stopped(server.node_pid):
+            assert not client.wait_for_server(0.3)
+            answer = client.ask(PARIS, within=0.3)
+            assert answer.error_code == ErrorCode.ENGINE_NOT_READY
+            assert 'hangs' in answer.error_msg
+        assert client.wait_for_server(WAIT_S)
+        assert client.ask('', within=WAIT_S).outcome == Outcome.INVALID
 
 
 def test_a_stuck_server_is_given_up_in_time(server: Server) -> None:

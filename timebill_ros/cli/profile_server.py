@@ -3,10 +3,10 @@
 """Have a running server profile itself, through its action."""
 
 import argparse
+import time
 from typing import Any
 
 import rclpy
-from rclpy.action import ActionClient
 from rclpy.signals import SignalHandlerOptions
 
 from timebill_ros.action import Profile
@@ -14,8 +14,10 @@ from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.nodes import qos
 from timebill_ros.nodes.coefficients_topic import coefficients_from_msg
 from timebill_ros.nodes.conversions import duration_s
+from timebill_ros.nodes.quiet_client import QuietActionClient
 
 _SERVER_WAIT_S = 5.0
+_LOOK_S = 0.02
 _CANCEL_S = 30.0        # a point that is being measured is measured to its end
 
 
@@ -23,9 +25,12 @@ def measure(arguments: argparse.Namespace, bar: ProgressBar) -> Outcome:
     """Send a goal and follow it; an interrupt cancels it."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)     # an interrupt is ours
     node = rclpy.create_node('timebill_profile', namespace=arguments.namespace)
-    client = ActionClient(node, Profile, qos.PROFILE_ACTION_NAME, **qos.service_qos())
+    client = QuietActionClient(node, Profile, node.resolve_topic_name(qos.PROFILE_ACTION_NAME))
     try:
-        if not client.wait_for_server(_SERVER_WAIT_S):
+        end_s = time.monotonic() + _SERVER_WAIT_S
+        while not client.is_heard() and time.monotonic() < end_s:
+            rclpy.spin_once(node, timeout_sec=_LOOK_S)
+        if not client.is_heard():
             return Outcome(None, '', f'no server answers within {_SERVER_WAIT_S:g} s')
         sent = client.send_goal_async(_goal(arguments), lambda each: _show(bar, each.feedback))
         rclpy.spin_until_future_complete(node, sent)
@@ -41,6 +46,7 @@ def measure(arguments: argparse.Namespace, bar: ProgressBar) -> Outcome:
             raise
         return _outcome(result.result().result)
     finally:
+        client.destroy()
         node.destroy_node()
         rclpy.try_shutdown()
 

@@ -56,7 +56,11 @@ class QuietActionClient(ActionClient):
     """
 
     def __init__(
-        self, node: Node, action_type: Any, name: str, on_heard: Callable[[], None]
+        self,
+        node: Node,
+        action_type: Any,
+        name: str,
+        on_heard: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Connect to the action of this full name.

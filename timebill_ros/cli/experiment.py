@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('names', nargs='+', choices=[*EXPERIMENTS, 'all'], metavar='NAME',
                         help='several share one engine')
-    add_settings(parser)
+    add_settings(parser, '--out')
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Describe what every experiment takes."""
+def add_settings(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Describe what every experiment takes; ``folder`` is the option that names where it goes."""
     parser.add_argument('--quick', action='store_true', help='a minute each, to see that it works')
-    parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='DIR',
+    parser.add_argument(folder, type=Path, default=DEFAULT_OUT, metavar='DIR',
                         help='folder of the results (default: %(default)s); a second start goes on')
     parser.add_argument('--data', default='', metavar='DIR',
                         help='folder of longbench.jsonl.gz and prompts.jsonl.gz; default: '

@@ -3,8 +3,8 @@
 """
 ``timebill bench budget``: score and completion over budgets, of ours and of the baselines.
 
-It is ``timebill experiment budgets`` with its table printed. The rows stay in ``--out``, where a
-second start goes on.
+It is ``timebill experiment budgets`` with its table printed. The rows stay in ``--rows``, where
+a second start goes on.
 """
 
 import argparse
@@ -21,14 +21,15 @@ NAME = 'budgets'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments: those of every experiment."""
-    experiment.add_settings(parser)
+    experiment.add_settings(parser, '--rows')
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the experiment, or go on with it, and print a table or one JSON object."""
     with redirect_stdout(sys.stderr):
-        status = experiment.run(argparse.Namespace(names=[NAME], **vars(arguments)))
-    folder = arguments.out / NAME
+        status = experiment.run(argparse.Namespace(
+            **{**vars(arguments), 'names': [NAME], 'out': arguments.rows}))
+    folder = arguments.rows / NAME
     if not (folder / 'summary.json').is_file():
         return status
     summary = read_summary(folder)

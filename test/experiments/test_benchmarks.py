@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import pytest
+
 from timebill_ros.cli import bench
 
 WITH_ROS = ('node', 'margin')

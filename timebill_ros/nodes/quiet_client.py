@@ -93,7 +93,7 @@ class QuietActionClient(ActionClient):
             bytes(each.endpoint_gid)
             for each in self._node.get_publishers_info_by_topic(self._status_topic)
         )
-        if servers == self._heard_by:
+        if servers and servers == self._heard_by:
             return True
         now_ns = time.monotonic_ns()
         if servers != self._knocked_at:

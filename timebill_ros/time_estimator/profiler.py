@@ -25,6 +25,7 @@ from timebill_ros.time_estimator.points import (
 from timebill_ros.time_estimator.recovery import fit_recoveries, settled
 from timebill_ros.time_estimator.spread import WORST_QUANTILE
 
+_WIDE_STEPS = 32            # a visit of steps of several sequences, at most
 _ORDER_SEED = 1             # the orders are shuffled, but the same every time
 _CHEAP_S = 0.1              # a point of one sample that takes less is visited several times a round
 _CHEAP_VISITS = 3
@@ -75,8 +76,8 @@ class Effort:
     every_width: bool = True    # steps of every number of sequences, or only of one and the most
 
     def steps_of(self, width: int) -> int:
-        """Return the steps per visit of so many sequences; of several, half as many."""
-        return self.steps if width == 1 else max(3, self.steps // 2)
+        """Return the steps per visit of so many sequences; several show no recovery."""
+        return self.steps if width == 1 else min(self.steps, _WIDE_STEPS)
 
 
 START_UP = Effort(

@@ -32,7 +32,7 @@ from timebill_ros.engine.cuda.prefill_graphs import GraphedPrompt  # noqa: E402
 from timebill_ros.engine.meter import any_planning, NotedEngine  # noqa: E402
 from timebill_ros.engine.unattended import answer, question  # noqa: E402
 from timebill_ros.executor.messages import Load  # noqa: E402
-from timebill_ros.experiments.bench_accuracy import _random_engine  # noqa: E402
+from timebill_ros.experiments.bench_accuracy import random_engine  # noqa: E402
 from timebill_ros.query import QueryTiming, Sampling  # noqa: E402
 
 TIERS = ['bf16', 'int8', 'int4']
@@ -50,7 +50,7 @@ class Asker:
     """Asks queries of made-up prompts."""
 
     def __init__(self, shape: str) -> None:
-        self.engine = _random_engine(shape, Load(
+        self.engine = random_engine(shape, Load(
             'embedded', 'cuda', max_batch=4, max_context=max(BEHIND) + STEPS + 100, tiers=TIERS))
         self.rng = random.Random(5)
         self._sampling = Sampling(**self.engine.info.sampling)

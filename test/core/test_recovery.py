@@ -87,7 +87,7 @@ def test_the_fit_tells_settled_steps_from_those_behind_a_prompt() -> None:
             true_s = STEP.sum_steps(n_prompt, steps) + TRUE.behind(Behind(n_prompt), steps)
             assert together.decode_s(n_prompt, steps, behind=Behind(n_prompt)) == pytest.approx(
                 true_s, rel=0.006)
-            # what one line through all steps makes of it
+    # what one law of all steps makes of it
     mean = fit_law(DECODE_STEP, samples, 'int4')
     true_s = STEP.sum_steps(8000, 7) + TRUE.behind(Behind(8000), 7)
     assert mean.sum_steps(8000, 7) < 0.97 * true_s

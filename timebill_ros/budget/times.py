@@ -28,7 +28,7 @@ class PlannedTimes:
         return self._factor * self.estimator.evict_s(n_prompt, self.config.worst_case_times)
 
     def decode_s(
-            self, n_cached: float, steps: int, behind: Behind | None, width: int = 1) -> float:
+            self, n_cached: float, steps: int, behind: Behind, width: int = 1) -> float:
         """
         Return the time of ``steps`` decode steps, the first with ``n_cached`` tokens cached.
 

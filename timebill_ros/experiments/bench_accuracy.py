@@ -92,7 +92,7 @@ def measure(
         max_context=arguments.max_tokens + max(arguments.responses) + 16)
     if arguments.tiers:
         load = replace(load, tiers=arguments.tiers.split(','))
-    engine = _random_engine(arguments.shape, load) if arguments.shape else Engine.load(load)
+    engine = random_engine(arguments.shape, load) if arguments.shape else Engine.load(load)
     effort = THOROUGH_GPU if engine.device.type == 'cuda' else THOROUGH
     if arguments.short_profile:
         effort = START_UP
@@ -135,7 +135,8 @@ def measure(
     return result
 
 
-def _random_engine(shape: str, load: Load) -> 'Engine':
+def random_engine(shape: str, load: Load) -> 'Engine':
+    """Return an engine with a model of random weights, of one of ``random_model.SHAPES``."""
     import torch
     from timebill_ros.engine.engine import Engine
     from timebill_ros.engine.loading import choose_device

@@ -36,6 +36,7 @@ from timebill_ros.query import Outcome
 START_S = 240.0
 WAIT_S = 60.0
 STORY = 'Tell me a very long story about a robot and a lighthouse, with many details.'
+STORY_TOKENS = 512          # of the story, at the least: the cap `n_max` ends it
 
 _profiled = False  # a server of this session has left its profile in the user's cache
 
@@ -145,6 +146,17 @@ class Server:
 
     def _engine_pids(self) -> list[int]:
         return [pid for pid in children_of(self.node_pid) if 'engine_main' in command_line(pid)]
+
+    def time_for_tokens(self, count: int) -> float:
+        """
+        Return the seconds that so many tokens of the story take on this machine in no hurry.
+
+        A budget of it for the whole story (`STORY_TOKENS`) is too short on any machine.
+        """
+        assert 2 * count < STORY_TOKENS
+        answer = self.client.ask(STORY, within=WAIT_S, max_new_tokens=count)
+        assert answer.timing.n_generated == count, answer.error_msg
+        return answer.timing.total + answer.timing.delivery_margin
 
     def ask_and_wait_for_text(
         self, prompt: str = STORY, within: float = WAIT_S, **fields: Any

@@ -162,6 +162,27 @@ def test_on_a_gpu_it_is_made_within_the_prefill(
     assert told[True] == told[False]
 
 
+@pytest.mark.parametrize('there', [False, True])
+@pytest.mark.parametrize('n_generated', [513, 514, 3001])
+def test_of_a_response_that_outgrows_what_it_learnt_it_says_nothing(
+        probing: Engine, monkeypatch: Any, there: bool, n_generated: int) -> None:
+    """The shipped heads know lengths up to 512 tokens; ``n_max`` may be more."""
+    if there:
+        monkeypatch.setattr(probing, 'predictor', DeviceProbe(*load_checkpoint(
+            SHIPPED / 'smollm2-135m-probe.safetensors'), torch.device('cpu')))
+    ids = probing.tokenize([Turn('user', STORY)])
+    sequence = probing.open_sequence(ids, len(ids) + 60)
+    while not probing.prefill_chunk(sequence):
+        pass
+    probing.next_token(sequence)
+    probing.decode_step([sequence])
+    forecast = LengthForecast(probing, ids, 4000, TimeEstimator(coefficients(), 'fp32'))
+    forecast.predict(sequence)
+    forecast.look_again(sequence, n_generated)
+    probing.close(sequence)
+    assert forecast.n_left == 0 and {n for _, n in forecast.quantiles} == {4000}
+
+
 def test_a_state_that_is_no_number_predicts_nothing(probing: Engine, monkeypatch: Any) -> None:
     monkeypatch.setattr(probing, 'prompt_state', lambda sequence: torch.full((576,), torch.nan))
     monkeypatch.setattr(probing, 'newest_state', lambda sequence: torch.full((576,), torch.nan))

@@ -47,6 +47,29 @@ def test_remaining_length_becomes_the_whole_length():
     assert whole.pmf.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize('n_generated', [63, 64, 65, 1000])
+def test_a_response_may_outgrow_what_the_distribution_knows(n_generated):
+    pmf = np.zeros(64)
+    pmf[[4, 60]] = 0.75, 0.25
+    whole = LengthDistribution(pmf, 16).shift(n_generated)
+    assert whole.pmf[63] == 1.0 and whole.pmf[:63].sum() == 0.0
+    assert whole.quantiles([0.1, 0.9], 4000) == ((0.1, 4000), (0.9, 4000))
+    assert whole.n_left(n_generated, 4000) == 0         # none can be told
+
+
+def test_expected_tokens_to_come():
+    pmf = np.zeros(64)
+    pmf[[9, 63]] = 0.6, 0.4
+    distribution = LengthDistribution(pmf, 16)
+    assert distribution.mean() == pytest.approx(31.6)
+    assert [distribution.n_left(n, 4000) for n in (2, 31, 40)] == [30, 1, 1]
+    assert distribution.n_left(2, 20) == 18             # the client's cap ends it
+    likely_beyond = LengthDistribution(pmf[::-1].copy(), 16)
+    likely_beyond.pmf[[0, 54, 63]] = 0.4, 0.0, 0.6
+    assert likely_beyond.n_left(10, 64) == 29           # 0.4 * 1 + 0.6 * 64 - 10
+    assert likely_beyond.n_left(10, 65) == 0
+
+
 def test_calibration_mends_overconfident_probabilities():
     """Sharpened probabilities are far off; the conformal map learnt on other rows mends them."""
     probabilities, within, lengths = _truth(8000)

@@ -138,8 +138,7 @@ class LengthForecast:
         if not isfinite(said.mean()):
             return      # a state that is no number says nothing; the forecast stays
         self.quantiles = said.quantiles(PROBABILITIES, self._cap)
-        whole = min(round(said.mean()), self._cap)
-        self.n_left = max(1, whole - n_generated)
+        self.n_left = said.n_left(n_generated, self._cap)
 
 
 # One thread for every query: they take turns with the engine anyway.

@@ -75,10 +75,21 @@ class LengthDistribution:
         """Return the expected length, tokens; answers that reach the cap count as the cap."""
         return float(self.pmf @ np.arange(1, self.cap + 1))
 
+    def n_left(self, n_generated: int, n_max: int) -> int:
+        """
+        Return the expected tokens to come after ``n_generated``, at least 1; 0 = none can be told.
+
+        None can be told of a response that likely outgrows this distribution's own cap where
+        ``n_max`` lets it.
+        """
+        if self.cap < n_max and self.quantile(0.5) >= self.cap:
+            return 0
+        return max(1, min(round(self.mean()), n_max) - n_generated)
+
     def shift(self, n_generated: int) -> 'LengthDistribution':
         """Return the distribution of N = ``n_generated`` + R where this is that of R."""
         pmf = np.zeros_like(self.pmf)
-        kept = self.cap - n_generated
+        kept = max(0, self.cap - n_generated)
         pmf[n_generated:] = self.pmf[:kept]
         pmf[-1] += self.pmf[kept:].sum()
         return LengthDistribution(pmf, self.width)

@@ -43,7 +43,8 @@ def solve_robustly(basis: Array, t: Array) -> Solution:
     for number in range(2 * _ROUNDS):
         if number == _ROUNDS:
             near = max(near, HUBER_SIGMA * SIGMA_OF_MAD * float(np.median(np.abs(error))))
-        before, x = x, solve(basis, t, t / law / np.maximum(np.abs(error) / near, 1.0) ** 0.5)
+        weights = t / law / np.maximum(np.abs(error) / near, 1.0) ** 0.5
+        before, x = x, solve(basis, t, weights, x)
         law = np.maximum(basis @ x, _LEAST_SHARE * t)
         error = t / law - 1.0
         if number >= _ROUNDS and np.abs(basis @ (x - before) / law).max() < _LEAST_MOVE:
@@ -63,12 +64,13 @@ def not_outliers(error: Array) -> Mask:
     return kept if (~kept).mean() <= OUTLIER_SHARE else np.ones(len(error), bool)
 
 
-def solve(basis: Array, t: Array, weights: Array) -> Array:
+def solve(basis: Array, t: Array, weights: Array, start: Array) -> Array:
     """
     Minimise the weighted squares of (basis @ x - t) / t over x >= 0.
 
     The active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, ch. 23), on
-    the normal equations of columns scaled to length one.
+    columns scaled to length one. It begins at ``start``, a solution for other weights, where mostly
+    the same coefficients are above 0.
     """
     scaled = basis / t[:, None] * weights[:, None]
     norms = np.linalg.norm(scaled, axis=0)
@@ -78,15 +80,10 @@ def solve(basis: Array, t: Array, weights: Array) -> Array:
     if (x >= 0.0).all():
         return x / norms
     count = basis.shape[1]
-    x, free = np.zeros(count), np.zeros(count, bool)
+    x = start * norms
+    free = x > 0.0
     for _ in range(3 * count):
-        gradient = scaled.T @ (weights - scaled @ x)
-        gradient[free] = -np.inf
-        entering = int(np.argmax(gradient))
-        if free.all() or gradient[entering] <= 1e-10 * np.linalg.norm(weights):
-            break
-        free[entering] = True
-        while True:
+        while free.any():
             wanted = np.zeros(count)
             wanted[free] = np.linalg.lstsq(scaled[:, free], weights, rcond=None)[0]
             low = free & (wanted <= 0.0)
@@ -97,6 +94,10 @@ def solve(basis: Array, t: Array, weights: Array) -> Array:
             x = x + step * (wanted - x)
             free &= x > 1e-12
             x[~free] = 0.0
-            if not free.any():
-                break
+        gradient = scaled.T @ (weights - scaled @ x)
+        gradient[free] = -np.inf
+        entering = int(np.argmax(gradient))
+        if free.all() or gradient[entering] <= 1e-10 * np.linalg.norm(weights):
+            break
+        free[entering] = True
     return x / norms

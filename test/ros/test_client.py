@@ -26,6 +26,7 @@ from ros_serving import finished, Server, STORY, until, WAIT_S, Watcher
 from timebill_ros.cli.server_process import python_command, ServerProcess
 from timebill_ros.client import Answer, TimeBillClient
 from timebill_ros.msg import QueryTiming as QueryTimingMsg
+from timebill_ros.nodes.parameters import declare_parameters
 from timebill_ros.query import ErrorCode, Outcome
 
 PARIS = 'What is the capital of France?'
@@ -207,6 +208,17 @@ def test_parameters_are_checked(server: Server) -> None:
         successful, reason = set_to(name, value)
         assert not successful and reason
     assert 'best_effort' in set_to('default_admission', 'maybe')[1]
+
+
+def test_a_fixed_tier_that_the_engine_does_not_keep_is_named(server: Server) -> None:
+    context = server.watcher.context
+    for tier, named in (('int8', True), ('int4', False), ('', False)):
+        node = Node(
+            'fixed', context=context, parameter_overrides=[
+                Parameter('policy', value='fixed'), Parameter('fixed_tier', value=tier)])
+        said = declare_parameters(node).unkept_tier(['fp32', 'int4'])
+        node.destroy_node()
+        assert ('fixed_tier = int8' in said and 'fp32, int4' in said) == named == bool(said)
 
 
 def test_a_parameter_holds_from_the_next_query_on(server: Server) -> None:

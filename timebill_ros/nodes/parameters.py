@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of the node ``timebill``: type, default, description, range, validation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -358,6 +359,13 @@ class ServerParameters:
             for name in _POLICY
         }
         return Load(policy=policy, **{name: getattr(self, name) for name in shared})
+
+    def unkept_tier(self, kept: Sequence[str]) -> str:
+        """Return what there is to say if ``fixed_tier`` is none of the engine's tiers; else ''."""
+        if self.policy != 'fixed' or self.fixed_tier in ('', *kept):
+            return ''
+        return (f'fixed_tier = {self.fixed_tier} is not kept (the engine has {", ".join(kept)}): '
+                f'queries are answered in {kept[0]}')
 
 
 def declare_parameters(node: Node) -> ServerParameters:

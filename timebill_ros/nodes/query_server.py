@@ -196,6 +196,8 @@ class QueryServer(Node):
                 f'loaded in {message.load_s:.1f} s, '
                 f'profiled in {message.profile_s:.1f} s ({message.coefficients_source})'
             )
+            if unkept := self.parameters.unkept_tier(info.tiers):
+                self.get_logger().warning(unkept)
             self._desk.engine_ready(event.generation, info)
             self._intake.engine_ready(event.generation, message)
             self._profile.engine_ready(event.generation, info)

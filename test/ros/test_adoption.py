@@ -154,7 +154,7 @@ def test_what_cannot_be_valid_is_refused_and_the_last_good_ones_stay(
     bad = [coefficients_msg(foreign, 'profile') for _ in range(3)]
     for value in (nan, -1.0):
         message = coefficients_msg(replace(good, stamp_ns=good.stamp_ns + 1), 'tracked')
-        message.laws[0].coefficients = [value, 0.0, 0.0]
+        message.laws[0].coefficients = [value, *message.laws[0].coefficients[1:]]
         bad.append(message)
     contradictory = coefficients_msg(good, 'tracked')
     contradictory.key = foreign.key

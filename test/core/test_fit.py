@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from timebill_ros.time_estimator import laws
 from timebill_ros.time_estimator.estimator import worst_factor
 from timebill_ros.time_estimator.fit import doubts, fit_law, Sample
 from timebill_ros.time_estimator.laws import Law
@@ -234,3 +235,17 @@ def test_a_run_counts_with_its_mean_so_that_slow_first_steps_are_paid_for() -> N
              for number, n in enumerate(LENGTHS * 3) for step in range(32)]
     law = fit_law('decode_step', taken)
     assert law.sum_steps(500, 32) == pytest.approx(0.01 * (32 + 8 * 0.05))
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_laws_of_any_samples_never_decrease_however_far_beyond_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    name, chunk = ((laws.DECODE_STEP, 0), (laws.PREFILL, 256), (laws.EVICT, 0))[seed % 3]
+    samples = [
+        Sample(name, int(n), float(10.0 ** rng.uniform(-4, 1)), run=run)
+        for run, n in enumerate(rng.integers(1, rng.choice([20, 400, 4000]), 12), 1)]
+    law = fit_law(name, samples, chunk_tokens=chunk)
+    found = [law.seconds(n) for n in (1, 16, 300, 4000, 4001, 32768, 10 ** 6)]
+    assert all(math.isfinite(each) and each >= 0.0 for each in found) and found == sorted(found)
+    assert all(law.seconds(5000, done) >= 0.0 for done in (0, 1, 256, 257, 4999, 5000))
+    assert law.worst_ratio >= 1.0 and worst_factor(law, 1) >= worst_factor(law, 50) >= 1.0

@@ -158,3 +158,16 @@ def test_a_machine_that_became_slower_is_slower_here_too() -> None:
     ratio = now.law(RECOVERY, 'int4').behind(Behind(9000), 20) / TRUE.behind(Behind(9000), 20)
     assert ratio == pytest.approx(1.5, rel=0.03)
     assert ratio == pytest.approx(now.law(DECODE_STEP, 'int4').seconds(9000) / STEP.seconds(9000))
+
+
+def test_a_jump_just_below_the_longest_context_does_not_go_on_beyond_it() -> None:
+    """Steps were seen on its other side too closely, or not at all, to tell of a slope there."""
+    for seed in range(6):
+        rng, samples = np.random.default_rng(seed), []
+        for run, n in enumerate([16, 27, 45, 76, 128] * 4, 1):
+            for number in range(4):
+                true_s = 0.01 if n + number <= 128 else 0.013
+                samples.append(Sample(DECODE_STEP, n + number,
+                                      true_s * (1 + 0.01 * rng.normal()), run=run, point=n))
+        law = fit_law(DECODE_STEP, samples)
+        assert law.seconds(128) < 0.015 and law.seconds(512) < 0.04

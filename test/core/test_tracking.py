@@ -154,6 +154,15 @@ def test_records_that_say_nothing_are_passed_over(record: QueryTiming) -> None:
     assert tracker.state() == before
 
 
+def test_steps_of_a_tier_that_was_not_profiled_say_nothing() -> None:
+    base = replace(BASE, laws=(LAWS[0], replace(LAWS[1], tier='fp32')))
+    record = QueryTiming(
+        n_prompt=50, n_kept=50, n_generated=90, tier='int4', prefill=LAWS[0].seconds(50),
+        stretches=[DecodeStretch('int4', 1, 50.0, 89, 1.8)])
+    seen = DriftTracker(base).observe(record)
+    assert [sample.law for sample, _ in seen] == [PREFILL]
+
+
 def test_a_decoding_is_compared_with_the_sum_over_its_steps() -> None:
     law = LAWS[1]
     sample = Sample(

@@ -8,6 +8,9 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -210,6 +213,20 @@ def test_a_profile_can_be_canceled_and_changes_nothing(peer: Peer) -> None:
     handle.cancel_goal_async()
     assert peer.result(handle).error_code == Profile.Result.CANCELED_BY_CLIENT
     assert planned_with(peer) == before
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_line_cancels_its_profile(
+        peer: Peer, number: signal.Signals) -> None:
+    code = 'import sys; from timebill_ros.cli import main; sys.exit(main(sys.argv[1:]))'
+    command = subprocess.Popen(
+        [sys.executable, '-c', code, 'profile', '--server'], cwd='/', text=True,
+        stderr=subprocess.PIPE)
+    assert command.stderr is not None and 'measured' in command.stderr.readline()
+    command.send_signal(number)
+    with command:
+        assert command.wait(SOON_S) == 130
+    assert planned_with(peer)       # refused while a profile is made
 
 
 def test_a_profile_ends_with_its_engine(peer: Peer, server: Process) -> None:

@@ -3,6 +3,7 @@
 """``timebill record`` and ``timebill plot``: what is measured can be seen."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 import json
 from math import nan
@@ -20,11 +21,12 @@ from ros.robot import Robot
 
 from timebill_ros.cli import main
 from timebill_ros.experiments.plot_data import NothingToDraw, Profile, read, Record
-from timebill_ros.experiments.plots import expected_s, mape, pairs_of
+from timebill_ros.experiments.plots import drawn_laws, expected_s, mape, pairs_of
 from timebill_ros.msg import ExecutorStatus, QueryTiming, TimingLaw
 from timebill_ros.msg import TimingCoefficients as TimingCoefficientsMsg
 from timebill_ros.time_estimator.coefficients import save, TimingCoefficients
-from timebill_ros.time_estimator.laws import AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC
+from timebill_ros.time_estimator.laws import (
+    AFFINE, DECODE_STEP, Law, PREFILL, QUADRATIC, RECOVERY, SATURATING)
 
 BASE = TimingCoefficients(1_700_000_000_000_000_000, 'a robot', 'a model', 'float32', '1', (
     Law(PREFILL, QUADRATIC, (1e-8, 1e-3, 0.01), worst_ratio=1.1, samples=2),
@@ -69,6 +71,17 @@ def test_a_profile_becomes_an_image_and_a_page_that_needs_nothing_else(tmp_path:
     save(tmp_path / 'profile.json', BASE, RAW)
     page = drawn(tmp_path / 'profile.json', tmp_path / 'out' / 'profile')
     assert 'svg' in page.tags and 'table' in page.tags and not page.fetched
+
+
+def test_the_law_of_steps_behind_a_prompt_is_not_drawn_over_tokens(tmp_path: Path) -> None:
+    recovery = Law(RECOVERY, SATURATING, (1e-3, 2e-3, 3e-3, 3e-3), (8192.0, 8.0, 24.0, 48.0))
+    for raw in (RAW, {}):
+        save(tmp_path / 'profile.json', replace(BASE, laws=(*BASE.laws, recovery)), raw)
+        profile = read(tmp_path / 'profile.json')
+        assert isinstance(profile, Profile)
+        assert [law.law for law in drawn_laws(profile)] == [PREFILL, DECODE_STEP]
+        drawn(tmp_path / 'profile.json', tmp_path / 'profile')
+        assert RECOVERY in (tmp_path / 'profile.html').read_text()
 
 
 def test_what_was_measured_behind_cached_tokens_is_compared_with_the_difference(

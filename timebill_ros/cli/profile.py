@@ -13,7 +13,7 @@ from timebill_ros.cli.profile_progress import Outcome, ProgressBar
 from timebill_ros.time_estimator.coefficients import TimingCoefficients
 from timebill_ros.time_estimator.fit import doubts
 from timebill_ros.time_estimator.forms import MOST_TOKENS
-from timebill_ros.time_estimator.laws import Law, OVERHEAD
+from timebill_ros.time_estimator.laws import Behind, Law, OVERHEAD, RECOVERY
 from timebill_ros.time_estimator.points import LEAST_TOKENS, MOST_REPEATS
 
 _SHOWN_TOKENS = (64, 512, 4096)     # lengths at which the table shows each law
@@ -92,7 +92,13 @@ def _print_table(outcome: Outcome) -> None:
 
 
 def _row(law: Law) -> str:
-    times = ''.join(f'{1e3 * law.seconds(n):11.2f} ms' for n in _SHOWN_TOKENS)
+    times = ''.join(f'{1e3 * _shown_s(law, n):11.2f} ms' for n in _SHOWN_TOKENS)
     unseen = '-' if isnan(law.mape) else f'{law.mape:.1%}'
-    name = law.title + (' *' if law.law == OVERHEAD else '')
+    name = law.title + (' *' if law.law in (OVERHEAD, RECOVERY) else '')
     return f'{name:20}{law.form:11}{times}{law.worst_ratio:11.2f}{unseen:>9}{law.samples:9d}'
+
+
+def _shown_s(law: Law, n_tokens: int) -> float:
+    if law.law == RECOVERY:     # of so many steps in all, behind a long prompt
+        return law.behind(Behind(MOST_TOKENS), n_tokens)
+    return law.seconds(n_tokens)

@@ -3,11 +3,13 @@
 """Have a running server profile itself, through its action."""
 
 import argparse
+import signal
 import time
-from typing import Any
 
 import rclpy
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 
 from timebill_ros.action import Profile
 from timebill_ros.cli.profile_progress import Outcome, ProgressBar
@@ -18,37 +20,67 @@ from timebill_ros.nodes.quiet_client import QuietActionClient
 
 _SERVER_WAIT_S = 5.0
 _LOOK_S = 0.02
+_SIGNAL_S = 0.2
 _CANCEL_S = 30.0        # a point that is being measured is measured to its end
 
 
 def measure(arguments: argparse.Namespace, bar: ProgressBar) -> Outcome:
-    """Send a goal and follow it; an interrupt cancels it."""
+    """Send a goal and follow it; an interrupt, or SIGTERM, cancels it (main thread only)."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)     # an interrupt is ours
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = rclpy.create_node('timebill_profile', namespace=arguments.namespace)
     client = QuietActionClient(node, Profile, node.resolve_topic_name(qos.PROFILE_ACTION_NAME))
     try:
-        end_s = time.monotonic() + _SERVER_WAIT_S
-        while not client.is_heard() and time.monotonic() < end_s:
-            rclpy.spin_once(node, timeout_sec=_LOOK_S)
-        if not client.is_heard():
+        if not _is_heard(node, client):
             return Outcome(None, '', f'no server answers within {_SERVER_WAIT_S:g} s')
         sent = client.send_goal_async(_goal(arguments), lambda each: _show(bar, each.feedback))
-        rclpy.spin_until_future_complete(node, sent)
-        handle: Any = sent.result()
-        if not handle.accepted:
-            return Outcome(None, '', 'the server takes no goals')
-        result = handle.get_result_async()
-        try:
-            rclpy.spin_until_future_complete(node, result)
-        except KeyboardInterrupt:
-            handle.cancel_goal_async()
-            rclpy.spin_until_future_complete(node, result, timeout_sec=_CANCEL_S)
-            raise
-        return _outcome(result.result().result)
+        return _follow(node, client, sent)
     finally:
         client.destroy()
         node.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _follow(node: Node, client: QuietActionClient, sent: Future) -> Outcome:
+    """Return how a goal ended; cancel it where somebody interrupts."""
+    result: Future | None = None
+    try:
+        if not _spin(node, client, sent):
+            return Outcome(None, '', 'the server is gone')
+        if not sent.result().accepted:
+            return Outcome(None, '', 'the server takes no goals')
+        result = sent.result().get_result_async()
+        if not _spin(node, client, result):
+            return Outcome(None, '', 'the server is gone')
+        return _outcome(result.result().result)
+    except KeyboardInterrupt:
+        # interrupted before it heard of it, too: the server measures all the same
+        rclpy.spin_until_future_complete(node, sent, timeout_sec=_SERVER_WAIT_S)
+        if sent.done() and sent.result().accepted:
+            result = result or sent.result().get_result_async()
+            sent.result().cancel_goal_async()
+            rclpy.spin_until_future_complete(node, result, timeout_sec=_CANCEL_S)
+        raise
+
+
+def _is_heard(node: Node, client: QuietActionClient) -> bool:
+    """Wait for a server; tell whether there is one."""
+    end_s = time.monotonic() + _SERVER_WAIT_S
+    while not client.is_heard() and time.monotonic() < end_s:
+        rclpy.spin_once(node, timeout_sec=_LOOK_S)
+    return client.is_heard()
+
+
+def _spin(node: Node, client: QuietActionClient, future: Future) -> bool:
+    """Spin until it is done; tell whether it is, and not its server gone."""
+    seen_s = time.monotonic()
+    while not future.done() and time.monotonic() < seen_s + _SERVER_WAIT_S:
+        # never without a limit: a signal is noticed between two waits
+        rclpy.spin_until_future_complete(node, future, timeout_sec=_SIGNAL_S)
+        if client.server_is_ready():
+            seen_s = time.monotonic()
+    return future.done()
 
 
 def _goal(arguments: argparse.Namespace) -> Profile.Goal:

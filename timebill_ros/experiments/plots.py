@@ -13,7 +13,7 @@ import numpy as np
 from timebill_ros.experiments.plot_data import Profile, Record
 from timebill_ros.query import Outcome
 from timebill_ros.time_estimator.fit import Sample
-from timebill_ros.time_estimator.laws import Law
+from timebill_ros.time_estimator.laws import Law, RECOVERY
 
 MEASURED, LAW, WORST = '#1f77b4', '#222222', '#d62728'
 _COLOR_OF = {
@@ -29,9 +29,7 @@ Pairs = list[tuple[float, float]]
 
 def profile_figure(profile: Profile) -> Figure:
     """Draw each law with its samples, and below it how far they are from it."""
-    laws = [law for law in profile.coefficients.laws
-            if _samples_of(law, profile)]
-    laws = laws or list(profile.coefficients.laws)
+    laws = drawn_laws(profile)
     columns = min(_LAWS_A_ROW, len(laws))
     rows = ceil(len(laws) / columns)
     figure = Figure(figsize=(4.2 * columns, 6.0 * rows + 0.4), layout='constrained')
@@ -43,6 +41,17 @@ def profile_figure(profile: Profile) -> Figure:
         _draw_law(above, law, samples)
         _draw_residuals(below, law, samples)
     return figure
+
+
+def drawn_laws(profile: Profile) -> list[Law]:
+    """
+    Return the laws that have samples; without any, all that are laws of tokens.
+
+    RECOVERY is one of steps behind a prompt, and has been taken off the samples: the table of the
+    page shows it.
+    """
+    laws = [law for law in profile.coefficients.laws if law.law != RECOVERY]
+    return [law for law in laws if _samples_of(law, profile)] or laws
 
 
 def _samples_of(law: Law, profile: Profile) -> list[Sample]:

@@ -47,6 +47,7 @@ FEW_KNOTS = 5               # tried as well: of noisy points they average more
 BEYOND_KNOTS = 3            # of prefills longer than those that are padded
 MAX_UNSEEN = 12             # points left out in turn, spread over all
 FLOOR_ENDS = 12             # places tried for the end of a floor, and again around the best
+LAST_STRETCH = 0.9          # of the longest: no knot but the last lies beyond (its slope goes on)
 JUMPS = (64, 128, 256)      # tokens up to which attention of a step may be one stretch
 STAIRS = (1, 16, 64, 128, 256)      # tokens of a stair; matrix products work in tiles like these
 STAIRS_BEYOND = (1, 128)    # of prompts longer than those that are padded
@@ -278,9 +279,9 @@ def _fit_floor(form: str, data: _Data, head: Array, places: Array) -> _Fit:
     """Fit a floor and a slope; the floor's end is searched, then again around the best."""
     first, last = places.min(), places.max()
     best = _fit_form(form, data, np.concatenate([head, [last]]))
-    if first == last:
+    if first >= LAST_STRETCH * last:
         return best
-    ends = np.geomspace(first, last, FLOOR_ENDS + 2)
+    ends = np.geomspace(first, LAST_STRETCH * last, FLOOR_ENDS + 2)
     for _ in range(2):
         tried = [_fit_form(form, data, np.concatenate([head, [end, last]])) for end in ends[1:-1]]
         index = min(range(FLOOR_ENDS), key=lambda each: tried[each].solution.error)
@@ -303,12 +304,15 @@ def knots_among(n: Array, most: int, jump: int = 0) -> Array:
     Return at most so many knots, spread over the points.
 
     With a ``jump`` between two of them, two more around it: those say what the points next to it
-    would, which are left out.
+    would, which are left out. The last two are apart: between points of one length the slope that
+    goes on beyond them would be noise.
     """
     points = np.unique(n.round())
+    near_last = LAST_STRETCH * points[-1]
+    points = np.append(points[points < near_last], points[-1])
     below, above = points[points <= jump], points[points > jump]
     around = np.empty(0)
-    if len(below) and len(above):
+    if len(below) and len(above) > 1 and jump + 1 < near_last:
         points, around = np.concatenate([below[:-1], above[1:]]), np.array([jump, jump + 1.0])
     count = min(most, len(points))
     return np.sort(np.concatenate([

@@ -230,11 +230,11 @@ def test_an_engine_that_reports_is_not_hung(watch: Watch) -> None:
 
 
 def test_a_start_has_a_limit_of_its_own(watch: Watch) -> None:
-    watched = watch('say(Loading("weights", 0.1)); time.sleep(60)', 0.1, start_timeout_s=0.8)
+    watched = watch('say(Loading("weights", 0.1)); time.sleep(60)', 0.1, start_timeout_s=2.5)
     watched.wait_for(EngineSaid, Loading)
     lost = watched.wait_for(EngineLost)
     assert lost.error_code == ErrorCode.ENGINE_NOT_READY
-    assert 'engine_start_timeout_s = 0.8' in lost.error_msg
+    assert 'engine_start_timeout_s = 2.5' in lost.error_msg
     assert watched.supervisor.state == EngineState.FAILED
 
 

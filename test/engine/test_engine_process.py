@@ -68,6 +68,13 @@ class Engine:
     def ask(self, text: str, **fields: Any) -> tuple[Finished, list[Any]]:
         return self.finished(self.submit(text, **fields))
 
+    def time_for_tokens(self, count: int) -> float:
+        """Return the seconds that so many tokens of the story take on this machine."""
+        began_s = time.monotonic()
+        last, _ = self.ask(STORY, cap=count)
+        assert last.timing.n_generated == count
+        return time.monotonic() - began_s
+
     def hang_up(self) -> None:
         self._out.close()
 
@@ -151,7 +158,7 @@ def test_a_waiting_query_is_dropped_and_never_runs(engine: Engine) -> None:
 
 
 def test_the_deadline_ends_a_query_in_the_middle(engine: Engine) -> None:
-    last, messages = engine.ask(STORY, within_s=2.0, cap=500)
+    last, messages = engine.ask(STORY, within_s=engine.time_for_tokens(80), cap=500)
     assert last.ending.outcome == Outcome.DEADLINE_MISSED
     progress = [each for each in messages if isinstance(each, Progress)]
     assert 0 < last.timing.n_generated < 500 and last.text
@@ -165,12 +172,13 @@ def test_a_prompt_beyond_the_context_is_invalid(engine: Engine) -> None:
 
 
 def test_guaranteed_is_refused_at_once_while_another_query_runs(engine: Engine) -> None:
-    running = engine.submit(STORY, cap=40)
+    too_short_s = engine.time_for_tokens(80)
+    running = engine.submit(STORY, cap=80)
     engine.read(lambda each: isinstance(each, Progress))
-    refused = engine.submit(STORY, within_s=1.0, cap=500, admission=Admission.GUARANTEED)
+    refused = engine.submit(STORY, within_s=too_short_s, cap=500, admission=Admission.GUARANTEED)
     last, _ = engine.finished(refused)
     assert last.ending.outcome == Outcome.INFEASIBLE and 'would do' in last.ending.error_msg
-    assert last.timing.n_worst == 500 and last.timing.predicted_total_worst > 1.0
+    assert last.timing.n_worst == 500 and last.timing.predicted_total_worst > too_short_s
     assert engine.finished(running)[0].ending.outcome == Outcome.COMPLETED
 
 

@@ -24,6 +24,7 @@ from ros_serving import (
     open_sockets,
     running_server,
     Server,
+    STORY,
     until,
     WAIT_S,
 )
@@ -170,7 +171,7 @@ def test_a_prompt_that_the_chat_template_refuses_is_invalid_and_disturbs_nothing
 def test_a_server_that_is_stopped_ends_its_queries_first(second_server: Server) -> None:
     engine = second_server.engine_pid
     running = second_server.ask_and_wait_for_text()
-    waiting = second_server.client.ask_async(PARIS, within=WAIT_S)
+    waiting = second_server.client.ask_async(STORY, within=WAIT_S)
     time.sleep(0.1)
     os.kill(second_server.node_pid, signal.SIGTERM)
     for pending in (running, waiting):

@@ -179,6 +179,9 @@ def test_a_prompt_that_is_no_text_is_told() -> None:
         goal_of('\ud83d', {})
     with pytest.raises(ValueError, match='prompt = .*NUL'):
         goal_of('left or\0right?', {})
+    with pytest.raises(ValueError) as raised:
+        goal_of('x' * 10**6 + '\0', {})
+    assert len(str(raised.value)) < 200
 
 
 @pytest.mark.parametrize('within', [0.0, -1.0, nan, inf, 1e12])

@@ -5,6 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 import math
+import reprlib
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -58,7 +59,8 @@ def goal_of(prompt: str, fields: Mapping[str, Any]) -> QueryAction.Goal:
         try:
             setattr(goal, name, _goal_value(name, known[name], value))
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f'{name} = {value!r}: {error}') from error
+            # shortened: a prompt may have a megabyte
+            raise ValueError(f'{name} = {reprlib.repr(value)}: {error}') from error
     return goal
 
 
